@@ -1,0 +1,91 @@
+"""Everything that can end a run on purpose, and the exit code it ends with.
+
+The exit codes are a contract with `podFailurePolicy` in k8s/sweep-job.yaml:
+
+    JobError
+    ├── SettingsError          64  settings, or settings that differ from the sweep's
+    │   └── SweepError         64  the sweep file
+    ├── DataError              65  data unusable for every trial
+    ├── SlotError              69  this slot makes no progress, or is damaged
+    ├── GpuError               72  no GPU, GPU fault or too old a driver on this node
+    ├── OutageError            74  store, W&B or network still failing; a hang; volume full
+    │   └── StoreError         74  the store
+    ├── PreemptedError         75  state saved, or another attempt owns the slot
+    └── CredentialsError       77  credentials refused
+
+Any other exception is a bug of ours: it ends with 70 and a traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `python -m job`; the comment is the Job's reaction."""
+
+    OK = 0  # Complete: the slot is committed, or nothing is left to do
+    SETTINGS = 64  # FailJob
+    DATA = 65  # FailJob
+    SLOT = 69  # FailIndex
+    BUG = 70  # Count against backoffLimitPerIndex
+    GPU = 72  # Count
+    OUTAGE = 74  # Count
+    PREEMPTED = 75  # Ignore
+    CREDENTIALS = 77  # FailJob
+
+
+class JobError(Exception):
+    """The user's or the world's fault; the message says what, where, the limit and the way out."""
+
+    exit_code = ExitCode.BUG
+
+
+class SettingsError(JobError):
+    """Settings that cannot work, or that differ from those the sweep was started with."""
+
+    exit_code = ExitCode.SETTINGS
+
+
+class SweepError(SettingsError):
+    """A sweep file that cannot be read or asks for something unknown."""
+
+
+class DataError(JobError):
+    """Data that no trial could train on."""
+
+    exit_code = ExitCode.DATA
+
+
+class SlotError(JobError):
+    """A slot that is damaged, or that makes no progress."""
+
+    exit_code = ExitCode.SLOT
+
+
+class GpuError(JobError):
+    """No usable GPU on this node."""
+
+    exit_code = ExitCode.GPU
+
+
+class OutageError(JobError):
+    """The store, W&B or the network failed for too long, or the work volume is full."""
+
+    exit_code = ExitCode.OUTAGE
+
+
+class StoreError(OutageError):
+    """The store failed for too long, or returned bytes that are not the ones that were written."""
+
+
+class PreemptedError(JobError):
+    """This attempt ends here; the slot's state is saved or belongs to a newer attempt."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
+class CredentialsError(JobError):
+    """The store or W&B refused our credentials."""
+
+    exit_code = ExitCode.CREDENTIALS

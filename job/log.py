@@ -1,0 +1,62 @@
+"""The one logger: a line a stage, as text or JSON, with secrets masked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Mapping
+
+log = logging.getLogger("job")
+
+# Values of variables with such names never reach a log line, a traceback or the last words.
+_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
+_MIN_SECRET_LENGTH = 6  # masking "1" or "true" everywhere would only hide our own words
+
+
+def mask_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
+    """`text` with the value of every secret-looking environment variable replaced by ***."""
+    for name, value in environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH:
+            text = text.replace(value, "***")
+    return re.sub(r"://[^/\s@:]+:[^/\s@]+@", "://***@", text)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%H:%M:%S", time.gmtime(record.created))
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        text = f"{stamp} {level}{record.getMessage()}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return mask_secrets(text)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry: dict[str, object] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "severity": record.levelname,  # the key that GKE's and AKS's collectors read
+            "message": mask_secrets(record.getMessage()),
+        }
+        if record.exc_info and record.exc_info[1]:
+            trace = "".join(traceback.format_exception(record.exc_info[1]))
+            entry["traceback"] = mask_secrets(trace)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def set_up_logging(log_format: str) -> None:
+    """Send our lines to stderr as `text` or `json`, and other libraries' from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    # Libraries telling each other about their next versions is nothing for the one who runs a job.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    log.setLevel(logging.INFO)

@@ -1,0 +1,247 @@
+"""The settings: `JOB_*` environment variables, checked all at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from job.errors import SettingsError
+
+PREFIX = "JOB_"
+
+
+def _check_uri(uri: str) -> str:
+    """Refuse URIs that carry a secret: they end up in logs, manifests and result.json."""
+    if re.match(r"[a-z0-9+.-]+://[^/]*@", uri, re.IGNORECASE):
+        raise ValueError("must not hold a user or password: use the cloud SDK's own credentials")
+    if re.match(r"(s3|gs|https?)://[^?]*\?", uri, re.IGNORECASE):
+        raise ValueError("must not hold a query (a presigned URL is a secret)")
+    return uri.rstrip("/") if len(uri) > 1 else uri
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or ".." in name:
+        raise ValueError("must be 1 to 64 letters, digits, '.', '_' or '-'")
+    return name
+
+
+Uri = Annotated[str, AfterValidator(_check_uri)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Every setting of the job. Empty variables count as unset."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # pydantic would print the whole environment, keys included
+    )
+
+    base_model: Uri = Field(
+        "unsloth/mistral-7b-v0.3-bnb-4bit", description="Hugging Face id or folder of the base"
+    )
+    base_model_revision: str = Field("main", description="its branch, tag or commit")
+    dataset_uri: Uri = Field(description="rows: a file, a glob or a folder of shards")
+    output_uri: Uri = Field(description="folder or bucket prefix that holds the sweep")
+
+    sweep_file: Path | None = Field(None, description="W&B sweep YAML; default: the card's")
+    sweep_name: Annotated[str, AfterValidator(_check_name)] | None = Field(
+        None, description="folder of the sweep; default: W&B sweep id, else the file's name"
+    )
+    num_trials: Annotated[int, Field(ge=1, le=9999)] = Field(12, description="slots of the sweep")
+    completion_index: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="this run's slot; set by Kubernetes; default: the first open one"
+    )
+
+    use_full_dataset: bool = Field(False, description="True: subsample fraction 1")
+    subsample_fraction: Fraction = Field(0.15, description="share of the rows that is used")
+    eval_fraction: OpenFraction = Field(0.2, description="share of the used rows held out")
+    max_seq_length: Annotated[int, Field(ge=16)] = Field(1024, description="tokens of a sample")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(17, description="seed of everything")
+    prompt_column: str | None = Field(None, description="column of the prompt")
+    completion_column: str | None = Field(None, description="column of the answer")
+    chat_template: str | None = Field(None, description="Jinja template, or a file that holds one")
+
+    per_device_train_batch_size: Count = Field(2, description="samples of an accumulation step")
+    learning_rate: Positive = Field(2e-4, description="where the sweep does not name it")
+    gradient_accumulation_steps: Count = Field(4, description="likewise")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="likewise")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.01, description="likewise"
+    )
+    lora_r: Count = Field(8, description="likewise")
+    lora_alpha: Positive = Field(16, description="likewise")
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="likewise")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="likewise")
+    max_grad_norm: Positive = Field(1.0, description="likewise")
+
+    max_steps: Count = Field(1500, description="optimizer steps of a trial, at most")
+    num_epochs: Positive = Field(1, description="passes over the training rows, at most")
+    evals_per_trial: Count = Field(8, description="evaluations at equal shares of the steps")
+    eval_rows: Count = Field(192, description="held-out rows of an evaluation, at most")
+    patience: Count = Field(3, description="evaluations without improvement before stopping")
+    trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
+    sweep_budget_gpu_hours: Positive | None = Field(None, description="no new slot past it")
+    gpu_hourly_usd: Positive | None = Field(None, description="price, for reports")
+
+    checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
+    lease_seconds: Positive = Field(120, description="silence after which a lease is broken")
+    grace_seconds: Annotated[float, Field(ge=5)] = Field(15, description="from SIGTERM to exit")
+    outage_minutes: Positive = Field(20, description="how long a failing store is retried")
+
+    max_adapter_mb: Positive = Field(200, description="adapter size limit in 10^6 bytes")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="auto: the CUDA GPU, exit 72 without one; cpu has to be asked for"
+    )
+    gpu_memory_gb: Positive | None = Field(None, description="GiB; caps a bigger card to a T4's")
+    work_dir: Path = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
+    wandb_artifact: Literal["none", "reference", "upload"] = Field(
+        "reference", description="the adapter as a W&B artifact"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="log lines")
+    strict: bool = Field(False, description="1: any unknown JOB_* variable is an error")
+
+    # Other tools' own variables that the job must know of. Their values are never logged.
+    wandb_sweep_id: str | None = Field(None, validation_alias="WANDB_SWEEP_ID")
+    wandb_api_key: SecretStr | None = Field(None, validation_alias="WANDB_API_KEY")
+    hf_token: SecretStr | None = Field(None, validation_alias="HF_TOKEN")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.completion_index is not None and self.completion_index >= self.num_trials:
+            raise ValueError(
+                f"JOB_COMPLETION_INDEX: is {self.completion_index}, but JOB_NUM_TRIALS is"
+                f" {self.num_trials}; allowed: 0 to {self.num_trials - 1}, or raise JOB_NUM_TRIALS"
+            )
+        if (self.prompt_column is None) != (self.completion_column is None):
+            raise ValueError(
+                "JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set;"
+                " allowed: both (their columns' names) or none (columns are detected)"
+            )
+        return self
+
+    @property
+    def row_fraction(self) -> float:
+        """Share of the rows that is used, `JOB_USE_FULL_DATASET` considered."""
+        return 1.0 if self.use_full_dataset else self.subsample_fraction
+
+    @property
+    def hyperparameters(self) -> dict[str, float | int | str]:
+        """Values for what the sweep does not name, by hyper-parameter."""
+        return {name: getattr(self, name) for name in HYPERPARAMETER_FIELDS}
+
+
+# Where the sweep does not name them; a sweep may name only these.
+HYPERPARAMETER_FIELDS = (
+    "learning_rate",
+    "gradient_accumulation_steps",
+    "lora_dropout",
+    "weight_decay",
+    "lora_r",
+    "lora_alpha",
+    "lr_scheduler",
+    "warmup_ratio",
+    "max_grad_norm",
+)
+
+# What can change eval/loss: frozen in sweep.json by the first trial. The rest is free to change.
+# (Model, tokenizer and rows enter it resolved: as a commit and a digest.)
+IDENTITY_FIELDS = (
+    *HYPERPARAMETER_FIELDS,
+    "per_device_train_batch_size",
+    "max_steps",
+    "num_epochs",
+    "evals_per_trial",
+    "eval_rows",
+    "patience",
+    "seed",
+)
+
+
+def load_settings(**given: str) -> tuple[Settings, list[str]]:
+    """Read the environment; return the settings and warnings about unknown variables.
+
+    `given` fields win over the environment: a verb that reads no rows needs no JOB_DATASET_URI.
+    Raises `SettingsError` with one line for every mistake in the environment.
+    """
+    strict = os.environ.get("JOB_STRICT", "").strip().lower() in {"1", "true", "yes", "on", "t"}
+    errors, warnings = _unknown_variables(os.environ, strict=strict)
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        errors = [*_describe(error), *errors]
+    if errors:
+        raise SettingsError("\n".join(errors))
+    return settings, warnings
+
+
+def variable(field: str) -> str:
+    """The environment variable of a settings field."""
+    alias = Settings.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else PREFIX + field.upper()
+
+
+def _unknown_variables(environ: Mapping[str, str], *, strict: bool) -> tuple[list[str], list[str]]:
+    known = [variable(field) for field in Settings.model_fields]
+    errors, warnings = [], []
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if close:
+            errors.append(f"{name}: unknown variable; did you mean {close[0]}?")
+        elif strict:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            errors.append(
+                f"{name}: unknown variable, refused under JOB_STRICT=1; the nearest is {nearest}"
+            )
+        else:
+            warnings.append(f"{name}: unknown variable, ignored")
+    return errors, warnings
+
+
+def _describe(error: ValidationError) -> Iterable[str]:
+    for mistake in error.errors(include_input=False, include_url=False):
+        message = mistake["msg"].removeprefix("Value error, ")
+        if not mistake["loc"]:  # of _check_together: names its variables itself
+            yield message
+            continue
+        field = str(mistake["loc"][0])
+        field = next((f for f in Settings.model_fields if field in (f, variable(f))), field)
+        if mistake["type"] == "missing":
+            needed = Settings.model_fields[field].description
+            yield f"{variable(field)}: not set; required: {needed}"
+        else:
+            message = message[0].lower() + message[1:]
+            yield f"{variable(field)}: {message}{_allowed(Settings.model_fields[field])}"
+
+
+def _allowed(info: FieldInfo) -> str:
+    """'; allowed: …' in words, from a numeric field's own bounds; pydantic says the rest."""
+    annotations = [info, *get_args(info.annotation)]
+    metadata = [
+        m for a in annotations for m in getattr(a, "__metadata__", getattr(a, "metadata", []))
+    ]
+    flat = [m for item in metadata for m in (getattr(item, "metadata", None) or [item])]
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    bounds = [
+        f"{sign} {getattr(m, name)}"
+        for m in flat
+        for name, sign in signs.items()
+        if getattr(m, name, None) is not None
+    ]
+    return f"; allowed: {' and '.join(bounds)}" if bounds else ""

@@ -1,0 +1,167 @@
+"""`LocalStore`: a folder on any file system with hard links (a disk, NFS; not FAT, not gcsfuse).
+
+A document's first version is the file `<key>`, the next ones are `<key>.v2`, `<key>.v3`, …, each
+published by `os.link`, which fails if the name exists: that is the compare-and-swap, without any
+lock to be left behind by a killed process. Old versions stay, or a late writer could reuse a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from job.errors import SettingsError, StoreError
+from job.store.base import DOCUMENT_LIMIT_BYTES, Stored, check_key
+
+_VERSION_SUFFIX = re.compile(r"\.v([1-9][0-9]*)$")
+_TEMPORARY = ".tmp-"
+# A folder that can never serve, and one that fails us now; anything else is a bug of ours.
+_UNUSABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS,
+}  # fmt: skip
+_FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMLINK}
+
+
+class LocalStore:
+    """The `Store` protocol on a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def uri(self) -> str:
+        return str(self._root)
+
+    def get(self, key: str) -> Stored | None:
+        with self._translated():
+            path = self._path(key)
+            version = self._newest_version(path)
+            if version == 0:
+                return None
+            file = _versioned(path, version)
+            if file.stat().st_size > DOCUMENT_LIMIT_BYTES:
+                raise StoreError(f"{file}: over the limit of {DOCUMENT_LIMIT_BYTES} bytes")
+            return Stored(file.read_bytes(), str(version))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        with self._translated():
+            return self._link(data, self._path(key))
+
+    def put_if_version(self, key: str, data: bytes, version: str) -> bool:
+        with self._translated():
+            path = self._path(key)
+            if self._newest_version(path) != int(version):
+                return False
+            return self._link(data, _versioned(path, int(version) + 1))
+
+    def upload(self, key: str, path: Path) -> None:
+        with self._translated():
+            target = self._path(key)
+            temporary = self._temporary(target)
+            try:
+                shutil.copyfile(path, temporary)
+                _sync(temporary)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def download(self, key: str, path: Path) -> None:
+        with self._translated():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._temporary(path)
+            try:
+                shutil.copyfile(self._path(key), temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        with self._translated():
+            top = self._root / prefix.rpartition("/")[0]
+            files = (file for file in top.rglob("*") if file.is_file())
+            keys = {
+                _VERSION_SUFFIX.sub("", file.relative_to(self._root).as_posix())
+                for file in files
+                if not file.name.startswith(_TEMPORARY)
+            }
+            return iter(sorted(key for key in keys if key.startswith(prefix)))
+
+    def delete(self, key: str) -> None:
+        with self._translated():
+            path = self._path(key)
+            for version in range(self._newest_version(path), 0, -1):
+                _versioned(path, version).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        check_key(key)
+        if _VERSION_SUFFIX.search(key):
+            raise ValueError(f"a key must not end like a version: {key!r}")
+        path = self._root / key
+        # A link planted inside the folder must not lead a write outside it.
+        if not path.resolve().is_relative_to(self._root.resolve()):
+            raise StoreError(f"{path}: leads outside {self._root}")
+        return path
+
+    @staticmethod
+    def _newest_version(path: Path) -> int:
+        """The highest version of the document, 0 if there is none."""
+        if not path.exists():
+            return 0
+        prefix = path.name + ".v"
+        names = (entry.name for entry in os.scandir(path.parent) if entry.name.startswith(prefix))
+        matches = (_VERSION_SUFFIX.search(name) for name in names)
+        return max((int(match[1]) for match in matches if match), default=1)
+
+    def _link(self, data: bytes, target: Path) -> bool:
+        temporary = self._temporary(target)
+        try:
+            temporary.write_bytes(data)
+            _sync(temporary)
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            _sync(target.parent)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def _temporary(target: Path) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self._root
+            if error.errno in _UNUSABLE:
+                raise SettingsError(
+                    f"JOB_OUTPUT_URI: {where}: {error.strerror}; needed: a folder that this user"
+                    " may write, on a file system with hard links"
+                ) from error
+            if error.errno in _FAILING:
+                raise StoreError(f"{where}: {error.strerror}; free space or repair it") from error
+            raise
+
+
+def _versioned(path: Path, version: int) -> Path:
+    return path if version == 1 else path.with_name(f"{path.name}.v{version}")
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

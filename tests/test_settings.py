@@ -1,0 +1,161 @@
+"""Settings: every mistake at once, in words, without secrets. `pytest tests/test_settings.py`"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from job.errors import SettingsError
+from job.log import mask_secrets, set_up_logging
+from job.settings import IDENTITY_FIELDS, Settings, load_settings, variable
+
+REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
+
+# Every setting is either part of the sweep's identity or free to change. Rows, model and sweep
+# file enter the identity resolved, under their own names.
+RESOLVED = {
+    "base_model", "base_model_revision", "dataset_uri", "sweep_file", "use_full_dataset",
+    "subsample_fraction", "eval_fraction", "max_seq_length", "prompt_column", "completion_column",
+    "chat_template",
+}  # fmt: skip
+FREE = {
+    "output_uri", "sweep_name", "num_trials", "completion_index", "trial_budget_hours",
+    "sweep_budget_gpu_hours", "gpu_hourly_usd", "checkpoint_minutes", "lease_seconds",
+    "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "gpu_memory_gb", "work_dir",
+    "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "hf_token",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("JOB_", "WANDB_", "HF_TOKEN")):
+            monkeypatch.delenv(name)
+
+
+def _load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[Settings, list[str]]:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def _mistakes(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        _load(monkeypatch, **variables)
+    return str(caught.value).splitlines()
+
+
+def test_the_defaults_are_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, warnings = _load(monkeypatch, **REQUIRED)
+    assert warnings == []
+    assert settings.base_model == "unsloth/mistral-7b-v0.3-bnb-4bit"
+    assert (settings.subsample_fraction, settings.eval_fraction) == (0.15, 0.2)
+    assert settings.per_device_train_batch_size == 2
+    assert (settings.max_steps, settings.evals_per_trial, settings.patience) == (1500, 8, 3)
+    assert (settings.lora_r, settings.lora_alpha, settings.max_adapter_mb) == (8, 16, 200)
+    assert settings.row_fraction == 0.15
+
+
+def test_use_full_dataset_changes_only_the_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _ = _load(monkeypatch, **REQUIRED, JOB_USE_FULL_DATASET="True")
+    assert settings.row_fraction == 1.0
+    assert settings.eval_fraction == 0.2
+
+
+def test_all_mistakes_come_at_once_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = _mistakes(
+        monkeypatch,
+        JOB_OUTPUT_URI="out",
+        JOB_MAX_STEPS="many",
+        JOB_EVAL_FRACTION="1",
+        JOB_DEVICE="tpu",
+        JOB_LERNING_RATE="1e-4",
+        JOB_SWEEP_BUDGET_GPU_HOURS="-1",
+    )
+    assert [line.partition(":")[0] for line in lines] == [
+        "JOB_DATASET_URI",
+        "JOB_EVAL_FRACTION",
+        "JOB_MAX_STEPS",
+        "JOB_SWEEP_BUDGET_GPU_HOURS",
+        "JOB_DEVICE",
+        "JOB_LERNING_RATE",
+    ]
+    assert "allowed: > 0 and < 1" in lines[1]
+    assert "'auto', 'cuda' or 'cpu'" in lines[4]
+    assert "did you mean JOB_LEARNING_RATE?" in lines[5]
+
+
+def test_an_unknown_variable_is_a_warning_unless_strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, warnings = _load(monkeypatch, **REQUIRED, JOB_NAME="build-17")
+    assert warnings == ["JOB_NAME: unknown variable, ignored"]
+    (line,) = _mistakes(monkeypatch, JOB_STRICT="1")
+    assert line.startswith("JOB_NAME: unknown variable, refused under JOB_STRICT=1; the nearest is")
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _ = _load(monkeypatch, **REQUIRED, JOB_COMPLETION_INDEX="", JOB_MAX_STEPS="")
+    assert settings.completion_index is None
+    assert settings.max_steps == 1500
+
+
+def test_an_index_beyond_the_trials_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_COMPLETION_INDEX="12")
+    assert line.startswith("JOB_COMPLETION_INDEX: is 12, but JOB_NUM_TRIALS is 12")
+
+
+def test_one_column_without_the_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_PROMPT_COLUMN="q")
+    assert line.startswith("JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set")
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://key:hunter22@bucket/x", "https://h/x?X-Amz-Signature=hunter22"]
+)
+def test_a_secret_in_a_uri_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    (line,) = _mistakes(monkeypatch, JOB_OUTPUT_URI="out", JOB_DATASET_URI=uri)
+    assert line.startswith("JOB_DATASET_URI: must not hold a")
+    assert "hunter22" not in line
+
+
+def test_no_error_and_no_repr_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {"WANDB_API_KEY": "k" * 40, "HF_TOKEN": "hf_" + "t" * 30}
+    settings, _ = _load(monkeypatch, **REQUIRED, **secrets)
+    shown = [repr(settings), str(settings), settings.model_dump_json()]
+    shown += _mistakes(monkeypatch, JOB_MAX_STEPS="x")
+    for text in shown:
+        assert not any(secret in text for secret in secrets.values())
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_log_line_and_no_traceback_shows_a_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    set_up_logging(log_format)
+    try:
+        raise RuntimeError("401 for key wJalrXUtnFEMI at https://me:letmein@host/")
+    except RuntimeError:
+        logging.getLogger("job").exception("with wJalrXUtnFEMI")
+    shown = capsys.readouterr().err
+    assert "RuntimeError" in shown
+    assert "wJalrXUtnFEMI" not in shown
+    assert "letmein" not in shown
+
+
+def test_mask_secrets_leaves_ordinary_values_alone() -> None:
+    environ = {"JOB_SEED": "17171717", "HF_TOKEN_PATH": "/home/me", "HF_TOKEN": "abc"}
+    assert mask_secrets("17171717 /home/me abc", environ) == "17171717 /home/me abc"
+
+
+def test_every_setting_is_in_exactly_one_group() -> None:
+    groups = [set(IDENTITY_FIELDS), RESOLVED, FREE]
+    assert sorted(field for group in groups for field in group) == sorted(Settings.model_fields)
+
+
+def test_variables_have_the_prefix_except_those_of_other_tools() -> None:
+    assert variable("max_steps") == "JOB_MAX_STEPS"
+    assert variable("wandb_sweep_id") == "WANDB_SWEEP_ID"
