@@ -1,0 +1,188 @@
+"""From a row to messages, and the book-keeping of the rows that give none."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from job.errors import DataError
+
+UNUSABLE_LIMIT = 0.05  # share of the rows; above it the data set is not what the user thinks it is
+TEXT_LIMIT = 2**20  # characters of one row
+PLAIN_TEXT = "text"  # the role of a text without turns: no chat template, every token a target
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+
+
+class Message(NamedTuple):
+    """One turn of a chat."""
+
+    role: str  # system, user, assistant; or PLAIN_TEXT
+    content: str
+
+
+class Columns(NamedTuple):
+    """The columns that the user named instead of a detected format."""
+
+    prompt: str
+    completion: str
+
+
+class UnusableRowError(Exception):
+    """Why a row gives no sample: one of a few reasons, so that rows can be counted by them."""
+
+
+def row_messages(row: Mapping[str, Any], columns: Columns | None = None) -> tuple[Message, ...]:
+    """The row's turns: [system], then user and assistant in turn, the last one the assistant's.
+
+    The format is found row by row from the columns that are not null, in this order: `messages`;
+    `conversations` (ShareGPT); `instruction`, `input`, `output` (Alpaca); `prompt` with
+    `completion` or `response`; `question` with `answer`; `text`, which gives one message of role
+    `PLAIN_TEXT`. Named `columns` replace all of these. Raises `UnusableRowError`.
+    """
+    messages = _checked(_raw_messages(row, columns))
+    if sum(len(message.content) for message in messages) > TEXT_LIMIT:
+        raise UnusableRowError("row over 1 MB")
+    return messages
+
+
+def _raw_messages(row: Mapping[str, Any], columns: Columns | None) -> list[Message]:
+    present = {name for name, value in row.items() if value is not None}
+    if columns is not None:
+        for name in columns:
+            if name not in present:
+                raise UnusableRowError(f"no column {name!r}")
+        return _pair(row[columns.prompt], row[columns.completion])
+    for name in ("messages", "conversations"):
+        if name in present:
+            return _turns(row[name])
+    if {"instruction", "output"} <= present:
+        return _alpaca(row)
+    for prompt, completion in _PAIRS:
+        if {prompt, completion} <= present:
+            return _pair(row[prompt], row[completion])
+    if "text" in present:
+        return [Message(PLAIN_TEXT, _text(row["text"], "text"))]
+    raise UnusableRowError("no known columns")
+
+
+def _pair(prompt: object, completion: object) -> list[Message]:
+    return [
+        Message("user", _text(prompt, "prompt")),
+        Message("assistant", _text(completion, "answer")),
+    ]
+
+
+def _alpaca(row: Mapping[str, Any]) -> list[Message]:
+    instruction = _text(row["instruction"], "prompt")
+    context = _text(row.get("input") or "", "prompt")
+    prompt = f"{instruction}\n\n{context}" if context.strip() else instruction
+    return [Message("user", prompt), Message("assistant", _text(row["output"], "answer"))]
+
+
+def _turns(value: object) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise UnusableRowError("no turns")
+    messages = []
+    for turn in value:
+        if not isinstance(turn, Mapping):
+            raise UnusableRowError("a turn is not a role and a text")
+        name = turn.get("role") if turn.get("role") is not None else turn.get("from")
+        content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+        role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+        if role is None:
+            raise UnusableRowError("unknown role")
+        messages.append(Message(role, _text(content, "answer" if role == "assistant" else role)))
+    if messages[0].role == "system" and not messages[0].content.strip():
+        del messages[0]  # many sets write an empty system prompt where there is none
+    while messages and messages[-1].role != "assistant":
+        del messages[-1]  # a question that nobody answered teaches nothing
+    return messages
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise UnusableRowError(f"{what} is not a string")
+    return value
+
+
+def _checked(messages: list[Message]) -> tuple[Message, ...]:
+    if not messages:
+        raise UnusableRowError("no assistant turn")
+    if messages[0].role != PLAIN_TEXT:
+        turns = messages[1:] if messages[0].role == "system" else messages
+        for index, message in enumerate(turns):
+            if message.role != ("user", "assistant")[index % 2]:
+                raise UnusableRowError("roles out of order")
+    for message in messages:
+        if not message.content.strip():
+            what = {"assistant": "answer", "user": "prompt"}.get(message.role, message.role)
+            raise UnusableRowError(f"empty {what}")
+        try:
+            message.content.encode()
+        except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+            raise UnusableRowError("not valid Unicode") from None
+    return tuple(messages)
+
+
+@dataclass
+class UnusableRows:
+    """Rows that gave no sample, by reason, with the places of the first three of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        """Count one row."""
+        self.counts[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < 3:
+            places.append(place)
+
+    def check_columns(self, columns_seen: Iterable[str], columns: Columns | None) -> None:
+        """Raise `DataError` if a named column is in no row."""
+        seen = sorted(columns_seen)
+        for name in columns or ():
+            if name not in seen and self.counts[f"no column {name!r}"]:
+                raise _no_such_column(name, seen)
+
+    def check_share(self, num_rows: int, *, way_out: str) -> None:
+        """Raise `DataError` if more than 5 % of `num_rows` are unusable."""
+        num_unusable = self.counts.total()
+        if num_unusable <= UNUSABLE_LIMIT * num_rows:
+            return
+        reasons = "; ".join(
+            f"{count} x {reason} ({', '.join(self.places[reason])}{', ...' if count > 3 else ''})"
+            for reason, count in self.counts.most_common()
+        )
+        raise DataError(
+            f"JOB_DATASET_URI: {num_unusable} of {num_rows} rows are unusable, limit is 5 %: "
+            f"{reasons}: correct the rows, or {way_out}"
+        )
+
+
+def _no_such_column(name: str, columns_seen: list[str]) -> DataError:
+    nearest = difflib.get_close_matches(name, columns_seen, n=1, cutoff=0.0)
+    hint = f"did you mean {nearest[0]!r}" if nearest else "the rows have no columns at all"
+    return DataError(
+        f"JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: no row has a column {name!r}, {hint}: "
+        f"columns present: {listing(columns_seen)}"
+    )
+
+
+def listing(names: list[str]) -> str:
+    """At most twenty names, for a message."""
+    shown = [name[:60] for name in names[:20]]
+    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

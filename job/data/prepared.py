@@ -1,0 +1,229 @@
+"""Token tables prepared once per sweep, kept in the store and on disk under a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from job.data.build import DataSettings, build_tables
+from job.data.samples import SampleTable
+from job.data.sources import source_versions
+from job.data.table_files import (
+    SCHEMA_VERSION,
+    Counts,
+    Manifest,
+    TableFile,
+    file_sha256,
+    read_table,
+    write_table,
+)
+from job.data.templates import ChatTemplate, load_template
+from job.data.tokens import tokenizer_fingerprint
+from job.errors import OutageError, StoreError
+from job.log import log
+from job.store.base import Store, Stored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Counts", "DataSettings", "PreparedData", "data_digest", "prepare"]
+
+_PUBLISH_ATTEMPTS = 3  # each is lost only to another pod's manifest, which the next one reads
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What every trial of a sweep trains and is judged on."""
+
+    digest: str
+    train: SampleTable
+    eval: SampleTable
+    counts: Counts
+
+
+def prepare(
+    settings: DataSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Store,
+    cache_dir: Path,
+    should_stop: Callable[[], None],
+) -> PreparedData:
+    """The prepared data from the store, else from this disk, else built and published.
+
+    `should_stop` is called about once a second while rows are built and raises to end the work.
+    What the store's manifest names is the truth: a pod that built the same digest at the same
+    time takes the winner's tables. A damaged file is never used: it is built and published again.
+    Raises `DataError`, `SettingsError`, and `StoreError` where the store's tables are damaged and
+    these rows give other ones.
+    """
+    template = load_template(settings.chat_template, tokenizer)
+    digest = data_digest(settings, tokenizer=tokenizer, template=template)
+    folder = cache_dir / "prepared" / digest
+    prefix = f"prepared/{digest}"
+    own: tuple[PreparedData, Manifest] | None = None
+    for _ in range(_PUBLISH_ATTEMPTS):
+        should_stop()
+        stored = store.get(f"{prefix}/manifest.json")
+        if (found := _from_store(store, stored, prefix, folder)) is not None:
+            log.info("data: %s from the store", _summary(found))
+            return found
+        if own is None:
+            own = _from_disk(folder) or _build(settings, tokenizer, template, folder, should_stop)
+        _publish(store, own[1], stored, prefix, folder)
+    raise StoreError(f"{store.uri}/{prefix}: what was published there does not come back whole")
+
+
+def data_digest(
+    settings: DataSettings, *, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
+) -> str:
+    """A sha256 of all that decides the tables, and of nothing that a machine adds (no paths)."""
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "sources": source_versions(settings.dataset_uri),
+        "columns": settings.columns,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": template.source,
+        "max_seq_length": settings.max_seq_length,
+        "seed": settings.seed,
+        "subsample_fraction": float(settings.subsample_fraction),
+        "eval_fraction": float(settings.eval_fraction),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _from_store(
+    store: Store, stored: Stored | None, prefix: str, folder: Path
+) -> PreparedData | None:
+    """What the manifest names, downloaded where this disk lacks it; None if absent or damaged."""
+    manifest = _parse(stored, folder.name)
+    if manifest is None:
+        return None
+    for file in (manifest.train, manifest.eval):
+        if not _is_whole(folder / file.name, file) and not _download(store, prefix, file, folder):
+            log.warning("data: %s/%s/%s is absent or damaged", store.uri, prefix, file.name)
+            return None
+    return _load(manifest, folder)
+
+
+def _parse(stored: Stored | None, digest: str) -> Manifest | None:
+    if stored is None:
+        return None
+    try:
+        return Manifest.from_bytes(stored.data, digest=digest)
+    except ValueError as error:
+        log.warning("data: the manifest of %s is damaged (%s)", digest[:12], error)
+        return None
+
+
+def _download(store: Store, prefix: str, file: TableFile, folder: Path) -> bool:
+    temporary = folder / f"{file.name}.{uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        store.download(f"{prefix}/{file.name}", temporary)
+        if not _is_whole(temporary, file):
+            return False
+        temporary.replace(folder / file.name)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutageError(f"{folder} cannot be written ({error}): free disk space") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _is_whole(path: Path, file: TableFile) -> bool:
+    return path.is_file() and file_sha256(path) == file.sha256
+
+
+def _load(manifest: Manifest, folder: Path) -> PreparedData:
+    train, held_out = (read_table(folder / f.name) for f in (manifest.train, manifest.eval))
+    return PreparedData(manifest.digest, train, held_out, manifest.counts)
+
+
+def _from_disk(folder: Path) -> tuple[PreparedData, Manifest] | None:
+    """What an earlier process left on this disk, if every byte of it is still there."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = _parse(Stored(path.read_bytes(), ""), folder.name)
+    if manifest is None:
+        return None
+    if not all(_is_whole(folder / file.name, file) for file in (manifest.train, manifest.eval)):
+        return None
+    return _load(manifest, folder), manifest
+
+
+def _build(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    folder: Path,
+    should_stop: Callable[[], None],
+) -> tuple[PreparedData, Manifest]:
+    train, held_out, counts = build_tables(
+        settings, tokenizer=tokenizer, template=template, should_stop=should_stop
+    )
+    train_file, eval_file = _write("train", train, folder), _write("eval", held_out, folder)
+    manifest = Manifest(folder.name, train_file, eval_file, counts)
+    _write_bytes(folder / "manifest.json", manifest.to_bytes())
+    return PreparedData(folder.name, train, held_out, counts), manifest
+
+
+def _write(side: str, table: SampleTable, folder: Path) -> TableFile:
+    temporary = folder / f"{side}.{uuid4().hex}"
+    try:
+        write_table(table, temporary)
+        file = TableFile.describe(side, table, temporary)
+        temporary.replace(folder / file.name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutageError(f"{path} cannot be written ({error}): free disk space") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(
+    store: Store, manifest: Manifest, damaged: Stored | None, prefix: str, folder: Path
+) -> None:
+    """Files first, manifest last. Losing to another pod is no failure: its manifest stands."""
+    theirs = _parse(damaged, manifest.digest)
+    for file, their in zip(
+        (manifest.train, manifest.eval),
+        (theirs.train, theirs.eval) if theirs else (None, None),
+        strict=True,
+    ):
+        if their is not None and their.content_sha256 != file.content_sha256:
+            raise StoreError(
+                f"{store.uri}/{prefix} is damaged and cannot be rebuilt with these package "
+                "versions: trials under other tables cannot be compared; delete that folder and "
+                "start a new sweep"
+            )
+        store.upload(f"{prefix}/{file.name}", folder / file.name)
+    key = f"{prefix}/manifest.json"
+    if damaged is None:
+        store.put_if_absent(key, manifest.to_bytes())
+    else:
+        store.put_if_version(key, manifest.to_bytes(), damaged.version)
+
+
+def _summary(data: PreparedData) -> str:
+    return (
+        f"{len(data.train)} train and {len(data.eval)} eval rows, "
+        f"{data.train.num_target_tokens} train target tokens"
+    )

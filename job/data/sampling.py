@@ -1,0 +1,42 @@
+"""Which rows a sweep uses, and on which side: decided by hashes of what the rows say.
+
+The hash is taken over a row's messages, not over its bytes in a file, so the same rows are chosen
+whatever the shard order, the file format or the machine. Sorted by that hash, the rows stand in a
+random but fixed order, and the choice of a smaller fraction is the beginning of a larger one's.
+
+Rows that say the same have the same hash. Only one of them is kept: a repeated row is drawn with
+all its copies or with none, which would make the size of a subsample a matter of luck.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from job.data.formats import Message
+
+HASH_BYTES = 16
+
+
+def row_hash(messages: Iterable[Message], *, seed: int) -> bytes:
+    """16 bytes that only depend on the seed, the roles and the contents."""
+    text = json.dumps([list(message) for message in messages], ensure_ascii=False)
+    seeded = f"{seed}\n{text}".encode()
+    return hashlib.blake2b(seeded, digest_size=HASH_BYTES, person=b"job row").digest()
+
+
+def is_selected(row: bytes, *, fraction: float) -> bool:
+    """Whether the row with this hash belongs to a subsample of about `fraction` of all rows."""
+    return _unit(row) < fraction
+
+
+def is_eval(row: bytes, *, fraction: float) -> bool:
+    """Whether it is held out for evaluation; independent of `is_selected`."""
+    side = hashlib.blake2b(row, digest_size=HASH_BYTES, person=b"job side").digest()
+    return _unit(side) < fraction
+
+
+def _unit(digest: bytes) -> float:
+    """A number in [0, 1), from 53 bits: all that a float holds below 1."""
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

@@ -1,0 +1,141 @@
+"""From rendered texts to token ids and target masks.
+
+A text is tokenised as a whole, as training and inference libraries do, and each token is placed by
+the offsets of its characters. Tokenising the pieces on their own would be simpler, but
+SentencePiece vocabularies put a space before every piece, which gives tokens that the whole text
+does not hold. A token is a target if its last character lies in a span: where a header ends with
+the space that belongs to the answer's first word, the model has to say that word's token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.data.templates import Rendered
+from job.errors import OutageError, SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOO_LONG = "too_long"
+
+
+class Sample(NamedTuple):
+    """One row's tokens."""
+
+    input_ids: NDArray[np.int32]  # (tokens,)
+    is_target: NDArray[np.bool_]  # (tokens,), False at 0, True at the last
+    truncated: bool  # the end of the last answer was cut off
+
+
+def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face id or a folder.
+
+    Raises `SettingsError` if there is none that gives offsets, `OutageError` if the hub cannot be
+    reached.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from transformers import AutoTokenizer  # imports torch: 4 s
+
+    is_folder = Path(base_model).is_dir()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base_model, revision=None if is_folder else revision, trust_remote_code=False
+        )
+    except Exception as error:  # every tokenizer class raises its own on damaged files
+        if isinstance(error.__cause__, LocalEntryNotFoundError | ConnectionError):
+            raise OutageError(
+                f"JOB_BASE_MODEL {base_model}: the model hub cannot be reached, and the tokenizer "
+                "is not on this disk"
+            ) from error
+        where = "" if is_folder or revision is None else f" at revision {revision}"
+        raise SettingsError(
+            f"JOB_BASE_MODEL {base_model}{where}: no usable tokenizer "
+            f"({_first_line(error)}): give a Hugging Face id or a folder with tokenizer.json"
+        ) from error
+    if not tokenizer.is_fast:
+        raise SettingsError(
+            f"JOB_BASE_MODEL {base_model}: its tokenizer tells no offsets, which the target mask "
+            "needs: give a model with tokenizer.json"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sha256 of everything that decides which ids a text gets, the same on every machine.
+
+    Taken from the loaded tokenizer, not from its files: for known model families transformers
+    builds the pre-tokenizer itself, whatever tokenizer.json says.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for name in ("padding", "truncation"):  # a caller's last call, not the tokenizer
+        state.pop(name, None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    text = json.dumps([state, special], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def encode(
+    texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, max_seq_length: int
+) -> list[Sample | str]:
+    """A sample for each text, or the reason why it gives none: `TOO_LONG` or a tokenizer fault.
+
+    Tokens after the last target are left out, because no loss depends on them.
+    """
+    if not texts:
+        return []
+    encoded = tokenizer(
+        [rendered.text for rendered in texts],
+        add_special_tokens=False,  # the template has written them, and a second BOS would harm
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # says that texts are longer than the model's context; we cut them
+    )
+    rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
+    return [
+        _sample(ids, offsets, rendered.spans, max_seq_length) for ids, offsets, rendered in rows
+    ]
+
+
+def _sample(
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+    spans: tuple[tuple[int, int], ...],
+    max_seq_length: int,
+) -> Sample | str:
+    ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
+    if (np.diff(ends) < 0).any():
+        return "the tokenizer's offsets are out of order"
+    is_target = np.zeros(len(ids), dtype=np.bool_)
+    for start, end in spans:
+        first, last = np.searchsorted(ends, (start, end), side="right")
+        is_target[first:last] = True
+    is_target[:1] = False  # nothing comes before the first token
+    length = _used_length(is_target)
+    if length == 0:
+        return "no target token"
+    kept = min(length, max_seq_length)
+    used = _used_length(is_target[:kept])
+    if used == 0:
+        return TOO_LONG
+    input_ids = np.asarray(ids[:used], dtype=np.int32)
+    return Sample(input_ids, is_target[:used].copy(), truncated=length > max_seq_length)
+
+
+def _used_length(is_target: NDArray[np.bool_]) -> int:
+    """Up to the last target."""
+    (targets,) = is_target.nonzero()
+    return int(targets[-1]) + 1 if len(targets) else 0
