@@ -1,0 +1,1 @@
+"""The parameters for a slot: the sweep file, the built-in engine, W&B."""
