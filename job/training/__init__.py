@@ -1,0 +1,1 @@
+"""QLoRA training: the only room that imports torch, peft and bitsandbytes."""

@@ -1,0 +1,88 @@
+"""Which samples a step takes, and how they are packed into padding-free micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from job.data.samples import SampleTable
+from job.training.recipe import Recipe, derive_seed
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples one after another in one row; nothing is padded, nothing is masked.
+
+    Position ids restart at 0 with every sample, which is how transformers recognises packed
+    samples and keeps them from seeing each other, provided that no attention mask is given.
+    """
+
+    input_ids: torch.Tensor  # (1, tokens) int64
+    position_ids: torch.Tensor  # (1, tokens) int64
+    target_positions: torch.Tensor  # (targets,) int64: where the hidden state predicts a target
+    targets: torch.Tensor  # (targets,) int64: the token ids to be predicted there
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.target_positions.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+        )
+
+
+def samples_of_step(recipe: Recipe, num_samples: int, step: int) -> list[int]:
+    """Sample indices of optimizer step `step` (the first is 0), a function of (seed, step) alone.
+
+    The stream of samples is one seeded permutation an epoch after another; a step that crosses
+    the end of an epoch takes the rest of it and the beginning of the next.
+    """
+    first = step * recipe.samples_per_step
+    indices: list[int] = []
+    while len(indices) < recipe.samples_per_step:
+        epoch, position = divmod(first + len(indices), num_samples)
+        order = np.random.default_rng(derive_seed(recipe.seed, "epoch", epoch)).permutation(
+            num_samples
+        )
+        missing = recipe.samples_per_step - len(indices)
+        indices += order[position : position + missing].tolist()
+    return indices
+
+
+def pack(table: SampleTable, indices: Sequence[int], token_budget: int) -> Iterator[MicroBatch]:
+    """Split samples, in order, into as few micro-batches of `token_budget` tokens as they fit.
+
+    A single sample that is longer than the budget gets a micro-batch of its own.
+    """
+    group: list[int] = []
+    tokens = 0
+    for index in indices:
+        length = int(table.offsets[index + 1] - table.offsets[index])
+        if group and tokens + length > token_budget:
+            yield _concatenate(table, group)
+            group, tokens = [], 0
+        group.append(index)
+        tokens += length
+    if group:
+        yield _concatenate(table, group)
+
+
+def _concatenate(table: SampleTable, indices: Sequence[int]) -> MicroBatch:
+    slices = [slice(table.offsets[i], table.offsets[i + 1]) for i in indices]
+    input_ids = np.concatenate([table.input_ids[s] for s in slices]).astype(np.int64)
+    is_target = np.concatenate([table.is_target[s] for s in slices])
+    positions = np.concatenate([np.arange(s.stop - s.start) for s in slices])
+    where = np.flatnonzero(is_target)  # > 0: a sample's first token is never a target
+    return MicroBatch(
+        torch.from_numpy(input_ids)[None],
+        torch.from_numpy(positions.astype(np.int64))[None],
+        torch.from_numpy(where - 1),
+        torch.from_numpy(input_ids[where]),
+    )

@@ -1,0 +1,50 @@
+"""The device that a trial trains on, checked before anything is downloaded."""
+
+from __future__ import annotations
+
+import torch
+
+from job.errors import GpuError
+from job.log import log
+
+MIN_CAPABILITY = (7, 0)  # the first cards with fp16 tensor cores; a T4 is (7, 5)
+
+
+def open_device(name: str, *, gpu_memory_gb: float | None) -> torch.device:
+    """The device for `JOB_DEVICE`; frees cached memory and caps the card at `gpu_memory_gb` GiB.
+
+    Raises `GpuError` if a GPU is asked for and none can be used.
+    """
+    if name == "cpu":
+        log.info("device: CPU, fp32 (JOB_DEVICE=cpu)")
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise GpuError(
+            "no CUDA GPU can be used on this node: run with --gpus all (or nvidia.com/gpu: 1) on a"
+            f" node whose driver supports CUDA {torch.version.cuda or '(this torch is CPU-only)'},"
+            " or set JOB_DEVICE=cpu for a tiny model"
+        )
+    capability = torch.cuda.get_device_capability(0)
+    properties = torch.cuda.get_device_properties(0)
+    if capability < MIN_CAPABILITY:
+        raise GpuError(
+            f"{properties.name} has compute capability {capability[0]}.{capability[1]}, needed:"
+            " 7.0 or higher (fp16 tensor cores), as a T4's 7.5"
+        )
+    torch.cuda.empty_cache()
+    if gpu_memory_gb is not None:
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, gpu_memory_gb * 2**30 / properties.total_memory)
+        )
+    log.info(
+        "device: %s, %.1f GiB%s, fp16; CUDA cache emptied",
+        properties.name,
+        properties.total_memory / 2**30,
+        f" capped to {gpu_memory_gb}" if gpu_memory_gb else "",
+    )
+    return torch.device("cuda", 0)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most GPU memory held so far; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

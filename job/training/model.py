@@ -1,0 +1,146 @@
+"""The 4-bit base model with LoRA adapters, in fp16 (CUDA) or fp32 (CPU) by construction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from job.errors import SettingsError
+from job.training.recipe import Recipe, derive_seed
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """fp16 on CUDA, never bf16: a T4 (sm75) emulates bf16 without tensor cores. fp32 on CPU."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def load_base(location: str, revision: str | None, device: torch.device) -> Any:
+    """The base model in NF4 with double quantisation, frozen, in evaluation mode, on `device`.
+
+    A pre-quantised checkpoint keeps its own 4-bit weights. Raises `SettingsError` if the files do
+    not make a causal language model.
+    """
+    transformers_logging.disable_progress_bar()
+    dtype = compute_dtype(device)
+    where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(location, **where)
+        if (own := getattr(config, "quantization_config", None)) is None:
+            where["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        elif not _is_4_bit(own):
+            raise ValueError("it is quantised already, but not in bitsandbytes' 4 bits")
+        model = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            **where,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {location} cannot be loaded as a causal language model: {first_line}"
+        ) from error
+    normalise_dtype(model, dtype)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _is_4_bit(quantization_config: dict[str, Any]) -> bool:
+    return (
+        quantization_config.get("quant_method") == "bitsandbytes"
+        and quantization_config.get("load_in_4bit") is True
+    )
+
+
+def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Make every floating tensor and every 4-bit layer compute in `dtype`.
+
+    Pre-quantised checkpoints carry bf16 in the quantisation state, the compute dtype, embeddings,
+    norms and head, and keep it whatever dtype from_pretrained() is asked for.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.compute_dtype = dtype
+            module.compute_type_is_set = True
+            module.weight.quant_state.dtype = dtype
+            if module.weight.device.type == "cpu":
+                # On CPUs with AVX512-BF16, the first forward in evaluation mode repacks the weight
+                # for a path without autograd, and later training forwards silently lose gradients.
+                module.support_avx512bf16_for_cpu = False
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and not isinstance(tensor, bnb.nn.Params4bit):
+            tensor.data = tensor.data.to(dtype)
+    wrong = [
+        name
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.dtype == torch.bfloat16
+    ]
+    assert not wrong, f"bf16 left in {wrong[:3]}"
+
+
+def add_adapters(model: Any, recipe: Recipe, *, recompute: bool) -> Any:
+    """Wrap the base in fp32 LoRA adapters on every linear layer except the head.
+
+    The initial weights are a function of the recipe's seed. `recompute` keeps no activations
+    inside the layers and computes them again in backward.
+    """
+    torch.manual_seed(derive_seed(recipe.seed, "adapter"))
+    config = LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules="all-linear",
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    if recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    for name, parameter in trainable_parameters(peft_model).items():
+        assert parameter.dtype == torch.float32, name
+    return peft_model
+
+
+def trainable_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The adapters' parameters by name, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adapter_state(model: Any) -> dict[str, torch.Tensor]:
+    """A copy on the CPU of the adapter's weights, fp32, named as PEFT saves them."""
+    state = get_peft_model_state_dict(model)
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def load_adapter_state(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Put weights from `adapter_state` back."""
+    set_peft_model_state_dict(model, state)
+
+
+def save_adapter(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write `state` as a folder that `PeftModel.from_pretrained` takes, in fp16 (half the size)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
+    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    inference_mode, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder))
+    config.inference_mode = inference_mode
