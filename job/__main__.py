@@ -1,0 +1,173 @@
+"""`python -m job`: runs one trial; other verbs look at the sweep or run all of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import job
+from job.errors import ExitCode, JobError, OutageError, PreemptedError
+from job.log import log, mask_secrets, set_up_logging
+from job.settings import Settings, load_settings, variable
+
+TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
+
+EXAMPLES = """\
+examples:
+  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job          one trial: first open slot
+  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job queue    all trials, one after another
+  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job status   what the bucket holds
+  python -m job demo                                                   all of it on a laptop, no GPU
+
+exit codes: 0 committed or nothing to do, 64 settings, 65 data, 69 slot, 70 bug, 72 GPU,
+            74 store or network, 75 preempted, 77 credentials
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run the verb, turn its end into an exit code and a last line."""
+    options = _parser().parse_args(arguments)
+    set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"))
+    try:
+        return _guarded(_VERBS[options.verb])
+    except JobError as error:
+        return _last_words(error.exit_code, str(error))
+    except KeyboardInterrupt:
+        return _last_words(ExitCode.PREEMPTED, "interrupted")
+    except Exception:
+        log.exception("a bug in the job")
+        return _last_words(ExitCode.BUG, "a bug in the job, see the traceback")
+
+
+def _guarded(verb: Callable[[], int]) -> int:
+    try:
+        return verb()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutageError(f"{error.filename}: no space left: free or enlarge it") from error
+        raise
+
+
+def _last_words(code: int, message: str) -> int:
+    """Log the line that people look for first, and leave it where Kubernetes shows it."""
+    line = mask_secrets(f"exit {int(code)} ({ExitCode(code).name.lower()}): {message}")
+    (log.info if code == ExitCode.OK else log.error)("%s", line)
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(line[:4096])
+    return int(code)
+
+
+def _settings(**given: str) -> Settings:
+    settings, warnings = load_settings(**given)
+    for warning in warnings:
+        log.warning("%s", warning)
+    return settings
+
+
+def _run() -> int:
+    from job.supervisor import run_one
+
+    return run_one(_settings())
+
+
+def _queue() -> int:
+    from job.supervisor import run_queue
+
+    return run_queue(_settings())
+
+
+def _trial() -> int:
+    from job.trial import run_trial
+
+    end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: end.set())
+
+    def should_stop() -> None:
+        if end.is_set():
+            raise PreemptedError(
+                "told to end: the slot stays open and its next attempt starts again with the"
+                " same parameters"
+            )
+
+    return _last_words(ExitCode.OK, run_trial(_settings(), should_stop))
+
+
+def _status() -> int:
+    from rich.console import Console
+
+    from job.ledger import Ledger
+    from job.report import best_row, slot_rows, slot_table
+    from job.spec import load_sweep
+    from job.store import open_store
+
+    settings = _settings(dataset_uri="not-needed")
+    _, sweep = load_sweep(settings)
+    ledger = Ledger(open_store(settings.output_uri), sweep)
+    rows = slot_rows(ledger, settings.num_trials)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(f"sweep {sweep} in {ledger.store.uri}")
+    console.print(slot_table(rows))
+    if (best := best_row(rows)) is not None:
+        console.print(
+            f"best: slot {best.slot}, {ledger.store.uri}/{best.adapter_key}", soft_wrap=True
+        )
+    return ExitCode.OK
+
+
+def _demo() -> int:
+    from job.demo.run import run_demo
+
+    return run_demo()
+
+
+_VERBS = {
+    "run": _run,
+    "trial": _trial,
+    "queue": _queue,
+    "status": _status,
+    "demo": _demo,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    settings = "\n".join(
+        f"  {variable(name):34} {info.description}"
+        for name, info in Settings.model_fields.items()
+        if info.description
+    )
+    parser = argparse.ArgumentParser(
+        prog="job",
+        description=f"{job.__doc__}\n\nsettings (environment variables):\n{settings}",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"job {job.__version__}")
+    verbs = {
+        "run": "run one trial as a supervised child process (the default)",
+        "trial": "run one trial in this very process",
+        "queue": "run all trials of the sweep, one after another",
+        "status": "print the sweep's slots",
+        "demo": "run a small sweep on generated data and a generated model, on the CPU",
+    }
+    parser.add_argument(
+        "verb",
+        nargs="?",
+        default="run",
+        choices=list(verbs),
+        metavar="verb",
+        help="; ".join(f"{verb}: {what}" for verb, what in verbs.items()),
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

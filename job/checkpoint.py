@@ -1,0 +1,73 @@
+"""Folders in the bucket under the hash of their content: published, and verified before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from job.errors import StoreError
+from job.store.base import Store
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class PublishedFolder:
+    """A folder in the store; `sha256` is that of its manifest, which holds every file's."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+def folder_size_bytes(folder: Path) -> int:
+    """Bytes of the files directly in `folder`."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def publish_folder(store: Store, prefix: str, folder: Path) -> PublishedFolder:
+    """Upload the files of `folder` to `<prefix>-<sha256>/`, the manifest last."""
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    manifest = json.dumps({"files": files}, indent=1, sort_keys=True)
+    digest = hashlib.sha256(manifest.encode()).hexdigest()
+    key = f"{prefix}-{digest}"
+    (folder / MANIFEST).write_text(manifest)
+    for path in (*paths, folder / MANIFEST):
+        store.upload(f"{key}/{path.name}", path)
+    return PublishedFolder(key, digest, sum(path.stat().st_size for path in paths))
+
+
+def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
+    """Download a published folder and check every byte; `StoreError` if any is not the one sent.
+
+    Nothing is left in `folder` that was not verified.
+    """
+    try:
+        store.download(f"{key}/{MANIFEST}", folder / MANIFEST)
+        manifest = (folder / MANIFEST).read_bytes()
+        if hashlib.sha256(manifest).hexdigest() != sha256:
+            raise StoreError(f"{store.uri}/{key}/{MANIFEST}: is not the manifest that was written")
+        for name, expected in json.loads(manifest)["files"].items():
+            if name != PurePosixPath(name).name or name.startswith("."):
+                raise StoreError(f"{store.uri}/{key}/{MANIFEST}: names a file {name!r}")
+            store.download(f"{key}/{name}", folder / name)
+            if _sha256(folder / name) != expected["sha256"]:
+                (folder / name).unlink()
+                raise StoreError(f"{store.uri}/{key}/{name}: corrupt, its sha256 is another")
+    except FileNotFoundError as error:
+        raise StoreError(f"{store.uri}/{key}: incomplete, {error.filename} is missing") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish_history(store: Store, slot_prefix: str, path: Path) -> str:
+    """Upload a trial's history file under the hash of its content; return its key."""
+    key = f"{slot_prefix}/history-{_sha256(path)}.jsonl"
+    store.upload(key, path)
+    return key

@@ -1,0 +1,117 @@
+"""The sweep's ledger in the bucket: identity, slots, specs, results. The bucket is the truth.
+
+    sweeps/<sweep>/sweep.json                 create-once: the identity
+    sweeps/<sweep>/slots/<NNNN>/spec.json     create-once: what the slot computes
+    sweeps/<sweep>/slots/<NNNN>/result.json   create-once: THE COMMIT
+
+Slots 0 to N-1 are read by name; nothing here rests on listing a bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from job.errors import SettingsError, SlotError
+from job.store.base import Store
+from job.store.documents import Json, create_document, read_document
+
+LEDGER_SCHEMA = 1
+
+SlotState = Literal["empty", "specified", "committed"]
+
+
+class Ledger:
+    """The documents of one sweep."""
+
+    def __init__(self, store: Store, sweep: str) -> None:
+        self.store = store
+        self.sweep = sweep
+        self._root = f"sweeps/{sweep}"
+
+    def slot_prefix(self, slot: int) -> str:
+        """Where everything of a slot lies, without a trailing slash."""
+        return f"{self._root}/slots/{slot:04d}"
+
+    def identity(self) -> Json | None:
+        """What the sweep's first trial froze; None before it."""
+        document = read_document(self.store, f"{self._root}/sweep.json")
+        return document.content if document else None
+
+    def open_sweep(self, identity: Mapping[str, Any]) -> None:
+        """Freeze the identity, or check ours against the frozen one.
+
+        Raises `SettingsError` with a line `name: old -> new` for every difference. Names that
+        begin with `_` are information and not compared.
+        """
+        key = f"{self._root}/sweep.json"
+        frozen = create_document(self.store, key, {**identity, "ledger_schema": LEDGER_SCHEMA})
+        old, new = _flatten(frozen.content), _flatten({**identity, "ledger_schema": LEDGER_SCHEMA})
+        changed = [
+            f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name) and not name.startswith("_")
+        ]
+        if changed:
+            raise SettingsError(
+                f"sweep {self.sweep} was started with other settings (old -> new):\n  "
+                + "\n  ".join(changed)
+                + "\nset them back, or start another sweep with another JOB_SWEEP_NAME"
+            )
+
+    def spec(self, slot: int) -> Json | None:
+        """What the slot computes; None if it was never drawn."""
+        document = read_document(self.store, f"{self.slot_prefix(slot)}/spec.json")
+        return document.content if document else None
+
+    def specify(self, slot: int, spec: Mapping[str, Any]) -> Json:
+        """Write the slot's spec once; return the one that holds, ours or an earlier one."""
+        return create_document(self.store, f"{self.slot_prefix(slot)}/spec.json", spec).content
+
+    def result(self, slot: int) -> Json | None:
+        """The slot's commit; None if it is open. Raises `SlotError` if it is damaged."""
+        document = read_document(self.store, f"{self.slot_prefix(slot)}/result.json")
+        if document is None:
+            return None
+        if not isinstance(document.content.get("status"), str):
+            raise SlotError(
+                f"slot {slot}: {self.store.uri}/{self.slot_prefix(slot)}/result.json is damaged,"
+                " it has no status"
+            )
+        return document.content
+
+    def commit(self, slot: int, result: Mapping[str, Any]) -> bool:
+        """Commit the slot; False if another attempt committed it before, which then holds."""
+        return create_document(self.store, f"{self.slot_prefix(slot)}/result.json", result).ours
+
+    def state(self, slot: int) -> SlotState:
+        """Where the slot stands."""
+        if self.result(slot) is not None:
+            return "committed"
+        return "specified" if self.spec(slot) is not None else "empty"
+
+    def first_open_slot(self, num_trials: int) -> int | None:
+        """The first slot without a result; None if all are committed."""
+        return next((slot for slot in range(num_trials) if self.result(slot) is None), None)
+
+    def committed(self, num_trials: int) -> Iterator[tuple[int, Json, Json]]:
+        """Slot, spec and result of every committed slot."""
+        for slot in range(num_trials):
+            result = self.result(slot)
+            if result is None:
+                continue
+            spec = self.spec(slot)
+            if spec is None:
+                raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
+            yield slot, spec, result
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,145 @@
+"""What is frozen before training: the sweep's identity and the spec of a slot."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import job
+from job.base_model import BaseModel
+from job.data.prepared import PreparedData
+from job.errors import SettingsError
+from job.ledger import Ledger
+from job.log import log
+from job.settings import IDENTITY_FIELDS, Settings, variable
+from job.store.documents import Json
+from job.sweep.builtin import Observation, suggest
+from job.sweep.definition import SweepDefinition, load_definition
+from job.training.recipe import Recipe, plan_evaluations, plan_steps
+
+CARD_SWEEP_FILE = Path(__file__).parent / "sweep" / "sweep.yaml"
+
+
+def load_sweep(settings: Settings) -> tuple[SweepDefinition, str]:
+    """The sweep's definition and its name in the bucket. Raises `SweepError`, `SettingsError`."""
+    if settings.wandb_sweep_id is not None:
+        raise SettingsError(
+            "WANDB_SWEEP_ID: this version draws trials with its built-in engine only; unset it"
+        )
+    definition = load_definition(settings.sweep_file or CARD_SWEEP_FILE)
+    sweep = settings.sweep_name or definition.name
+    if sweep is None:
+        raise SettingsError(
+            f"JOB_SWEEP_NAME: not set, and {settings.sweep_file} has no `name`; give either"
+        )
+    return definition, sweep
+
+
+def sweep_identity(
+    settings: Settings, definition: SweepDefinition, base: BaseModel, data: PreparedData
+) -> Json:
+    """All that can change eval/loss, by the name under which a person can change it."""
+    return {
+        **{variable(field): getattr(settings, field) for field in IDENTITY_FIELDS},
+        "JOB_SWEEP_FILE": {
+            key: value
+            for key, value in definition.to_json().items()
+            if key in ("method", "metric", "parameters", "early_terminate")
+        },
+        "JOB_BASE_MODEL": {"revision": base.revision},
+        "JOB_DATASET_URI": {"prepared": data.digest},
+        "_base_model": base.name,
+        "_base_model_revision": settings.base_model_revision,
+        "_code_version": job.__version__,
+        "_created_at": now(),
+    }
+
+
+def base_revision(settings: Settings, ledger: Ledger) -> str:
+    """The revision to load: the commit that the sweep froze, while the settings ask for the same.
+
+    A branch such as `main` may move between two trials of a sweep.
+    """
+    identity = ledger.identity() or {}
+    same_name = identity.get("_base_model") == settings.base_model
+    same_revision = identity.get("_base_model_revision") == settings.base_model_revision
+    frozen = str(identity.get("JOB_BASE_MODEL", {}).get("revision", ""))
+    if same_name and same_revision and frozen and not frozen.startswith("sha256:"):
+        return frozen
+    return settings.base_model_revision
+
+
+def draw_spec(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    slot: int,
+    data: PreparedData,
+) -> Json | None:
+    """Ask the engine for the slot's parameters and freeze them; None if the space has no more.
+
+    Whoever writes first wins: what is returned is what stands in the bucket.
+    """
+    observations, step_0_loss = observe(ledger, settings.num_trials, but=slot)
+    params = suggest(
+        definition,
+        slot=slot,
+        sweep=ledger.sweep,
+        observations=observations,
+        step0_loss=step_0_loss,
+        defaults=settings.hyperparameters,
+    )
+    if params is None:
+        return None
+    values: dict[str, Any] = {**settings.hyperparameters, **params}
+    planned_steps = plan_steps(
+        len(data.train),
+        settings.per_device_train_batch_size * values["gradient_accumulation_steps"],
+        max_steps=settings.max_steps,
+        num_epochs=settings.num_epochs,
+    )
+    recipe = Recipe(
+        **values,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        seed=settings.seed,
+        planned_steps=planned_steps,
+        eval_steps=plan_evaluations(planned_steps, settings.evals_per_trial),
+        patience=settings.patience,
+    )
+    log.info("slot %d: drawn by %s from %d results", slot, definition.method, len(observations))
+    spec = {
+        "params": params,
+        "recipe": recipe.to_json(),
+        "measure_step_0": step_0_loss is None,
+        "data_digest": data.digest,
+        "wandb_run_id": uuid.uuid4().hex[:8],
+        "code_version": job.__version__,
+        "created_at": now(),
+    }
+    return ledger.specify(slot, spec)
+
+
+def observe(
+    ledger: Ledger, num_trials: int, *, but: int | None = None
+) -> tuple[list[Observation], float | None]:
+    """What the other slots say, and the untuned model's eval/loss if one of them measured it."""
+    observations = []
+    step_0_loss = None
+    for slot in range(num_trials):
+        spec = ledger.spec(slot) if slot != but else None
+        if spec is None:
+            continue
+        result = ledger.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
+        observations.append(
+            Observation(slot, spec["params"], result["status"], result["eval_loss"])
+        )
+        for step, loss in result["curve"][:1]:
+            step_0_loss = loss if step == 0 else step_0_loss
+    return observations, step_0_loss
+
+
+def now() -> str:
+    """The time for people to read; nothing compares it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

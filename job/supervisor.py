@@ -1,0 +1,132 @@
+"""Process 1: a small parent that runs each trial as a child, and passes signals and codes on.
+
+The parent imports no torch, so it answers a signal at once, also while the child sits in a long
+C call, in which Python runs no signal handler (measured: 4 s).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import FrameType
+
+from job.errors import ExitCode
+from job.log import log
+from job.settings import Settings
+
+KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
+TRIES_PER_SLOT = 3  # of `queue`, for a slot that fails; back-off as below between them
+BACK_OFF_SECONDS = (5.0, 30.0)
+TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
+
+
+class Supervisor:
+    """Runs children one at a time; on SIGTERM or SIGINT ends the running one within the grace."""
+
+    def __init__(self, grace_seconds: float) -> None:
+        self.told_to_end = False
+        self._grace_seconds = grace_seconds
+        self._child: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_end)
+        signal.signal(signal.SIGALRM, self._on_deadline)
+
+    def run(self, environ: Mapping[str, str]) -> int:
+        """Run one trial in a process group of its own; return the exit code to pass on."""
+        self._child = subprocess.Popen(TRIAL_COMMAND, env=environ, process_group=0)
+        if self.told_to_end:  # the signal came between two children
+            self._signal_group(signal.SIGTERM)
+        status = self._wait(self._child.pid)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
+        self._child = None
+        return self._exit_code(os.waitstatus_to_exitcode(status))
+
+    @staticmethod
+    def _wait(child: int) -> int:
+        """Reap until `child` has ended: process 1 inherits every orphan of the container."""
+        while True:
+            pid, status = os.wait()
+            if pid == child:
+                return status
+
+    def _exit_code(self, code: int) -> int:
+        if self.told_to_end and code not in (ExitCode.OK, ExitCode.OUTAGE):
+            return ExitCode.PREEMPTED
+        if code < 0:
+            log.error("the trial was killed by %s", signal.Signals(-code).name)
+            return ExitCode.BUG
+        return code if code in list(ExitCode) else ExitCode.BUG
+
+    def _on_end(self, number: int, _frame: FrameType | None) -> None:
+        if self.told_to_end:
+            return
+        self.told_to_end = True
+        seconds = max(0.1, self._grace_seconds - KILL_MARGIN_SECONDS)
+        log.warning(
+            "%s: ending the trial, at most %.0f s left", signal.Signals(number).name, seconds
+        )
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        self._signal_group(signal.SIGTERM)
+
+    def _on_deadline(self, _number: int, _frame: FrameType | None) -> None:
+        log.warning("the trial did not end in time: killing it")
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, number)
+
+
+def run_one(settings: Settings) -> int:
+    """Run the slot that the environment names, or the first open one."""
+    return Supervisor(settings.grace_seconds).run(_trial_environ())
+
+
+def run_queue(settings: Settings, wait: Callable[[float], None] = time.sleep) -> int:
+    """Run all slots one after another, a fresh process each.
+
+    64, 65 and 77 end the queue; 69 goes on with the next slot; 75 puts the slot back to the end
+    of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times. Returns 0 if every slot ended
+    well, else the last code that did not.
+    """
+    supervisor = Supervisor(settings.grace_seconds)
+    line = deque(range(settings.num_trials))
+    tries = dict.fromkeys(line, 0)
+    outcome: int = ExitCode.OK
+    while line and not supervisor.told_to_end:
+        slot = line.popleft()
+        code = supervisor.run(_trial_environ(slot))
+        tries[slot] += 1
+        if supervisor.told_to_end:
+            return code if code == ExitCode.OUTAGE else ExitCode.PREEMPTED
+        if code in (ExitCode.SETTINGS, ExitCode.DATA, ExitCode.CREDENTIALS):
+            return code
+        if code == ExitCode.OK:
+            continue
+        if code == ExitCode.SLOT or tries[slot] >= TRIES_PER_SLOT:
+            outcome = code
+        elif code == ExitCode.PREEMPTED:
+            line.append(slot)
+        else:
+            line.appendleft(slot)
+            wait(BACK_OFF_SECONDS[tries[slot] - 1])
+    return outcome
+
+
+def _trial_environ(slot: int | None = None) -> dict[str, str]:
+    environ = dict(os.environ)
+    # One trial, one card; the cards of a bigger node belong to other trials.
+    environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    # Ours tokenises in bulk before training and forks nothing afterwards.
+    environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if slot is not None:
+        environ["JOB_COMPLETION_INDEX"] = str(slot)
+    return environ

@@ -1,0 +1,108 @@
+"""The rooms and their import order. `pytest tests/test_layout.py`"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Imports point from right to left only. A room is a module or a package of job/.
+ROOMS = [
+    "errors",
+    "log",
+    "progress",
+    "settings",
+    "store",
+    "base_model",
+    "data",
+    "ledger",
+    "checkpoint",
+    "sweep",
+    "training",
+    "spec",
+    "trial",
+    "demo",
+    "report",
+    "supervisor",
+    "__main__",
+]
+TORCH_PACKAGES = {"torch", "peft", "bitsandbytes"}
+PACKAGE = Path(__file__).parent.parent / "job"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def misplaced_imports(source: str, room: str) -> list[str]:
+    """Imports of rooms that stand to the right of `room`."""
+    rooms_used = {
+        name.split(".")[1] for name in _imports(ast.parse(source)) if name.startswith("job.")
+    }
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    return sorted(used for used in rooms_used & set(ROOMS) if used not in allowed)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_left(path: Path) -> None:
+    assert _room(path) in ROOMS, "a new room needs its place in the order"
+    assert misplaced_imports(path.read_text(), _room(path)) == []
+
+
+def test_an_import_to_the_right_is_seen() -> None:
+    assert misplaced_imports("from job.trial import run_trial", "ledger") == ["trial"]
+    assert misplaced_imports("def f():\n    import job.supervisor", "demo") == ["supervisor"]
+    assert misplaced_imports("from job.errors import JobError", "errors") == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_training_imports_torch_at_module_level(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    outside_functions = ast.Module([n for n in tree.body if not isinstance(n, ast.FunctionDef)], [])
+    outside_functions.body = [n for n in outside_functions.body if not _is_typing_only(n)]
+    used = {name.split(".")[0] for name in _imports_at_top(outside_functions)}
+    if _room(path) != "training" or path.stem in ("__init__", "memory", "recipe"):
+        assert not used & TORCH_PACKAGES
+
+
+def _is_typing_only(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _imports_at_top(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from _imports(ast.Module([node], []))
+
+
+def test_no_pickle_and_no_torch_load_anywhere() -> None:
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            assert name not in ("torch.load", "torch.save"), path
+        assert not {"pickle", "dill", "cloudpickle", "joblib"} & {
+            name.split(".")[0] for name in _imports(ast.parse(path.read_text()))
+        }, path
+
+
+@pytest.mark.parametrize("module", ["job.__main__", "job.supervisor", "job.report", "job.trial"])
+def test_what_people_look_at_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print(*(m for m in ('torch', 'wandb') if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == ""

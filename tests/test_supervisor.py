@@ -1,0 +1,149 @@
+"""The parent process: codes, signals, the queue. `pytest tests/test_supervisor.py`
+
+The trial is replaced by small shell scripts through the environment of a real parent process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from job.errors import ExitCode
+
+# A parent whose trials are `sh -c SCRIPT`; waits of the queue are recorded instead of slept.
+PARENT = """
+import json, sys
+from job import supervisor
+from job.log import set_up_logging
+from job.settings import load_settings
+supervisor.TRIAL_COMMAND = ("sh", "-c", sys.argv[2])
+set_up_logging("text")
+settings, _ = load_settings()
+waits = []
+run = sys.argv[1] == "run"
+code = supervisor.run_one(settings) if run else supervisor.run_queue(settings, waits.append)
+print(json.dumps(waits), flush=True)
+sys.exit(code)
+"""
+
+
+def _start(verb: str, script: str, tmp_path: Path, **settings: str) -> subprocess.Popen[str]:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "JOB_DATASET_URI": "rows",
+        "JOB_OUTPUT_URI": "out",
+        "OUT": str(tmp_path),
+        **settings,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, verb, script],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+def _run(verb: str, script: str, tmp_path: Path, **settings: str) -> tuple[int, str, str]:
+    parent = _start(verb, script, tmp_path, **settings)
+    out, err = parent.communicate(timeout=60)
+    return parent.returncode, out, err
+
+
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_the_trials_code_is_passed_on(tmp_path: Path, code: ExitCode) -> None:
+    assert _run("run", f"exit {code}", tmp_path)[0] == code
+
+
+def test_an_unknown_code_is_a_bug(tmp_path: Path) -> None:
+    assert _run("run", "exit 3", tmp_path)[0] == ExitCode.BUG
+
+
+def test_a_killed_trial_is_named_and_counted(tmp_path: Path) -> None:
+    code, _, err = _run("run", "kill -SEGV $$", tmp_path)
+    assert code == ExitCode.BUG
+    assert "killed by SIGSEGV" in err
+
+
+def _signalled(
+    tmp_path: Path, script: str, number: signal.Signals, **settings: str
+) -> tuple[int, str]:
+    """Start a trial, wait until it says that it runs, signal the parent, wait for its end."""
+    os.mkfifo(tmp_path / "ready")
+    parent = _start("run", script, tmp_path, **settings)
+    (tmp_path / "ready").read_text()  # blocks until the trial has opened and closed it
+    parent.send_signal(number)
+    _, err = parent.communicate(timeout=60)
+    return parent.returncode, err
+
+
+READY = 'echo > "$OUT/ready"; '
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_trial_and_ends_in_75(tmp_path: Path, number: signal.Signals) -> None:
+    script = "trap 'echo stopped > $OUT/stopped; exit 75' TERM; " + READY + "sleep 60 & wait"
+    code, _ = _signalled(tmp_path, script, number)
+    assert code == ExitCode.PREEMPTED
+    assert (tmp_path / "stopped").exists()
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (74, 74), (70, 75), (64, 75), (1, 75)])
+def test_after_sigterm_only_0_74_and_75_leave(tmp_path: Path, code: int, expected: int) -> None:
+    script = f"trap 'exit {code}' TERM; " + READY + "sleep 60 & wait"
+    assert _signalled(tmp_path, script, signal.SIGTERM)[0] == expected
+
+
+def test_a_deaf_trial_is_killed_with_all_it_started(tmp_path: Path) -> None:
+    script = (
+        "trap '' TERM; sleep 60 & echo $! > $OUT/orphan; " + READY + "while :; do sleep 1; done"
+    )
+    code, err = _signalled(tmp_path, script, signal.SIGTERM, JOB_GRACE_SECONDS="5")
+    assert code == ExitCode.PREEMPTED
+    assert "killing it" in err
+    orphan = int((tmp_path / "orphan").read_text())
+    assert not Path(f"/proc/{orphan}").exists() or "Z" in Path(f"/proc/{orphan}/stat").read_text()
+
+
+LOG = 'echo "$JOB_COMPLETION_INDEX" >> $OUT/slots; '
+
+
+def _slots(tmp_path: Path) -> list[int]:
+    return [int(line) for line in (tmp_path / "slots").read_text().split()]
+
+
+def test_the_queue_runs_every_slot_in_order(tmp_path: Path) -> None:
+    code, out, _ = _run("queue", LOG + "exit 0", tmp_path, JOB_NUM_TRIALS="3")
+    assert (code, _slots(tmp_path), json.loads(out)) == (0, [0, 1, 2], [])
+
+
+@pytest.mark.parametrize("fatal", [64, 65, 77])
+def test_what_no_trial_survives_ends_the_queue(tmp_path: Path, fatal: int) -> None:
+    code, _, _ = _run("queue", LOG + f"exit {fatal}", tmp_path, JOB_NUM_TRIALS="3")
+    assert (code, _slots(tmp_path)) == (fatal, [0])
+
+
+def test_a_stuck_slot_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    script = LOG + '[ "$JOB_COMPLETION_INDEX" = 1 ] && exit 69; exit 0'
+    code, _, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="3")
+    assert (code, _slots(tmp_path)) == (69, [0, 1, 2])
+
+
+@pytest.mark.parametrize("passing", [70, 72, 74])
+def test_a_passing_failure_is_tried_three_times_with_back_off(tmp_path: Path, passing: int) -> None:
+    script = LOG + f'[ "$JOB_COMPLETION_INDEX" = 0 ] && exit {passing}; exit 0'
+    code, out, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="2")
+    assert (code, _slots(tmp_path), json.loads(out)) == (passing, [0, 0, 0, 1], [5.0, 30.0])
+
+
+def test_a_slot_owned_by_another_goes_to_the_end_of_the_line(tmp_path: Path) -> None:
+    script = LOG + '[ "$JOB_COMPLETION_INDEX" = 0 ] && [ ! -e $OUT/1 ] && exit 75; : > $OUT/1'
+    code, _, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="3")
+    assert (code, _slots(tmp_path)) == (0, [0, 1, 2, 0])
