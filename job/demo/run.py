@@ -1,0 +1,106 @@
+"""`make demo`: the whole job on a laptop, without GPU, account or bucket."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from job.demo.base import BaseInfo, ensure_base
+from job.demo.rows import write_rows
+from job.demo.samples import generate_answers, pick_questions
+from job.ledger import Ledger
+from job.progress import StepProgress
+from job.store.local import LocalStore
+
+DEMO_DIR = Path(".demo")
+SWEEP_FILE = Path(__file__).parent / "sweep.yaml"
+NUM_TRIALS = 3
+NUM_SAMPLES = 2
+
+# The card's settings, scaled to a model of 2 M parameters and to seconds.
+SETTINGS = {
+    "JOB_DEVICE": "cpu",
+    "JOB_SUBSAMPLE_FRACTION": "0.35",
+    "JOB_MAX_SEQ_LENGTH": "256",
+    "JOB_MAX_STEPS": "100",
+    "JOB_EVALS_PER_TRIAL": "5",
+    "JOB_NUM_TRIALS": str(NUM_TRIALS),
+}
+
+
+def run_demo() -> int:
+    """Generate rows and base, run the sweep, show what came of it; the exit code of the queue.
+
+    Everything lies in `.demo`; the base is pre-trained once and found there afterwards. Settings
+    in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`).
+    """
+    started = time.monotonic()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    demo_dir = DEMO_DIR.absolute()
+    console.print("[bold]1/4[/] rows from the docstrings of Python's own standard library")
+    rows = write_rows(demo_dir / "rows.jsonl")
+    console.print(f"    {rows.num_rows} questions and answers in {demo_dir / 'rows.jsonl'}")
+
+    console.print("[bold]2/4[/] a base model of 2 M parameters, pre-trained on plain text")
+    base = _base(demo_dir)
+    console.print(
+        f"    held-out loss {base.held_out_loss_before:.2f} before, {base.held_out_loss_after:.2f}"
+        f" after {base.steps} steps ({'cached' if base.was_cached else f'{base.seconds:.0f} s'})"
+    )
+
+    sweep = f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    environ = SETTINGS | dict(os.environ) | {
+        "JOB_BASE_MODEL": str(base.model_dir),
+        "JOB_DATASET_URI": str(demo_dir / "rows.jsonl"),
+        "JOB_OUTPUT_URI": str(demo_dir / "store"),
+        "JOB_WORK_DIR": str(demo_dir / "work"),
+        "JOB_SWEEP_FILE": str(SWEEP_FILE),
+        "JOB_SWEEP_NAME": sweep,
+    }  # fmt: skip
+    num_trials = int(environ["JOB_NUM_TRIALS"])
+    console.print(f"[bold]3/4[/] {num_trials} trials, one process after another: job queue")
+    code = subprocess.run([sys.executable, "-m", "job", "queue"], env=environ, check=False)
+    if code.returncode:
+        return code.returncode
+
+    console.print("[bold]4/4[/] what came of it: job status")
+    subprocess.run([sys.executable, "-m", "job", "status"], env=environ, check=True)
+    _show(console, Ledger(LocalStore(demo_dir / "store"), sweep), num_trials, base, demo_dir)
+    console.print(f"\n{time.monotonic() - started:.0f} s in all")
+    return 0
+
+
+def _base(demo_dir: Path) -> BaseInfo:
+    with StepProgress("    pre-training", 0) as progress:
+
+        def on_progress(step: int, total: int, loss: float) -> None:
+            progress.update(step, f"loss {loss:.2f}", total=total)
+
+        return ensure_base(demo_dir, on_progress=on_progress)
+
+
+def _show(
+    console: Console, ledger: Ledger, num_trials: int, base: BaseInfo, demo_dir: Path
+) -> None:
+    """The untuned loss, the best adapter, and a few answers before and after."""
+    results = [result for _, _, result in ledger.committed(num_trials)]
+    step_0 = next(r["curve"][0][1] for r in results if r["curve"][0][0] == 0)
+    best = min((r for r in results if r["eval_loss"] is not None), key=lambda r: r["eval_loss"])
+    change = 1 - best["eval_loss"] / step_0
+    adapter_dir = Path(ledger.store.uri) / best["adapter_key"]
+    console.print(f"eval/loss untuned {step_0:.4f}, best {best['eval_loss']:.4f} (-{change:.0%})")
+    console.print(f"adapter: {adapter_dir}\n", soft_wrap=True)
+    questions = pick_questions(demo_dir / "rows.jsonl", NUM_SAMPLES, seed=17)
+    before = generate_answers(base.model_dir, None, questions)
+    after = generate_answers(base.model_dir, adapter_dir, questions)
+    for question, untuned, tuned in zip(questions, before, after, strict=True):
+        console.print(f"[bold]{question}[/]", soft_wrap=True)
+        console.print(f"  [dim]before:[/] {untuned!r}", soft_wrap=True, markup=True)
+        console.print(f"  [dim]after:[/]  {tuned!r}", soft_wrap=True, markup=True)
+    console.print("What is learned is the form of the answers, not knowledge.")
