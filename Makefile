@@ -46,7 +46,7 @@ bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
 
 image:  ## build the container image (needs Docker)
-	docker build --tag $(IMAGE) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py) --build-arg REVISION=$$(git rev-parse HEAD) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+	docker build --tag $(IMAGE) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -70,7 +70,7 @@ def ensure_base(
 
 
 def _cache_key(text: tuple[str, ...], recipe: Recipe) -> str:
-    """Everything that decides the weights, but for the number of threads (last digits only)."""
+    """Everything that decides the weights."""
     parts = {
         "recipe_version": RECIPE_VERSION,
         "recipe": asdict(recipe),

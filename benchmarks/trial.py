@@ -1,0 +1,143 @@
+"""Where a trial's seconds go, and our training against a padded `transformers.Trainer`.
+
+`make bench`: one CPU thread, the demo's model shape and rows. Prints tables; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.trainer_peer import train_with_trainer
+from job.data.samples import SampleTable
+from job.data.table_files import read_table
+from job.demo.base import ensure_base
+from job.demo.pretraining import Recipe as BaseRecipe
+from job.demo.rows import write_rows
+from job.demo.run import SETTINGS, SWEEP_FILE
+from job.training.loop import Trainer, TrainState
+from job.training.memory import CPU_TOKEN_BUDGET
+from job.training.model import add_adapters, load_base
+from job.training.recipe import Recipe
+
+ROUNDS = 5  # of each side in turn; medians are shown
+STEPS = 12  # a round; the first two are not counted
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    console = Console(width=100, highlight=False)
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread,"
+        f" Python {platform.python_version()}, torch {torch.__version__}"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder / "rows.jsonl")
+        # Speed does not depend on what the weights know: 20 steps of pre-training are enough.
+        base = ensure_base(folder, recipe=BaseRecipe(num_steps=20)).model_dir
+        result, wall_seconds = _run_trial(folder, base)
+        console.print(_phase_table(result, wall_seconds))
+        (train_file,) = folder.glob("store/prepared/*/train-*.parquet")
+        console.print(_training_table(base, read_table(train_file), folder))
+
+
+def _run_trial(folder: Path, base: Path) -> tuple[dict[str, Any], float]:
+    environ = {
+        **os.environ,
+        **SETTINGS,
+        "JOB_BASE_MODEL": str(base),
+        "JOB_DATASET_URI": str(folder / "rows.jsonl"),
+        "JOB_OUTPUT_URI": str(folder / "store"),
+        "JOB_WORK_DIR": str(folder / "work"),
+        "JOB_SWEEP_FILE": str(SWEEP_FILE),
+    }
+    started = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "job"], env=environ, check=True, stderr=subprocess.DEVNULL
+    )
+    wall_seconds = time.monotonic() - started
+    (path,) = folder.glob("store/sweeps/*/slots/0000/result.json")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result, wall_seconds
+
+
+def _phase_table(result: dict[str, Any], wall_seconds: float) -> Table:
+    phases = dict(result["phase_seconds"])
+    phases["start, exit"] = wall_seconds - sum(phases.values())
+    table = Table(title=f"One trial: {result['steps']} steps", box=box.SIMPLE, title_justify="left")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    for phase, seconds in phases.items():
+        table.add_row(phase, f"{seconds:.1f}", f"{seconds / wall_seconds:.0%}")
+    table.add_row("all", f"{wall_seconds:.1f}", "100%")
+    return table
+
+
+def _training_table(base: Path, table: SampleTable, folder: Path) -> Table:
+    recipe = Recipe(
+        learning_rate=5e-3,
+        gradient_accumulation_steps=4,
+        lora_dropout=0.0,
+        weight_decay=0.01,
+        lora_r=8,
+        lora_alpha=16,
+        lr_scheduler="linear",
+        warmup_ratio=0.1,
+        max_grad_norm=1.0,
+        per_device_train_batch_size=2,
+        seed=17,
+        planned_steps=STEPS,
+        eval_steps=(STEPS,),
+        patience=1,
+    )
+    ours, theirs, last_losses = [], [], []
+    for _ in range(ROUNDS):  # in turn, so that a slow minute hits both
+        trainer = Trainer(_model(base, recipe), recipe, device=CPU, token_budget=CPU_TOKEN_BUDGET)
+        state = TrainState()
+        mine = [trainer.step(table, state) for _ in range(STEPS)]
+        peer = train_with_trainer(_model(base, recipe), table, recipe, folder / "trainer")
+        num_tokens = sum(step.num_tokens for step in mine[2:])
+        ours.append(num_tokens / sum(step.seconds for step in mine[2:]))
+        theirs.append(num_tokens / sum(step.seconds for step in peer[2:]))
+        last_losses = [mine[-1].train_loss, peer[-1].loss]
+    shown = Table(
+        title=f"Training: real (non-padding) tokens/s, median of {ROUNDS} rounds in turn",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    for column in ("", "tokens/s", "lowest", "highest", f"loss at step {STEPS}"):
+        shown.add_column(column, justify="left" if not column else "right")
+    names = ("job", "transformers.Trainer, padded")
+    for name, rates, loss in zip(names, (ours, theirs), last_losses, strict=True):
+        median = statistics.median(rates)
+        shown.add_row(
+            name, f"{median:.0f}", f"{min(rates):.0f}", f"{max(rates):.0f}", f"{loss:.5f}"
+        )
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    shown.add_row("ratio, median of rounds", f"{ratio:.2f}")
+    return shown
+
+
+def _model(base: Path, recipe: Recipe) -> Any:
+    return add_adapters(load_base(str(base), None, CPU), recipe, recompute=False)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    main()
