@@ -1,4 +1,4 @@
-"""The peer: `transformers.Trainer`, padded, on our samples in our order. Oracle of the tests too."""
+"""The peer: `transformers.Trainer`, padded, on our samples in our order; the tests' oracle too."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import job
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
-from job.errors import SettingsError
+from job.errors import SettingsError, SweepError
 from job.ledger import Ledger
 from job.log import log
 from job.settings import IDENTITY_FIELDS, Settings, variable
@@ -28,7 +28,10 @@ def load_sweep(settings: Settings) -> tuple[SweepDefinition, str]:
         raise SettingsError(
             "WANDB_SWEEP_ID: this version draws trials with its built-in engine only; unset it"
         )
-    definition = load_definition(settings.sweep_file or CARD_SWEEP_FILE)
+    try:
+        definition = load_definition(settings.sweep_file or CARD_SWEEP_FILE)
+    except SweepError as error:
+        raise SweepError(f"JOB_SWEEP_FILE: {error}") from error
     sweep = settings.sweep_name or definition.name
     if sweep is None:
         raise SettingsError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ def run_trial(settings: Settings, should_stop: ShouldStop) -> str:
 
     from job.training.device import open_device  # torch: not for a slot that is done
 
+    _check_work_dir(settings.work_dir)
     device = open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
     probe(ledger.store)
     base = resolve_base_model(settings.base_model, base_revision(settings, ledger))
@@ -69,9 +70,15 @@ def run_trial(settings: Settings, should_stop: ShouldStop) -> str:
         )
     log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in spec["params"].items()))
 
-    with _work_folder(settings.work_dir) as work_dir:
+    with tempfile.TemporaryDirectory(dir=settings.work_dir, prefix="attempt-") as folder:
         fitted = _train(
-            settings, spec, base, data, device=device, work_dir=work_dir, should_stop=should_stop
+            settings,
+            spec,
+            base,
+            data,
+            device=device,
+            work_dir=Path(folder),
+            should_stop=should_stop,
         )
         adapter = _publish_adapter(settings, ledger, slot, fitted)
         history_key = publish_history(ledger.store, ledger.slot_prefix(slot), fitted.history_path)
@@ -187,13 +194,15 @@ def _summary(result: Json) -> str:
     )
 
 
-@contextmanager
-def _work_folder(work_dir: Path) -> Iterator[Path]:
-    """A folder for this attempt alone, gone afterwards."""
+def _check_work_dir(work_dir: Path) -> None:
+    """Before minutes are spent: `JOB_WORK_DIR` must be a folder that we may write."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=work_dir, prefix="attempt-")
-    except PermissionError as error:
-        raise SettingsError(f"JOB_WORK_DIR: {work_dir} cannot be written: {error}") from error
-    with folder as name:
-        yield Path(name)
+        tempfile.TemporaryFile(dir=work_dir).close()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SettingsError(
+            f"JOB_WORK_DIR: {work_dir} cannot be written ({error.strerror}); give a folder that"
+            " this user may write"
+        ) from error

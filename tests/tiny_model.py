@@ -12,7 +12,7 @@ from job.training.recipe import Recipe, plan_evaluations
 VOCABULARY = 128
 
 
-def make_base(folder: Path, *, model_type: str = "llama") -> Path:
+def make_base(folder: Path, *, model_type: str = "llama", vocab_size: int = VOCABULARY) -> Path:
     """Save a random two-layer model of 60 k parameters; return its folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -20,7 +20,7 @@ def make_base(folder: Path, *, model_type: str = "llama") -> Path:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         model_type,
-        vocab_size=VOCABULARY,
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

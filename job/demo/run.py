@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from job.demo.base import BaseInfo, ensure_base
+from job.demo.pretraining import Recipe
 from job.demo.rows import write_rows
 from job.demo.samples import generate_answers, pick_questions
 from job.ledger import Ledger
@@ -37,10 +38,10 @@ SETTINGS = {
 }
 
 
-def run_demo() -> int:
+def run_demo(recipe: Recipe | None = None) -> int:
     """Generate rows and base, run the sweep, show what came of it; the exit code of the queue.
 
-    Everything lies in `.demo`; the base is pre-trained once and found there afterwards. Settings
+    `recipe` is the base's pre-training, if not the default. Everything lies in `.demo`; the base is pre-trained once and found there afterwards. Settings
     in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`).
     """
     started = time.monotonic()
@@ -51,7 +52,7 @@ def run_demo() -> int:
     console.print(f"    {rows.num_rows} questions and answers in {demo_dir / 'rows.jsonl'}")
 
     console.print("[bold]2/4[/] a base model of 2 M parameters, pre-trained on plain text")
-    base = _base(demo_dir)
+    base = _base(demo_dir, recipe)
     console.print(
         f"    held-out loss {base.held_out_loss_before:.2f} before, {base.held_out_loss_after:.2f}"
         f" after {base.steps} steps ({'cached' if base.was_cached else f'{base.seconds:.0f} s'})"
@@ -79,13 +80,13 @@ def run_demo() -> int:
     return 0
 
 
-def _base(demo_dir: Path) -> BaseInfo:
+def _base(demo_dir: Path, recipe: Recipe | None) -> BaseInfo:
     with StepProgress("    pre-training", 0) as progress:
 
         def on_progress(step: int, total: int, loss: float) -> None:
             progress.update(step, f"loss {loss:.2f}", total=total)
 
-        return ensure_base(demo_dir, on_progress=on_progress)
+        return ensure_base(demo_dir, on_progress=on_progress, recipe=recipe)
 
 
 def _show(

@@ -24,7 +24,7 @@ _TEMPORARY = ".tmp-"
 # A folder that can never serve, and one that fails us now; anything else is a bug of ours.
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-    errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS,
+    errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EEXIST,
 }  # fmt: skip
 _FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMLINK}
 

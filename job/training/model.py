@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def save_adapter(model: Any, state: dict[str, torch.Tensor], folder: Path) -> No
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
     save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"]
-    inference_mode, config.inference_mode = config.inference_mode, True
-    config.save_pretrained(str(folder))
-    config.inference_mode = inference_mode
+    config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+    # PEFT keeps names in sets, whose order differs between processes; equal adapters shall have
+    # equal bytes.
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True))
