@@ -41,8 +41,8 @@ SETTINGS = {
 def run_demo(recipe: Recipe | None = None) -> int:
     """Generate rows and base, run the sweep, show what came of it; the exit code of the queue.
 
-    `recipe` is the base's pre-training, if not the default. Everything lies in `.demo`; the base is pre-trained once and found there afterwards. Settings
-    in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`).
+    Everything lies in `.demo`; the base is pre-trained once, by `recipe` if given, and found there
+    afterwards. Settings in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`).
     """
     started = time.monotonic()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
