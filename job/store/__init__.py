@@ -8,34 +8,57 @@ from pathlib import Path
 from job.errors import SettingsError, StoreError
 from job.store.base import Store
 from job.store.local import LocalStore
+from job.store.retries import Limits
 
 
-def open_store(uri: str) -> Store:
-    """The store at `JOB_OUTPUT_URI`: `file://` or a path. Touches nothing yet."""
+def open_store(
+    uri: str,
+    *,
+    outage_seconds: float = 1200,
+    limits: Limits | None = None,
+    setting: str = "JOB_OUTPUT_URI",
+) -> Store:
+    """The store at `JOB_OUTPUT_URI`: `s3://`, `gs://`, `file://` or a path. Touches nothing yet.
+
+    `limits`, where given, wins over `outage_seconds`. Errors name `setting`.
+    """
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return LocalStore(Path(uri))
     if scheme == "file" and rest.startswith("/"):
         return LocalStore(Path(rest))
+    name, _, prefix = rest.partition("/")
+    limits = limits or Limits(outage_seconds=outage_seconds)
+    if name and scheme == "s3":
+        from job.store.s3 import open_s3_store
+
+        return open_s3_store(name, prefix.strip("/"), limits, setting)
+    if name and scheme == "gs":
+        from job.store.gcs import open_gcs_store
+
+        return open_gcs_store(name, prefix.strip("/"), limits, setting)
     raise SettingsError(
-        f"JOB_OUTPUT_URI: {scheme}:// is not supported by this version;"
-        " allowed: file:///folder or a path"
+        f"{setting}: {scheme}:// is not supported;"
+        " allowed: s3://bucket/prefix, gs://bucket/prefix, file:///folder or a path"
     )
 
 
 def probe(store: Store) -> None:
     """Accept a store by what it does: conditional writes must be refused when they should.
 
-    Raises `StoreError` for a store that would let two writers both win.
+    Raises `StoreError` for a store that would let two writers both win. What stands in the store
+    decides where a write's own answer may have been lost on the way (see `documents`).
     """
     key = f"probe-{uuid.uuid4().hex}"
-    created = store.put_if_absent(key, b"1")
+    store.put_if_absent(key, b"1")
     created_twice = store.put_if_absent(key, b"2")
     first = store.get(key)
-    if first is None or not created or created_twice:
+    if first is None or first.data != b"1" or created_twice:
+        store.delete(key)
         raise StoreError(f"{store.uri}: ignores create-if-absent, trials could commit twice")
-    swapped = store.put_if_version(key, b"3", first.version)
+    store.put_if_version(key, b"3", first.version)
     swapped_stale = store.put_if_version(key, b"4", first.version)
-    if not swapped or swapped_stale:
-        raise StoreError(f"{store.uri}: ignores swap-if-version, trials could commit twice")
+    last = store.get(key)
     store.delete(key)
+    if last is None or last.data != b"3" or swapped_stale:
+        raise StoreError(f"{store.uri}: ignores swap-if-version, trials could commit twice")

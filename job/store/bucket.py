@@ -1,0 +1,185 @@
+"""`BucketStore`: the `Store` protocol on any bucket service that has conditional writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from job.log import log
+from job.store.base import Stored, check_key
+from job.store.retries import Fault, FaultKind, Limits, Retries
+
+T = TypeVar("T")
+OnProgress = Callable[[int], None]
+_VOLUME_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LINE_SECONDS = 30.0  # between log lines of a long transfer
+
+
+class Listed(NamedTuple):
+    """An object as listed; `version` is what `Bucket.fetch` compares."""
+
+    key: str
+    size_bytes: int
+    version: str
+
+
+class Bucket(Protocol):
+    """One service's requests, each tried once; keys are the bucket's own, in full.
+
+    Errors are the SDK's own; `diagnose` says what they mean.
+    """
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket` or `gs://bucket`."""
+
+    def read(self, key: str) -> Stored | None:
+        """A small object and its version; None if absent."""
+
+    def write(self, key: str, data: bytes, *, version: str | None) -> bool:
+        """Write if the object's version is `version` (None: if absent); False if it is not."""
+
+    def send(self, key: str, path: Path, on_progress: OnProgress) -> None:
+        """Write a file of any size, in parallel parts where it is large."""
+
+    def fetch(self, key: str, path: Path, on_progress: OnProgress, *, version: str | None) -> bool:
+        """Read an object of any size into `path`; False if it, or that version of it, is absent."""
+
+    def list(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
+        """One page of the objects under a prefix, and the next page's token."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; an absent one is no error."""
+
+    def diagnose(self, error: Exception) -> Fault | None:
+        """What one of this bucket's errors means; None if it is not the service's."""
+
+    def renew(self) -> None:
+        """Look for credentials again before the next request."""
+
+
+class BucketReader:
+    """Listing and downloading with retries: what a store and a data source share."""
+
+    def __init__(self, bucket: Bucket, limits: Limits, setting: str) -> None:
+        self.bucket = bucket
+        self._retries = Retries(limits, setting, diagnose=self._diagnose, renew=bucket.renew)
+
+    def run(self, key: str, attempt: Callable[[], T]) -> T:
+        """The attempt's result, tried again as `Retries` says."""
+        return self._retries.run(f"{self.bucket.uri}/{key}", attempt)
+
+    def _page(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
+        return self.run(prefix, lambda: self.bucket.list(prefix, page))
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Every object whose key starts with `prefix`, sorted by key."""
+        found: list[Listed] = []
+        page: str | None = None
+        while True:
+            objects, page = self._page(prefix, page)
+            found += objects
+            if page is None:
+                return iter(sorted(found))
+
+    def download(
+        self, key: str, path: Path, on_progress: OnProgress, *, version: str | None = None
+    ) -> bool:
+        """Replace `path` by the object in one step; False if it is absent."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+        arrived = 0
+
+        def count(num_bytes: int) -> None:
+            nonlocal arrived
+            arrived += num_bytes
+            on_progress(num_bytes)
+
+        def attempt() -> bool:
+            if arrived:
+                count(-arrived)  # this try starts over
+            return self.bucket.fetch(key, temporary, count, version=version)
+
+        try:
+            found = self.run(key, attempt)
+            if found:
+                temporary.replace(path)
+            return found
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _diagnose(self, error: Exception) -> Fault | None:
+        if isinstance(error, OSError) and error.errno in _VOLUME_FULL:
+            reason = f"{error.filename or 'work volume'}: {error.strerror}; free space on it"
+            return Fault(FaultKind.REFUSED, reason)
+        return self.bucket.diagnose(error)
+
+
+class BucketStore:
+    """The `Store` protocol under a prefix of a bucket."""
+
+    def __init__(self, bucket: Bucket, prefix: str, limits: Limits, setting: str) -> None:
+        self._reader = BucketReader(bucket, limits, setting)
+        self._bucket = bucket
+        self._top = f"{prefix}/" if prefix else ""
+
+    @property
+    def uri(self) -> str:
+        return f"{self._bucket.uri}/{self._top}".rstrip("/")
+
+    def get(self, key: str) -> Stored | None:
+        full = self._full(key)
+        return self._reader.run(full, lambda: self._bucket.read(full))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        full = self._full(key)
+        return self._reader.run(full, lambda: self._bucket.write(full, data, version=None))
+
+    def put_if_version(self, key: str, data: bytes, version: str) -> bool:
+        full = self._full(key)
+        return self._reader.run(full, lambda: self._bucket.write(full, data, version=version))
+
+    def upload(self, key: str, path: Path) -> None:
+        full = self._full(key)
+        lines = _lines(f"upload of {key} ({path.stat().st_size / 1e6:.0f} MB)")
+        self._reader.run(full, lambda: self._bucket.send(full, path, lines))
+
+    def download(self, key: str, path: Path) -> None:
+        if not self._reader.download(self._full(key), path, _lines(f"download of {key}")):
+            raise FileNotFoundError(errno.ENOENT, "no such object", f"{self.uri}/{key}")
+
+    def list(self, prefix: str) -> Iterator[str]:
+        for listed in self._reader.list(self._top + prefix):
+            key = listed.key.removeprefix(self._top)
+            with contextlib.suppress(ValueError):  # not one of ours: it is left alone
+                yield check_key(key)
+
+    def delete(self, key: str) -> None:
+        full = self._full(key)
+        self._reader.run(full, lambda: self._bucket.delete(full))
+
+    def _full(self, key: str) -> str:
+        return self._top + check_key(key)
+
+
+def _lines(title: str) -> OnProgress:
+    """Log how far a transfer is, now and then; it is called from several threads."""
+    lock = threading.Lock()
+    done_bytes = 0
+    last_line = time.monotonic()
+
+    def on_progress(num_bytes: int) -> None:
+        nonlocal done_bytes, last_line
+        with lock:
+            done_bytes += num_bytes
+            if time.monotonic() - last_line >= _LINE_SECONDS:
+                last_line = time.monotonic()
+                log.info("%s: %.0f MB so far", title, done_bytes / 1e6)
+
+    return on_progress

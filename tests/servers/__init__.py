@@ -1,0 +1,1 @@
+"""Servers that the tests start on the loopback address and stop again."""

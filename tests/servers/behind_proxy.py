@@ -1,0 +1,46 @@
+"""A store of each service behind a `FaultProxy`, with limits short enough for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from job.store import open_store
+from job.store.base import Store
+from job.store.retries import Limits
+from tests.servers import gcs, s3
+from tests.servers.proxy import FaultProxy, proxy_to
+
+LIMITS = Limits(
+    outage_seconds=10,
+    credentials_seconds=0.5,
+    connect_seconds=0.5,
+    read_seconds=0.4,
+    attempts=1,  # ours is tried; RETRYING_LIMITS let boto3 retry too
+    pause_seconds=0.05,
+)
+SHORT_LIMITS = dataclasses.replace(LIMITS, outage_seconds=0.3, credentials_seconds=0.2)
+RETRYING_LIMITS = dataclasses.replace(LIMITS, attempts=3)
+LARGE_BYTES = 9_000_000  # in parts
+
+
+@contextmanager
+def services(folder: Path) -> Iterator[dict[str, str]]:
+    """The endpoint of a server for each scheme."""
+    with s3.moto_server(folder) as moto, gcs.gcs_server(s3.BUCKET) as (google, _):
+        yield {"s3": moto, "gs": google}
+
+
+@contextmanager
+def store(
+    scheme: str, endpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> Iterator[tuple[Store, FaultProxy]]:
+    """A store whose every request goes through the proxy; its prefix is the folder's name."""
+    with proxy_to(endpoints[scheme]) as proxy:
+        s3.use(monkeypatch, proxy.endpoint)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint)
+        yield open_store(f"{scheme}://{s3.BUCKET}/{folder.name}", limits=LIMITS), proxy
