@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from job.errors import CredentialsError, OutageError, SettingsError
+from job.log import log
+from job.progress import StepProgress
+from job.store.objects import ObjectInfo, download_object, list_objects
 
 # Activations of these families overflow fp16 (their cards ask for bf16, which a T4 has not).
 FP16_UNSAFE_MODEL_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "umt5")
+# What from_pretrained() reads of a folder: no pickles, no code, nothing in sub-folders.
+_MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class BaseModel:
 
     name: str  # as the user gave it
     location: str  # what from_pretrained() takes: a folder or a Hugging Face id
-    revision: str  # full commit on the hub; "sha256:…" over a folder's files
+    revision: str  # full commit on the hub; "sha256:…" over a folder's files or a bucket's listing
     config: dict[str, Any]  # config.json
 
     @property
@@ -30,20 +38,26 @@ class BaseModel:
         return None if self.revision.startswith("sha256:") else self.revision
 
 
-def resolve_base_model(name: str, revision: str) -> BaseModel:
-    """Find the model and its exact version; downloads nothing but config.json.
+def resolve_base_model(name: str, revision: str, cache_dir: Path | None = None) -> BaseModel:
+    """Find the model and its exact version.
 
-    Raises `SettingsError` if it is no model that this job can train, `CredentialsError` if the hub
-    wants a token, `OutageError` if the hub cannot be reached.
+    From the hub only config.json is downloaded; a bucket's files all come to `cache_dir`, which
+    later trials on this disk find there. Raises `SettingsError` if it is no model that this job
+    can train, `CredentialsError` if the hub wants a token or the bucket refuses us, `OutageError`
+    if either cannot be reached.
     """
     folder = Path(name.removeprefix("file://"))
     if folder.exists() or name.startswith(("/", ".", "file://")):
         model = _resolve_folder(name, folder)
+    elif re.match("(s3|gs)://", name, re.IGNORECASE):
+        assert cache_dir is not None, "a bucket's model needs a place on this disk"
+        model = _resolve_bucket(name, cache_dir)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         model = _resolve_hub(name, revision)
     else:
         raise SettingsError(
-            f"JOB_BASE_MODEL: {name} is neither a folder nor a Hugging Face id (owner/name)"
+            f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"
+            " Face id (owner/name)"
         )
     model_type = model.config.get("model_type")
     if model_type in FP16_UNSAFE_MODEL_TYPES:
@@ -58,10 +72,7 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
     config = _read_config(name, folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise SettingsError(
-            f"JOB_BASE_MODEL: {folder} holds no *.safetensors file; pickled weights are refused,"
-            " convert them with save_pretrained()"
-        )
+        raise _no_weights(str(folder))
     digest = hashlib.sha256()
     # The tokenizer's files are part of the prepared data's digest.
     for path in (folder / "config.json", *weights):
@@ -70,6 +81,77 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
                 f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
             )
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
+
+
+def _no_weights(where: str) -> SettingsError:
+    return SettingsError(
+        f"JOB_BASE_MODEL: {where} holds no *.safetensors file; pickled weights are refused,"
+        " convert them with save_pretrained()"
+    )
+
+
+def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
+    """The revision is that of the listing, so a model that is on this disk moves no byte."""
+    scheme, _, rest = name.rstrip("/").partition("://")
+    bucket, _, key = rest.partition("/")
+    prefix = f"{key}/" if key else ""
+    uri = f"{scheme.lower()}://{bucket}/{prefix}"
+    files = {
+        info.key.removeprefix(prefix): info
+        for info in list_objects(uri, setting="JOB_BASE_MODEL")
+        if _MODEL_FILE.fullmatch(info.key.removeprefix(prefix))
+    }
+    if not any(file.endswith(".safetensors") for file in files):
+        raise _no_weights(uri)
+    if "config.json" not in files:
+        raise SettingsError(f"JOB_BASE_MODEL: {uri} is not a model folder: it has no config.json")
+    digest = hashlib.sha256()
+    for file, info in sorted(files.items()):
+        digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
+    folder = cache_dir / "models" / digest.hexdigest()
+    _download_model(uri, files, folder)
+    config = _read_config(uri, folder / "config.json")
+    return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
+
+
+def _download_model(uri: str, files: Mapping[str, ObjectInfo], folder: Path) -> None:
+    """What is not on this disk in full: after a download that was cut off, only the rest."""
+    missing = {
+        folder / file: info
+        for file, info in files.items()
+        if not _has_size(folder / file, info.size_bytes)
+    }
+    num_bytes = sum(info.size_bytes for info in missing.values())
+    if missing:
+        log.info("base model: downloading %d files, %.1f MB", len(missing), num_bytes / 1e6)
+    with StepProgress("base model, MB", math.ceil(num_bytes / 1e6)) as progress:
+        arrived = _Arrived(progress)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, info in missing.items():
+                download_object(uri, info, path, arrived, setting="JOB_BASE_MODEL")
+        except OSError as error:
+            raise OutageError(
+                f"JOB_WORK_DIR: {folder} cannot be written ({error}): free disk space"
+            ) from error
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
+
+
+class _Arrived:
+    """Counts bytes, which several threads report."""
+
+    def __init__(self, progress: StepProgress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._num_bytes = 0
+
+    def __call__(self, num_bytes: int) -> None:
+        with self._lock:
+            self._num_bytes += num_bytes
+            self._progress.update(self._num_bytes // 10**6, "downloading")
 
 
 def _resolve_hub(name: str, revision: str) -> BaseModel:

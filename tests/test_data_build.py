@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from job.data.formats import Message
 from job.data.prepared import Counts, DataSettings
 from job.data.samples import SampleTable
 from job.data.sampling import is_eval, is_selected, row_hash
+from job.data.sources import open_source
 from job.data.table_files import content_sha256, read_table, write_table
 from job.data.templates import load_template
 from job.errors import DataError
@@ -54,9 +57,15 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
 
 def build(settings: DataSettings) -> tuple[SampleTable, SampleTable, Counts]:
     template = load_template(settings.chat_template, tokenizer())
-    return build_tables(
-        settings, tokenizer=tokenizer(), template=template, should_stop=lambda: None
-    )
+    with tempfile.TemporaryDirectory() as name:
+        return build_tables(
+            settings,
+            open_source(settings.dataset_uri, Path(name)),
+            tokenizer=tokenizer(),
+            template=template,
+            work_dir=Path(name),
+            should_stop=lambda: None,
+        )
 
 
 def texts(table: SampleTable) -> list[str]:
@@ -133,6 +142,40 @@ def test_the_hash_of_a_row_is_pinned() -> None:
     assert not is_selected(b"\xff" * 16, fraction=0.999)
     assert is_selected(b"\xff" * 16, fraction=1.0)
     assert sum(is_eval(bytes([n]) * 16, fraction=0.5) for n in range(256)) in range(100, 156)
+
+
+def test_every_assistant_turn_of_a_conversation_is_learned(tmp_path: Path) -> None:
+    turns = [("human", "Hi {}?"), ("gpt", "Ho {}."), ("human", "And?"), ("gpt", "No {} more.")]
+    share_gpt = [
+        {"conversations": [{"from": who, "value": text.format(n)} for who, text in turns]}
+        for n in range(60)
+    ]
+    roles = {"human": "user", "gpt": "assistant"}
+    chats = [
+        {"messages": [{"role": roles[who], "content": text.format(n)} for who, text in turns]}
+        for n in range(60)
+    ]
+    parts = [
+        {
+            "messages": [
+                {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+                for turn in chat["messages"]
+            ]
+        }
+        for chat in chats
+    ]
+    nested = tmp_path / "parts.parquet"
+    pq.write_table(pa.Table.from_pylist(parts), nested)
+    paths = [
+        write_lines(tmp_path / f"{k}.jsonl", rows) for k, rows in enumerate((share_gpt, chats))
+    ]
+    tables = [build(settings_for(path, subsample_fraction=1.0))[0] for path in (*paths, nested)]
+    assert len({content_sha256(table) for table in tables}) == 1
+    for start, end in itertools.pairwise(tables[0].offsets.tolist()):
+        text = tokenizer().decode(tables[0].input_ids[start:end].tolist())
+        learned = tables[0].input_ids[start:end][tables[0].is_target[start:end]].tolist()
+        number = text.split("Hi ")[1].split("?")[0]
+        assert tokenizer().decode(learned) == f"Ho {number}.<|im_end|>No {number} more.<|im_end|>"
 
 
 def test_a_repeated_row_is_kept_once_and_counted(tmp_path: Path) -> None:

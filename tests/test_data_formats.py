@@ -32,6 +32,17 @@ def turn(role: object, content: object) -> dict[str, object]:
             {"messages": [turn("system", " "), turn("User", "Why?"), turn("assistant", "So.")]},
             (QUESTION, ANSWER),
         ),
+        # OpenAI's content parts, and what Parquet adds to a row of a set where others use tools.
+        (
+            {
+                "messages": [
+                    turn("developer", "Be brief."),
+                    turn("user", [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]),
+                    {"role": "assistant", "content": "So.", "tool_calls": None},
+                ]
+            },
+            (SYSTEM, QUESTION, ANSWER),
+        ),
         (
             {
                 "conversations": [
@@ -85,7 +96,29 @@ def test_named_columns_replace_the_detected_format() -> None:
         ({"messages": []}, "no turns"),
         ({"messages": "Why?"}, "no turns"),
         ({"messages": ["Why?", "So."]}, "a turn is not a role and a text"),
-        ({"messages": [turn("tool", "3"), turn("assistant", "So.")]}, "unknown role"),
+        ({"messages": [turn("narrator", "3"), turn("assistant", "So.")]}, "unknown role"),
+        ({"messages": [turn("tool", "3"), turn("assistant", "So.")]}, "a tool's turn or call"),
+        (
+            {
+                "messages": [
+                    turn("user", "Why?"),
+                    {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                ]
+            },
+            "a tool's turn or call",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "?"}, {"from": "observation"}]},
+            "a tool's turn or call",
+        ),
+        (
+            {"messages": [turn("user", [{"type": "image_url"}]), turn("assistant", "So.")]},
+            "a part of the content is not text",
+        ),
+        (
+            {"messages": [turn("user", [{"type": "text"}]), turn("assistant", "So.")]},
+            "a part of the content is not a string",
+        ),
         ({"messages": [turn(["user"], "3")]}, "unknown role"),
         ({"messages": [turn("user", None), turn("assistant", "So.")]}, "user is not a string"),
         ({"messages": [turn("user", "Why?")]}, "no assistant turn"),

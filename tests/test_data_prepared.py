@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from job.data.prepared import DataSettings, PreparedData, data_digest, prepare
+from job.data.sources import open_source
 from job.data.table_files import Manifest, content_sha256
 from job.data.templates import load_template
 from job.errors import StoreError
@@ -65,15 +66,15 @@ def test_a_stop_is_obeyed_while_rows_are_read_and_encoded(tmp_path: Path, rows: 
 
 DIGEST_SCRIPT = """
 import sys
-from tests.test_data_prepared import Path, data_digest, load_template, settings_for, tokenizer
-print(data_digest(settings_for(Path(sys.argv[1])), tokenizer=tokenizer(),
-                  template=load_template(None, tokenizer())))
+from tests.test_data_prepared import Path, digest_of, settings_for
+print(digest_of(settings_for(Path(sys.argv[1]))))
 """
 
 
 def digest_of(settings: DataSettings) -> str:
     template = load_template(settings.chat_template, tokenizer())
-    return data_digest(settings, tokenizer=tokenizer(), template=template)
+    source = open_source(settings.dataset_uri, Path("unused"))
+    return data_digest(settings, source, tokenizer=tokenizer(), template=template)
 
 
 def test_the_digest_is_the_same_in_another_process_and_folder(tmp_path: Path, rows: Path) -> None:

@@ -75,6 +75,22 @@ def test_a_template_that_does_not_work_names_its_setting(source: str) -> None:
         load_template(source, tokenizer_named("chatml"))
 
 
+def test_a_template_without_an_end_of_turn_token_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = tokenizer_named("chatml")
+    for source in (None, DEFAULT_TEMPLATE, CHATML):
+        load_template(source, tokenizer)
+    for name in ("mistral", "llama 3", "sentencepiece without template"):
+        load_template(None, tokenizer_named(name))
+    assert caplog.messages == []
+    load_template(CHATML.replace("<|im_end|>", ""), tokenizer)
+    (message,) = caplog.messages
+    assert "JOB_CHAT_TEMPLATE writes no end-of-turn token after an answer" in message
+    load_template(None, tokenizer_named("bare"))
+    assert "the default template writes no end-of-turn token" in caplog.messages[1]
+
+
 def test_a_template_may_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / "chat.jinja"
     path.write_text(DEFAULT_TEMPLATE)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from job.data.formats import (
-    Columns,
-    Message,
-    UnusableRowError,
-    UnusableRows,
-    listing,
-    row_messages,
-)
+import numpy as np
+
+from job.data.formats import Columns, UnusableRowError, UnusableRows
+from job.data.rows import Source
 from job.data.samples import SampleTable
-from job.data.sampling import is_eval, is_selected, row_hash
-from job.data.sources import read_rows
+from job.data.sampling import is_eval
+from job.data.selection import CHECK_ROWS, Choice, SelectedRow, Selection
 from job.data.table_files import Counts
 from job.data.templates import ChatTemplate, Rendered
 from job.data.tokens import TOO_LONG, Sample, encode
@@ -27,10 +25,7 @@ from job.log import log
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Between two looks at should_stop: about a second of work, of the 15 that a spot machine gives.
-_BATCH_ROWS = 500
-_BATCH_CHARACTERS = 2_000_000
-_COLUMN_NAMES_LIMIT = 1000
+_BATCH_CHARACTERS = 2_000_000  # between two looks at should_stop, or CHECK_ROWS rows
 
 
 @dataclass(frozen=True)
@@ -55,115 +50,78 @@ class DataSettings:
         return Columns(self.prompt_column, self.completion_column)
 
 
-class SelectedRow(NamedTuple):
-    """A row of the subsample; sorting these gives the order of the tables."""
-
-    row_hash: bytes
-    messages: tuple[Message, ...]
-    place: str
-
-
-@dataclass
-class _Selection:
-    rows: list[SelectedRow]
-    unusable: UnusableRows
-    num_rows: int
-    num_duplicates: int
-
-
 @dataclass
 class _Side:
-    """One table in the making."""
+    """One table in the making: tokens of all samples in two buffers, which become its arrays."""
 
-    samples: list[Sample] = field(default_factory=list)
+    input_ids: array[int] = field(default_factory=lambda: array("i"))
+    is_target: bytearray = field(default_factory=bytearray)
+    lengths: list[int] = field(default_factory=list)
+    truncated: int = 0
     too_long: int = 0
     context_answers: int = 0
 
+    def add(self, sample: Sample, rendered: Rendered) -> None:
+        self.input_ids.frombytes(sample.input_ids.tobytes())
+        self.is_target += sample.is_target.tobytes()
+        self.lengths.append(len(sample.input_ids))
+        self.truncated += sample.truncated
+        self.context_answers += rendered.num_context_answers
+
     def table(self) -> SampleTable:
-        return SampleTable.concatenate(
-            [sample.input_ids for sample in self.samples],
-            [sample.is_target for sample in self.samples],
+        assert self.input_ids.itemsize == 4
+        return SampleTable(
+            np.frombuffer(self.input_ids, dtype=np.int32),
+            np.frombuffer(self.is_target, dtype=np.bool_),
+            np.cumsum([0, *self.lengths], dtype=np.int64),
         )
 
 
 def build_tables(
     settings: DataSettings,
+    source: Source,
     *,
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate,
+    work_dir: Path,
     should_stop: Callable[[], None],
 ) -> tuple[SampleTable, SampleTable, Counts]:
     """The train and the eval table, both in the order of the rows' hashes.
 
-    Raises `DataError` if no row can be used for one of the sides or more than 5 % for none.
+    `work_dir` holds the selected rows meanwhile. Raises `DataError` if no row can be used for one
+    of the sides or more than 5 % for none.
     """
-    selection = _select(settings, should_stop)
-    log.info("data: %d rows read, %d selected", selection.num_rows, len(selection.rows))
     train, held_out = _Side(), _Side()
     refused = UnusableRows()
-    for batch in _batches(selection.rows):
-        should_stop()
-        for row, rendered, sample in _encode_rows(batch, tokenizer, template, settings, refused):
-            side = held_out if is_eval(row.row_hash, fraction=settings.eval_fraction) else train
-            if sample == TOO_LONG:
-                side.too_long += 1
-            elif isinstance(sample, str):
-                refused.add(sample, row.place)
-            else:
-                side.samples.append(sample)
-                side.context_answers += rendered.num_context_answers
-    refused.check_share(len(selection.rows), way_out="give another JOB_CHAT_TEMPLATE")
+    choice = Choice(settings.columns, settings.seed, settings.subsample_fraction)
+    with Selection(choice, work_dir) as selection:
+        selection.read(source, should_stop)
+        log.info("data: %d rows read, %d selected", selection.num_rows, len(selection))
+        for batch in _batches(selection.rows()):
+            should_stop()
+            encoded = _encode_rows(batch, tokenizer, template, settings, refused)
+            for row, rendered, sample in encoded:
+                side = held_out if is_eval(row.row_hash, fraction=settings.eval_fraction) else train
+                if sample == TOO_LONG:
+                    side.too_long += 1
+                elif isinstance(sample, str):
+                    refused.add(sample, row.place)
+                else:
+                    side.add(sample, rendered)
+    refused.check_share(len(selection), way_out="give another JOB_CHAT_TEMPLATE")
     counts = _counts(selection, refused, train, held_out)
     _check_sides(counts, settings)
     _warn(counts, settings)
     return train.table(), held_out.table(), counts
 
 
-def _select(settings: DataSettings, should_stop: Callable[[], None]) -> _Selection:
-    """The subsample without its duplicates, in the order of the row hashes."""
-    unusable = UnusableRows()
-    columns_seen: set[str] = set()
-    selected: dict[bytes, SelectedRow] = {}
-    num_rows = num_duplicates = 0
-    for num_rows, row in enumerate(read_rows(settings.dataset_uri), start=1):
-        if num_rows % _BATCH_ROWS == 0:
-            should_stop()
-        if row.problem:
-            unusable.add(row.problem, row.place)
-            continue
-        if len(columns_seen) < _COLUMN_NAMES_LIMIT:
-            columns_seen.update(row.columns)
-        columns_seen.update(name for name in settings.columns or () if name in row.columns)
-        try:
-            messages = row_messages(row.columns, settings.columns)
-        except UnusableRowError as unusable_row:
-            unusable.add(str(unusable_row), row.place)
-            continue
-        row_key = row_hash(messages, seed=settings.seed)
-        if not is_selected(row_key, fraction=settings.subsample_fraction):
-            continue
-        if row_key in selected:
-            num_duplicates += 1
-        else:
-            selected[row_key] = SelectedRow(row_key, messages, row.place)
-    if num_rows == 0:
-        raise DataError("JOB_DATASET_URI: no rows in these files: give files with one row a line")
-    unusable.check_columns(columns_seen, settings.columns)
-    unusable.check_share(
-        num_rows,
-        way_out="name the columns with JOB_PROMPT_COLUMN and JOB_COMPLETION_COLUMN "
-        f"(present: {listing(sorted(columns_seen))})",
-    )
-    return _Selection(sorted(selected.values()), unusable, num_rows, num_duplicates)
-
-
-def _batches(rows: list[SelectedRow]) -> Iterator[list[SelectedRow]]:
+def _batches(rows: Iterator[SelectedRow]) -> Iterator[list[SelectedRow]]:
     batch: list[SelectedRow] = []
     num_characters = 0
     for row in rows:
         batch.append(row)
         num_characters += sum(len(message.content) for message in row.messages)
-        if len(batch) == _BATCH_ROWS or num_characters >= _BATCH_CHARACTERS:
+        if len(batch) == CHECK_ROWS or num_characters >= _BATCH_CHARACTERS:
             yield batch
             batch, num_characters = [], 0
     if batch:
@@ -189,19 +147,18 @@ def _encode_rows(
     yield from zip(kept, texts, samples, strict=True)
 
 
-def _counts(selection: _Selection, refused: UnusableRows, train: _Side, held_out: _Side) -> Counts:
-    samples = train.samples + held_out.samples
+def _counts(selection: Selection, refused: UnusableRows, train: _Side, held_out: _Side) -> Counts:
     return Counts(
         rows_read=selection.num_rows,
         unusable=_by_frequency(selection.unusable.counts),
         duplicates=selection.num_duplicates,
-        selected=len(selection.rows),
+        selected=len(selection),
         refused=_by_frequency(refused.counts),
         too_long=train.too_long + held_out.too_long,
-        truncated=sum(sample.truncated for sample in samples),
+        truncated=train.truncated + held_out.truncated,
         context_answers=train.context_answers + held_out.context_answers,
-        train=len(train.samples),
-        eval=len(held_out.samples),
+        train=len(train.lengths),
+        eval=len(held_out.lengths),
     )
 
 

@@ -15,6 +15,7 @@ TEXT_LIMIT = 2**20  # characters of one row
 PLAIN_TEXT = "text"  # the role of a text without turns: no chat template, every token a target
 _ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -23,6 +24,7 @@ _ROLES = {
     "model": "assistant",
     "bot": "assistant",
 }
+_TOOL_ROLES = ("tool", "function", "ipython", "observation", "function_call", "tool_call")
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 
 
@@ -95,21 +97,39 @@ def _alpaca(row: Mapping[str, Any]) -> list[Message]:
 def _turns(value: object) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise UnusableRowError("no turns")
-    messages = []
-    for turn in value:
-        if not isinstance(turn, Mapping):
-            raise UnusableRowError("a turn is not a role and a text")
-        name = turn.get("role") if turn.get("role") is not None else turn.get("from")
-        content = turn.get("content") if turn.get("content") is not None else turn.get("value")
-        role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-        if role is None:
-            raise UnusableRowError("unknown role")
-        messages.append(Message(role, _text(content, "answer" if role == "assistant" else role)))
+    messages = [_turn(turn) for turn in value]
     if messages[0].role == "system" and not messages[0].content.strip():
         del messages[0]  # many sets write an empty system prompt where there is none
     while messages and messages[-1].role != "assistant":
         del messages[-1]  # a question that nobody answered teaches nothing
     return messages
+
+
+def _turn(turn: object) -> Message:
+    if not isinstance(turn, Mapping):
+        raise UnusableRowError("a turn is not a role and a text")
+    name = turn.get("role") if turn.get("role") is not None else turn.get("from")
+    content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    name = name.lower() if isinstance(name, str) else ""
+    # Templates write tools in ways of their own; half a tool's use would teach wrong answers.
+    if name in _TOOL_ROLES or turn.get("tool_calls") or turn.get("function_call"):
+        raise UnusableRowError("a tool's turn or call")
+    role = _ROLES.get(name)
+    if role is None:
+        raise UnusableRowError("unknown role")
+    if isinstance(content, list):
+        content = _joined_parts(content)
+    return Message(role, _text(content, "answer" if role == "assistant" else role))
+
+
+def _joined_parts(parts: list[object]) -> str:
+    """OpenAI's content parts, as chat templates join them: without anything between."""
+    texts = []
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            raise UnusableRowError("a part of the content is not text")
+        texts.append(_text(part.get("text"), "a part of the content"))
+    return "".join(texts)
 
 
 def _text(value: object, what: str) -> str:

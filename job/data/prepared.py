@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from job.data.build import DataSettings, build_tables
+from job.data.rows import Source
 from job.data.samples import SampleTable
-from job.data.sources import source_versions
+from job.data.sources import open_source
 from job.data.table_files import (
     SCHEMA_VERSION,
     Counts,
@@ -63,7 +64,8 @@ def prepare(
     these rows give other ones.
     """
     template = load_template(settings.chat_template, tokenizer)
-    digest = data_digest(settings, tokenizer=tokenizer, template=template)
+    source = open_source(settings.dataset_uri, cache_dir)
+    digest = data_digest(settings, source, tokenizer=tokenizer, template=template)
     folder = cache_dir / "prepared" / digest
     prefix = f"prepared/{digest}"
     own: tuple[PreparedData, Manifest] | None = None
@@ -74,18 +76,29 @@ def prepare(
             log.info("data: %s from the store", _summary(found))
             return found
         if own is None:
-            own = _from_disk(folder) or _build(settings, tokenizer, template, folder, should_stop)
+            own = _from_disk(folder) or _build(
+                settings,
+                source,
+                tokenizer=tokenizer,
+                template=template,
+                folder=folder,
+                should_stop=should_stop,
+            )
         _publish(store, own[1], stored, prefix, folder)
     raise StoreError(f"{store.uri}/{prefix}: what was published there does not come back whole")
 
 
 def data_digest(
-    settings: DataSettings, *, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
+    settings: DataSettings,
+    source: Source,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
 ) -> str:
     """A sha256 of all that decides the tables, and of nothing that a machine adds (no paths)."""
     identity = {
         "schema": SCHEMA_VERSION,
-        "sources": source_versions(settings.dataset_uri),
+        "sources": source.versions(),
         "columns": settings.columns,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template.source,
@@ -162,13 +175,20 @@ def _from_disk(folder: Path) -> tuple[PreparedData, Manifest] | None:
 
 def _build(
     settings: DataSettings,
+    source: Source,
+    *,
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate,
     folder: Path,
     should_stop: Callable[[], None],
 ) -> tuple[PreparedData, Manifest]:
     train, held_out, counts = build_tables(
-        settings, tokenizer=tokenizer, template=template, should_stop=should_stop
+        settings,
+        source,
+        tokenizer=tokenizer,
+        template=template,
+        work_dir=folder,
+        should_stop=should_stop,
     )
     train_file, eval_file = _write("train", train, folder), _write("eval", held_out, folder)
     manifest = Manifest(folder.name, train_file, eval_file, counts)

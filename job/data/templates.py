@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from job.data.formats import PLAIN_TEXT, Message, UnusableRowError
 from job.errors import SettingsError
+from job.log import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,7 +129,7 @@ def load_template(chat_template: str | None, tokenizer: PreTrainedTokenizerBase)
         source, owner = DEFAULT_TEMPLATE, "the default template"
     if "strftime_now" in source:
         source = _FIXED_DATE + source
-    end_tokens = tuple(tokenizer.get_added_vocab())
+    end_tokens = (*tokenizer.get_added_vocab(), *filter(None, [tokenizer.eos_token]))
     template = ChatTemplate(source, tokenizer, bos=_bos(tokenizer), end_tokens=end_tokens)
     try:
         has_generation_prompt, header = _opening(template)
@@ -138,6 +139,12 @@ def load_template(chat_template: str | None, tokenizer: PreTrainedTokenizerBase)
             "give another one with JOB_CHAT_TEMPLATE"
         ) from error
     template = replace(template, has_generation_prompt=has_generation_prompt, header=header)
+    if not _ends_turns(template):
+        log.warning(
+            "data: %s writes no end-of-turn token after an answer, so the model does not learn to "
+            "stop: give another one with JOB_CHAT_TEMPLATE",
+            owner,
+        )
     return replace(template, folds_system=not _keeps_system(template))
 
 
@@ -181,6 +188,16 @@ def _opening(template: ChatTemplate) -> tuple[bool, str]:
         raise ValueError("it does not write the answer")
     # The space before a word belongs to the word's token.
     return False, shared[len(asked) :].rstrip(" ")
+
+
+def _ends_turns(template: ChatTemplate) -> bool:
+    """Whether what the model learns to say ends with a token that stops its generation."""
+    try:
+        text, spans, _ = template.render((_QUESTION, _ANSWERS[0]))
+    except UnusableRowError:
+        return True  # another fault, which every row will tell
+    start, end = spans[-1]
+    return text[start:end].rstrip().endswith(template.end_tokens)
 
 
 def _keeps_system(template: ChatTemplate) -> bool:

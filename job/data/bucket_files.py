@@ -1,0 +1,108 @@
+"""Files of rows in a bucket: listed for the digest, downloaded one by one only to be read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.data.file_names import folder_files, glob_folder, glob_matches, is_glob
+from job.data.readers import read_file
+from job.data.rows import SUPPORTED, Row, SourceVersion, unusable
+from job.errors import OutageError
+from job.log import log
+from job.store.objects import ObjectInfo, download_object, list_objects
+
+_SETTING = "JOB_DATASET_URI"
+
+
+@dataclass(frozen=True)
+class BucketFiles:
+    """The `Source` protocol on a bucket's objects."""
+
+    bucket: str  # s3://name or gs://name
+    cache_dir: Path
+    objects: tuple[tuple[str, ObjectInfo], ...]  # by their names below the folder, sorted
+
+    def versions(self) -> list[SourceVersion]:
+        service = self.bucket.partition("://")[0]
+        return [
+            SourceVersion(name, info.size_bytes, f"{service}:{info.version}")
+            for name, info in self.objects
+        ]
+
+    def rows(self, check_stop: Callable[[], None]) -> Iterator[Row]:
+        for name, info in self.objects:
+            check_stop()
+            with self._downloaded(info) as file:
+                yield from read_file(name, file, f"{self.bucket}/{info.key}")
+
+    @contextmanager
+    def _downloaded(self, info: ObjectInfo) -> Iterator[io.BufferedReader[Any]]:
+        """The open object. Its file goes when it is read: a killed process leaves one behind,
+        which the next one uses, and the disk never has to hold the whole data set."""
+        identity = f"{self.bucket}\n{info.key}\n{info.version}"
+        path = self.cache_dir / "objects" / hashlib.sha256(identity.encode()).hexdigest()
+        while (file := _open_whole(path, info.size_bytes)) is None:  # gone, where others read too
+            log.info("data: downloading %s, %.1f MB", info.key, info.size_bytes / 1e6)
+            _download(self.bucket, info, path)
+        with closing(file):
+            yield file
+        path.unlink(missing_ok=True)
+
+
+def list_bucket(uri: str, cache_dir: Path) -> BucketFiles:
+    """The objects that a URI names: one, those of a glob, or those of a folder."""
+    scheme, _, rest = uri.partition("://")
+    name, _, key = rest.partition("/")
+    bucket, wanted = f"{scheme.lower()}://{name}", key.strip("/")
+    prefix = _literal_prefix(wanted)
+    listed = {
+        info.key: info
+        for info in list_objects(f"{bucket}/{prefix}" if prefix else bucket, setting=_SETTING)
+    }
+    if wanted in listed:
+        folder, keys = wanted[: wanted.rfind("/") + 1], [wanted]
+    elif is_glob(wanted):
+        folder = glob_folder(wanted)
+        keys = [key for key in listed if glob_matches(wanted, key)]
+        if not keys:
+            raise unusable(uri, "matches no object", f"give {SUPPORTED}")
+    else:
+        folder = f"{wanted}/" if wanted else ""
+        names = [key[len(folder) :] for key in listed if key.startswith(folder)]
+        if not names:
+            raise unusable(uri, "does not exist", f"give {SUPPORTED}")
+        keys = [folder + name for name in folder_files(names, uri)]
+    if not any(listed[key].size_bytes for key in keys):
+        raise unusable(uri, "is empty", "give a file with one row a line")
+    objects = tuple((key[len(folder) :], listed[key]) for key in sorted(keys))
+    return BucketFiles(bucket, cache_dir, objects)
+
+
+def _literal_prefix(wanted: str) -> str:
+    """What every key that is meant begins with, a glob's wildcards taken as such."""
+    return wanted[: min((wanted.index(c) for c in "*?[" if c in wanted), default=len(wanted))]
+
+
+def _open_whole(path: Path, size_bytes: int) -> io.BufferedReader[Any] | None:
+    """The open file: what another process on this disk may remove now stays readable here."""
+    with suppress(FileNotFoundError):
+        file = path.open("rb")
+        if file.seek(0, io.SEEK_END) == size_bytes:
+            file.seek(0)
+            return file
+        file.close()
+    return None
+
+
+def _download(bucket: str, info: ObjectInfo, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_object(bucket, info, path, setting=_SETTING)
+    except OSError as error:
+        raise OutageError(f"{path} cannot be written ({error}): free disk space") from error

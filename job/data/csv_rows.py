@@ -1,0 +1,87 @@
+"""CSV as rows: the first record names the columns, and all values are strings."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from job.data.rows import Row, unusable
+
+RECORD_LIMIT_BYTES = 2**20
+
+
+def read_csv(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:
+    """RFC 4180: commas, fields in double quotes may hold line ends.
+
+    Raises `DataError` if the names of the columns are not all different.
+    """
+    csv.field_size_limit(RECORD_LIMIT_BYTES)  # of the process; Python's own limit is 128 KiB
+    lines = _Lines(file)
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        first_line = lines.start_record()
+        place = f"{name}:{first_line}"
+        try:
+            values = next(reader, None)
+        except (csv.Error, _RecordTooLongError) as error:
+            if header is None:
+                raise unusable(
+                    where, "does not begin with the names of its columns", _WAY_OUT
+                ) from error
+            problem = "line over 1 MB" if isinstance(error, _RecordTooLongError) else "not CSV"
+            yield Row(place, {}, problem)
+            continue
+        if values is None:
+            return
+        if not values:
+            continue  # a blank line is no row
+        if header is None:
+            header = values
+            if len(set(header)) < len(header):
+                raise unusable(where, "names a column twice", _WAY_OUT)
+        elif len(values) != len(header):
+            yield Row(place, {}, "not as many values as columns")
+        else:
+            yield Row(place, dict(zip(header, values, strict=True)))
+
+
+_WAY_OUT = "write the columns' names into its first line"
+
+
+class _RecordTooLongError(Exception):
+    """An open quote would make one record of the rest of the file."""
+
+
+class _Lines:
+    """The file's lines as text; unlike a generator it goes on after an exception."""
+
+    def __init__(self, file: io.BufferedReader[Any]) -> None:
+        self._file = file
+        self._num_lines = 0
+        self._record_bytes = 0
+
+    def start_record(self) -> int:
+        """The number of the line that comes next, from 1."""
+        self._record_bytes = 0
+        return self._num_lines + 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(RECORD_LIMIT_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self._num_lines += 1
+        self._record_bytes += len(line)
+        if self._record_bytes > RECORD_LIMIT_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = self._file.readline(RECORD_LIMIT_BYTES)
+            raise _RecordTooLongError
+        if self._num_lines == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        # A byte that is not UTF-8 becomes half a surrogate pair, which a row's check refuses.
+        return line.decode(errors="surrogateescape")

@@ -1,0 +1,137 @@
+"""Rows of a Hugging Face data set, at exactly one commit, through the `datasets` library."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from job.data.readers import table_rows
+from job.data.rows import Row, SourceVersion, unusable
+from job.errors import CredentialsError, JobError, OutageError, SettingsError
+
+SPLIT = "train"
+_BATCH_ROWS = 1000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """The `Source` protocol on one configuration of a data set; its train split is read."""
+
+    name: str  # owner/name
+    config: str | None  # None: the only one, or the one named "default"
+    commit: str
+
+    def versions(self) -> list[SourceVersion]:
+        return [SourceVersion(f"{self.name}:{self.config or ''}:{SPLIT}", 0, self.commit)]
+
+    def rows(self, check_stop: Callable[[], None]) -> Iterator[Row]:
+        check_stop()
+        number = 0
+        # Arrow tables instead of rows: images and sounds stay the bytes they are.
+        for table in self._load().with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            for batch in table.to_batches():
+                for columns in table_rows(batch):
+                    number += 1
+                    place, problem = f"{self.name}:{number}", "" if columns else "not readable"
+                    yield Row(place, columns or {}, problem)
+
+    def _load(self) -> Any:
+        """The whole split, in the hub library's own cache on disk."""
+        from datasets import disable_progress_bars, load_dataset_builder
+
+        disable_progress_bars()
+        with _explained(self.name, self.commit):
+            unreachable = _unreachable(self.name, self.commit)
+            try:
+                builder = load_dataset_builder(self.name, self.config, revision=self.commit)
+            except Exception as error:
+                if unreachable is None:
+                    raise
+                # What the disk's cache lacks must not pass for what is wrong with the data set.
+                raise ConnectionError(str(unreachable)) from error
+            if builder.hash != self.commit:
+                # Where the hub does not answer, `datasets` takes any commit that it has on disk.
+                raise ConnectionError(f"only commit {builder.hash} is on this disk")
+            builder.download_and_prepare()
+            return builder.as_dataset(split=SPLIT)
+
+
+def find_dataset(name: str, *, config: str | None, revision: str | None) -> HubDataset:
+    """Look the commit up, unless `revision` is one in full, which needs no network.
+
+    Raises `SettingsError` if the hub does not know it, `CredentialsError` if it is gated, and
+    `OutageError` if the hub cannot be reached.
+    """
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return HubDataset(name, config, revision)
+    from huggingface_hub import HfApi  # 0.4 s to import, and not for files
+
+    with _explained(name, revision):
+        commit = HfApi().dataset_info(name, revision=revision, timeout=30).sha
+    assert commit is not None
+    return HubDataset(name, config, commit)
+
+
+@contextmanager
+def _explained(where: str, revision: str | None) -> Iterator[None]:
+    """Tell the hub's failures apart, which `datasets` wraps in errors of its own."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:  # `datasets` lets everything through that its readers raise
+        causes = list(_causes(error))
+        said = " ".join(str(error).split())[:300]
+        if any(isinstance(cause, errors.GatedRepoError) for cause in causes) or "a gated" in said:
+            raise CredentialsError(
+                f"JOB_DATASET_URI: {where} is gated: accept its licence and set HF_TOKEN"
+            ) from error
+        missing = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+        if any(isinstance(cause, missing) for cause in causes):
+            at = "" if revision is None else f" at revision {revision}"
+            raise SettingsError(
+                f"JOB_DATASET_URI: {where}{at} is neither a path here nor on the Hugging Face hub; "
+                "check the spelling, or set HF_TOKEN if it is private"
+            ) from error
+        if any(_is_outage(cause) for cause in causes):
+            raise OutageError(
+                f"JOB_DATASET_URI: {where} is no path here, and the Hugging Face hub cannot be "
+                f"reached or read ({type(error).__name__}: {said}); try again, or give files"
+            ) from error
+        way_out = f"give owner/name:config of a data set with a split {SPLIT!r}"
+        raise unusable(where, f"cannot be loaded ({said})", way_out) from error
+
+
+def _unreachable(name: str, commit: str) -> Exception | None:
+    """Why the hub does not answer, None if it does. `datasets` then looks at its own disk."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi().dataset_info(name, revision=commit, timeout=30)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise
+    except Exception as error:
+        if any(_is_outage(cause) for cause in _causes(error)):
+            return error
+        raise
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_outage(cause: BaseException) -> bool:
+    """A network's failure, or a full disk's; the hub library's HTTP client has had two names."""
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    http = type(cause).__module__.startswith("httpx")
+    return full or http or isinstance(cause, ConnectionError | TimeoutError)

@@ -1,0 +1,94 @@
+"""The items of a JSON array one by one, in the memory of one item."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+ITEM_LIMIT_BYTES = 2**24  # characters, in fact; rows of text end at 1 MB
+_BLOCK_BYTES = 2**16
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def array_items(file: io.BufferedReader[Any]) -> Iterator[object]:
+    """The items of the array that `file` holds.
+
+    Raises `ValueError` or `RecursionError` where it is no JSON array in UTF-8, or an item is over
+    16 MB.
+    """
+    text = _Text(file)
+    if text.take() != "[":
+        raise ValueError("not an array")
+    if text.next() == "]":
+        text.take()
+    else:
+        while True:
+            yield text.item()
+            if (mark := text.take()) == "]":
+                break
+            if mark != ",":
+                raise ValueError("neither a comma nor the end after an item")
+    if text.next():
+        raise ValueError("something after the array")
+
+
+class _Text:
+    """What was decoded and not used yet."""
+
+    def __init__(self, file: io.BufferedReader[Any]) -> None:
+        self._file = file
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        self._text = ""
+        self._at = 0
+        self._ended = False
+
+    def next(self) -> str:
+        """The next character that is no white space, "" at the end."""
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None, "it may be empty"
+            self._at = space.end()
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read_on()
+
+    def take(self) -> str:
+        """The same, which is used up by that."""
+        character = self.next()
+        self._at += len(character)
+        return character
+
+    def item(self) -> object:
+        self.next()
+        while True:
+            try:
+                item, end = self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError:
+                if self._ended or len(self._text) - self._at > ITEM_LIMIT_BYTES:
+                    raise
+            else:
+                if self._ended or self._is_whole(end):
+                    self._at = end
+                    return item
+            self._read_on()
+
+    def _is_whole(self, end: int) -> bool:
+        """Whether a comma or a bracket follows: "1" may be the beginning of "1.5" or "12"."""
+        space = _SPACE.match(self._text, end)
+        assert space is not None, "it may be empty"
+        if len(self._text) - self._at > ITEM_LIMIT_BYTES:
+            raise ValueError("the item has no end")
+        return self._text[space.end() : space.end() + 1] in (",", "]")
+
+    def _read_on(self) -> None:
+        """At least doubles the text, so that a long item is not parsed once per block."""
+        self._text = self._text[self._at :]
+        self._at = 0
+        data = self._file.read(max(_BLOCK_BYTES, len(self._text)))
+        self._ended = not data
+        self._text += self._utf8.decode(data, final=self._ended)

@@ -1,0 +1,135 @@
+"""The subsample: rows chosen by their hashes and kept on disk, so that memory holds hashes only."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from job.data.formats import (
+    Columns,
+    Message,
+    UnusableRowError,
+    UnusableRows,
+    listing,
+    row_messages,
+)
+from job.data.rows import Row, Source
+from job.data.sampling import is_selected, row_hash
+from job.errors import DataError, OutageError
+
+CHECK_ROWS = 500  # between two looks at check_stop: about a second, of the 15 of a spot machine
+_COLUMN_NAMES_LIMIT = 1000
+
+
+class SelectedRow(NamedTuple):
+    """A row of the subsample."""
+
+    row_hash: bytes
+    messages: tuple[Message, ...]
+    place: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How rows become messages, and which of them are taken."""
+
+    columns: Columns | None
+    seed: int
+    fraction: float
+
+
+class Selection:
+    """The chosen rows, each once, and what became of the others. A context manager.
+
+    A row that says what a kept one says is counted as a duplicate.
+    """
+
+    def __init__(self, choice: Choice, work_dir: Path) -> None:
+        self.unusable = UnusableRows()
+        self.num_rows = 0
+        self.num_duplicates = 0
+        self._choice = choice
+        self._columns_seen: set[str] = set()
+        self._places: dict[bytes, int] = {}  # row hash -> where its line begins
+        self._file = _temporary_file(work_dir)
+
+    def __enter__(self) -> Selection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, source: Source, check_stop: Callable[[], None]) -> None:
+        """Look at every row. Raises `DataError` for no rows and for too many unusable ones."""
+        for row in source.rows(check_stop):
+            self.num_rows += 1
+            if self.num_rows % CHECK_ROWS == 0:
+                check_stop()
+            try:
+                self._consider(row)
+            except UnusableRowError as unusable_row:
+                self.unusable.add(str(unusable_row), row.place)
+        if self.num_rows == 0:
+            raise DataError(
+                "JOB_DATASET_URI: no rows in these files: give files with one row a line"
+            )
+        self.unusable.check_columns(self._columns_seen, self._choice.columns)
+        self.unusable.check_share(
+            self.num_rows,
+            way_out="name the columns with JOB_PROMPT_COLUMN and JOB_COMPLETION_COLUMN "
+            f"(present: {listing(sorted(self._columns_seen))})",
+        )
+
+    def _consider(self, row: Row) -> None:
+        if row.problem:
+            raise UnusableRowError(row.problem)
+        columns = self._choice.columns
+        if len(self._columns_seen) < _COLUMN_NAMES_LIMIT:
+            self._columns_seen.update(row.columns)
+        self._columns_seen.update(name for name in columns or () if name in row.columns)
+        messages = row_messages(row.columns, columns)
+        row_key = row_hash(messages, seed=self._choice.seed)
+        if is_selected(row_key, fraction=self._choice.fraction):
+            self._keep(row_key, messages, row.place)
+
+    def _keep(self, row_key: bytes, messages: tuple[Message, ...], place: str) -> None:
+        if row_key in self._places:
+            self.num_duplicates += 1
+            return
+        line = json.dumps([place, *messages]).encode()
+        try:
+            self._places[row_key] = self._file.tell()
+            self._file.write(line + b"\n")
+        except OSError as error:
+            raise _disk_error(error) from error
+
+    def rows(self) -> Iterator[SelectedRow]:
+        """The chosen rows in the order of their hashes, which is the tables' order."""
+        try:
+            self._file.flush()
+            for row_key in sorted(self._places):
+                self._file.seek(self._places[row_key])
+                place, *messages = json.loads(self._file.readline())
+                yield SelectedRow(row_key, tuple(Message(*turn) for turn in messages), place)
+        except OSError as error:
+            raise _disk_error(error) from error
+
+
+def _temporary_file(work_dir: Path) -> IO[bytes]:
+    """A file without a name: it is gone with the process, however that ends."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=work_dir)
+    except OSError as error:
+        raise _disk_error(error) from error
+
+
+def _disk_error(error: OSError) -> OutageError:
+    return OutageError(f"JOB_WORK_DIR: the selected rows cannot be written ({error}): free space")

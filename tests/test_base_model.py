@@ -1,0 +1,104 @@
+"""A base model in a bucket is a folder once it is here. `pytest tests/test_base_model.py`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from job.base_model import resolve_base_model
+from job.errors import SettingsError
+from tests.servers.gcs import Bucket, gcs_server
+
+pytestmark = pytest.mark.filterwarnings(
+    # Google's own use of what Python and their libraries are about to remove.
+    "ignore::DeprecationWarning:google.*",
+    "ignore::FutureWarning:google.*",
+)
+CONFIG = json.dumps({"model_type": "llama"}).encode()
+FILES = {
+    "config.json": CONFIG,
+    "model-00001-of-00002.safetensors": b"x" * 1000,
+    "model-00002-of-00002.safetensors": b"y" * 1000,
+    "tokenizer.json": b"{}",
+    "tokenizer.model": b"sp",
+    "chat_template.jinja": b"{{ }}",
+}
+LEFT_OUT = ["pytorch_model.bin", "modeling.py", "onnx/config.json", "README.md", ".gitattributes"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Bucket]]:
+    with gcs_server("models") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(server: tuple[str, Bucket], monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    endpoint, bucket = server
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+    bucket.blobs.clear()
+    for name, data in {**FILES, **dict.fromkeys(LEFT_OUT, b"no")}.items():
+        bucket.write(f"llama/{name}", data, None)
+    bucket.write("llama-big/config.json", b"another", None)
+    return bucket
+
+
+def test_a_buckets_model_comes_to_this_disk_once(bucket: Bucket, tmp_path: Path) -> None:
+    model = resolve_base_model("gs://models/llama", "main", tmp_path)
+    folder = Path(model.location)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
+    assert model.name == "gs://models/llama"
+    assert model.config == {"model_type": "llama"}
+    assert model.hub_revision is None
+    inodes = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    (folder / "tokenizer.json").write_bytes(b"cut")  # another size: fetched again
+    del inodes["tokenizer.json"]
+    assert resolve_base_model("gs://models/llama", "main", tmp_path) == model
+    assert (folder / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
+    assert all((folder / name).stat().st_ino == inode for name, inode in inodes.items())
+
+
+def test_the_revision_changes_with_a_file_and_not_with_the_place(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    first = resolve_base_model("gs://models/llama", "main", tmp_path / "a")
+    assert first.revision == resolve_base_model("GS://models/llama/", "x", tmp_path / "b").revision
+    bucket.write("llama/model-00001-of-00002.safetensors", b"z" * 1000, None)
+    second = resolve_base_model("gs://models/llama", "main", tmp_path / "a")
+    assert second.revision != first.revision
+    weights = Path(second.location, "model-00001-of-00002.safetensors")
+    assert weights.read_bytes() == b"z" * 1000
+
+
+@pytest.mark.parametrize(
+    ("removed", "words"),
+    [
+        (r"safetensors", "holds no .*safetensors file; pickled weights are refused"),
+        (r"config.json", "is not a model folder: it has no config.json"),
+        (r"llama/", "holds no .*safetensors"),
+    ],
+)
+def test_a_prefix_that_is_no_model_names_the_setting_and_moves_nothing(
+    bucket: Bucket, tmp_path: Path, removed: str, words: str
+) -> None:
+    for key in [key for key in bucket.blobs if removed in key]:
+        del bucket.blobs[key]
+    with pytest.raises(SettingsError, match=f"JOB_BASE_MODEL: gs://models/llama/ {words}"):
+        resolve_base_model("gs://models/llama", "main", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_bucket_names_the_setting(bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="JOB_BASE_MODEL"):
+        resolve_base_model("gs://missing/llama", "main", tmp_path)
+
+
+def test_a_folder_needs_no_place_to_download_to(tmp_path: Path) -> None:
+    for name, data in FILES.items():
+        (tmp_path / name).write_bytes(data)
+    model = resolve_base_model(str(tmp_path), "main")
+    assert model.location == str(tmp_path)
+    assert model.revision.startswith("sha256:")
