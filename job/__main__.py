@@ -8,14 +8,14 @@ import errno
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import job
-from job.errors import ExitCode, JobError, OutageError, PreemptedError
+from job.errors import ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
 from job.settings import Settings, load_settings, variable
+from job.stop import Stop
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 
@@ -87,18 +87,11 @@ def _queue() -> int:
 def _trial() -> int:
     from job.trial import run_trial
 
-    end = threading.Event()
+    settings = _settings()
+    stop = Stop(settings.grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: end.set())
-
-    def should_stop() -> None:
-        if end.is_set():
-            raise PreemptedError(
-                "told to end: the slot stays open and its next attempt starts again with the"
-                " same parameters"
-            )
-
-    return _last_words(ExitCode.OK, run_trial(_settings(), should_stop))
+        signal.signal(number, stop.set)
+    return _last_words(ExitCode.OK, run_trial(settings, stop))
 
 
 def _status() -> int:

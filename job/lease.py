@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from job.errors import JobError, PreemptedError
 from job.ledger import Ledger
@@ -84,10 +84,6 @@ class Lease:
         """Another attempt holds the slot; nothing may be touched any more."""
         return self._lost
 
-    def start(self) -> None:
-        """Begin to renew in the background."""
-        self._thread.start()
-
     def report(self, **progress: Any) -> None:
         """Note what the next renewal shall say of this attempt; writes nothing."""
         self._progress = {**self._progress, **progress}
@@ -108,9 +104,7 @@ class Lease:
                 content = {**self._content, **changes}
                 content["attempt"] = {**self._content["attempt"], **self._progress}
                 content["beat"] = content.get("beat", 0) + 1
-                document = swap_document(
-                    self._ledger.store, self._key, content, self._version
-                )
+                document = swap_document(self._ledger.store, self._key, content, self._version)
                 same_holder = (document.content.get("owner"), document.content.get("epoch")) == (
                     self.owner,
                     self.epoch,
@@ -124,6 +118,16 @@ class Lease:
                     self._renewed_at = started
                     return
         raise PreemptedError(f"slot {self.slot}: a newer attempt holds it, this one ends")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.release()
+        except JobError as error:  # must not hide how the attempt ended
+            log.warning("lease not released: %s", error)
 
     def release(self) -> None:
         """Stop renewing and give the slot free at once; a lease that is lost is left alone."""

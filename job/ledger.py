@@ -87,9 +87,7 @@ class Ledger:
 
     def close(self, slot: int, reason: str) -> None:
         """Give the slot up for good: it makes no progress."""
-        create_document(
-            self.store, f"{self.slot_prefix(slot)}/failed.json", {"reason": reason}
-        )
+        create_document(self.store, f"{self.slot_prefix(slot)}/failed.json", {"reason": reason})
 
     def failure(self, slot: int) -> str | None:
         """Why the slot was given up; None if it was not."""

@@ -11,10 +11,11 @@ import job
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.errors import SettingsError, SweepError
+from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
 from job.settings import IDENTITY_FIELDS, Settings, variable
-from job.store.documents import Json
+from job.store.documents import Json, read_document
 from job.sweep.builtin import Observation, suggest
 from job.sweep.definition import SweepDefinition, load_definition
 from job.training.recipe import Recipe, plan_evaluations, plan_steps
@@ -132,7 +133,7 @@ def observe(
     step_0_loss = None
     for slot in range(num_trials):
         spec = ledger.spec(slot) if slot != but else None
-        if spec is None:
+        if spec is None or ledger.failure(slot) is not None:
             continue
         result = ledger.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
         observations.append(
@@ -141,6 +142,18 @@ def observe(
         for step, loss in result["curve"][:1]:
             step_0_loss = loss if step == 0 else step_0_loss
     return observations, step_0_loss
+
+
+def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
+    """GPU-hours of all attempts at all slots, as far as they were told to the bucket."""
+    seconds = 0.0
+    for slot in range(num_trials):
+        if (result := ledger.result(slot)) is not None:
+            seconds += result["gpu_seconds"]
+        elif (lease := read_document(ledger.store, lease_key(ledger, slot))) is not None:
+            own = lease.content["attempt"].get("gpu_seconds", 0.0)
+            seconds += lease.content["gpu_seconds_before"] + own
+    return seconds / 3600
 
 
 def now() -> str:

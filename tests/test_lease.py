@@ -92,8 +92,8 @@ def test_the_old_holder_learns_that_it_lost_and_touches_nothing(world: World) ->
     frozen = world.take()
     newer = world.take()
     for act in (frozen.renew, frozen.ensure_held):
+        world.now += SECONDS
         with pytest.raises(PreemptedError, match="a newer attempt holds it"):
-            world.now += SECONDS
             act()
     frozen.release()
     newer.renew()
@@ -174,10 +174,8 @@ def test_the_background_thread_renews_and_stops(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "card")
     lease = acquire(ledger, [0], lease_seconds=0.15, should_stop=lambda: None)
     assert lease is not None
-    lease.start()
-    with pytest.raises(PreemptedError, match="another attempt is at work"):
+    with lease, pytest.raises(PreemptedError, match="another attempt is at work"):
         acquire(ledger, [0], lease_seconds=0.15, should_stop=lambda: None)
-    lease.release()
     other = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None)
     assert other is not None
     assert other.epoch == 2
