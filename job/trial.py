@@ -24,6 +24,7 @@ from job.settings import Settings
 from job.spec import base_revision, draw_spec, gpu_hours_spent, load_sweep, now, sweep_identity
 from job.stop import Stop
 from job.store import open_store, probe
+from job.store.base import Store
 from job.store.documents import Json
 from job.training.memory import plan_memory
 from job.training.recipe import Recipe
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
     from job.training.fit import Fit
 
+# Trains an attempt's spec in a work folder; the publisher keeps what must survive.
+FitFunction = Callable[["Attempt", AttemptClock, Publisher, Path], "Fit"]
+
 FRUITLESS_ATTEMPTS = 3  # that trained two checkpoint intervals each and published nothing later
 STARTLESS_ATTEMPTS = 10  # that never finished a step
 
@@ -43,13 +47,26 @@ def run_trial(settings: Settings, stop: Stop) -> str:
 
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
+    store = open_store(settings.output_uri)
+    return run_trial_on(store, settings, stop, open_device=_open_device, fit=_fit)
+
+
+def run_trial_on(
+    store: Store,
+    settings: Settings,
+    stop: Stop,
+    *,
+    open_device: Callable[[Settings], torch.device],
+    fit: FitFunction,
+) -> str:
+    """`run_trial` with the outside given: the store, the device and the training."""
     definition, sweep = load_sweep(settings)
-    ledger = Ledger(open_store(settings.output_uri), sweep)
+    ledger = Ledger(store, sweep)
     slots = _slots(settings, ledger)
     if not slots:
         return f"{_slot_name(settings, sweep)}: committed before, nothing to do"
     _check_work_dir(settings.work_dir)
-    device = _open_device(settings)
+    device = open_device(settings)
     probe(ledger.store)
     base = resolve_base_model(settings.base_model, base_revision(settings, ledger))
     data = _prepare_data(settings, base, ledger, stop.check)
@@ -74,12 +91,12 @@ def run_trial(settings: Settings, stop: Stop) -> str:
             spec = draw_spec(settings, definition, ledger, lease.slot, data)
         if spec is None:
             return f"slot {lease.slot}: the search space has no point left, nothing to do"
-        attempt = _Attempt(settings, ledger, lease, spec, base, data, device, stop)
-        return _train_and_commit(attempt)
+        attempt = Attempt(settings, ledger, lease, spec, base, data, device, stop)
+        return _train_and_commit(attempt, fit)
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
     """All that one attempt at a slot rests on."""
 
     settings: Settings
@@ -91,8 +108,15 @@ class _Attempt:
     device: torch.device
     stop: Stop
 
+    def check(self, clock: AttemptClock) -> None:
+        """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
+        clock.report()
+        if self.lease.lost:
+            self.lease.ensure_held()
+        self.stop.check()
 
-def _train_and_commit(attempt: _Attempt) -> str:
+
+def _train_and_commit(attempt: Attempt, fit: FitFunction) -> str:
     """Train the slot from where it stands, and commit it."""
     ledger, lease, spec, data = attempt.ledger, attempt.lease, attempt.spec, attempt.data
     slot = lease.slot
@@ -103,6 +127,7 @@ def _train_and_commit(attempt: _Attempt) -> str:
         )
     log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in spec["params"].items()))
     clock = AttemptClock(attempt.settings, lease)
+
     with tempfile.TemporaryDirectory(dir=attempt.settings.work_dir, prefix="attempt-") as folder:
         work_dir = Path(folder)
         publisher = Publisher(
@@ -114,7 +139,7 @@ def _train_and_commit(attempt: _Attempt) -> str:
         )
         publisher.start()
         try:
-            fitted = _fit(attempt, clock, publisher, work_dir)
+            fitted = fit(attempt, clock, publisher, work_dir)
         except PreemptedError:
             raise _saved(lease, publisher, attempt.stop) from None
         publisher.flush()
@@ -138,7 +163,7 @@ def _train_and_commit(attempt: _Attempt) -> str:
     return f"slot {slot} committed: {summary(result)}"
 
 
-def _fit(attempt: _Attempt, clock: AttemptClock, publisher: Publisher, work_dir: Path) -> Fit:
+def _fit(attempt: Attempt, clock: AttemptClock, publisher: Publisher, work_dir: Path) -> Fit:
     from job.training.fit import FitInputs, fit  # torch: not before there is something to train
 
     recipe = Recipe.from_json(attempt.spec["recipe"])
@@ -157,19 +182,13 @@ def _fit(attempt: _Attempt, clock: AttemptClock, publisher: Publisher, work_dir:
         max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
     )
 
-    def should_stop() -> None:
-        clock.report()
-        if attempt.lease.lost:
-            attempt.lease.ensure_held()
-        attempt.stop.check()
-
     return fit(
         recipe,
         inputs,
         device=attempt.device,
         work_dir=work_dir,
         keeper=publisher,
-        should_stop=should_stop,
+        should_stop=lambda: attempt.check(clock),
     )
 
 

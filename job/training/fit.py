@@ -177,10 +177,9 @@ class _Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.__exit__(None, None, None)
-        self._history.flush()
-        if kind is not None and issubclass(kind, PreemptedError):
-            self._checkpoint()
-        self._history.close()
+        with self._history:
+            if kind is not None and issubclass(kind, PreemptedError):
+                self._checkpoint()
 
     def on_step(self, report: StepReport) -> None:
         self._write(
