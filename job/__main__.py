@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -18,6 +19,8 @@ from job.settings import Settings, load_settings, variable
 from job.stop import Stop
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 EXAMPLES = """\
 examples:
@@ -87,11 +90,18 @@ def _queue() -> int:
 def _trial() -> int:
     from job.trial import run_trial
 
+    _end_with_parent()
     settings = _settings()
     stop = Stop(settings.grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.set)
     return _last_words(ExitCode.OK, run_trial(settings, stop))
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when our parent dies, even by SIGKILL (Linux; see prctl(2))."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _status() -> int:

@@ -48,7 +48,7 @@ def run_trial(settings: Settings, stop: Stop) -> str:
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
     store = open_store(settings.output_uri)
-    return run_trial_on(store, settings, stop, open_device=_open_device, fit=_fit)
+    return run_trial_on(store, settings, stop, open_device=_open_device, fit=fit_attempt)
 
 
 def run_trial_on(
@@ -163,7 +163,8 @@ def _train_and_commit(attempt: Attempt, fit: FitFunction) -> str:
     return f"slot {slot} committed: {summary(result)}"
 
 
-def _fit(attempt: Attempt, clock: AttemptClock, publisher: Publisher, work_dir: Path) -> Fit:
+def fit_attempt(attempt: Attempt, clock: AttemptClock, publisher: Publisher, work_dir: Path) -> Fit:
+    """Train an attempt for real."""
     from job.training.fit import FitInputs, fit  # torch: not before there is something to train
 
     recipe = Recipe.from_json(attempt.spec["recipe"])

@@ -93,7 +93,7 @@ def _chaos(settings: dict[str, Any], open_store: Callable[[], Store], seed: int)
         while _committed(store) < NUM_SLOTS:
             assert time.monotonic() < deadline, f"{_committed(store)} of {NUM_SLOTS} in time"
             crowd.tend()
-            time.sleep(pause.uniform(0.3, 0.9))  # the mischief's own rhythm, nothing is awaited
+            time.sleep(pause.uniform(0.3, 0.7))  # the mischief's own rhythm, nothing is awaited
             crowd.harm()
             for slot in range(NUM_SLOTS):
                 spec = store.get(f"sweeps/s/slots/{slot:04d}/spec.json")
@@ -121,7 +121,7 @@ def check_chaos(
     settings: dict[str, Any], open_store: Callable[[], Store], calm_dir: Path, seed: int
 ) -> str:
     """Run the chaos, compare with an undisturbed sweep, return a table."""
-    settings = settings | {"num_trials": NUM_SLOTS}
+    settings = settings | {"num_trials": NUM_SLOTS, "max_steps": 120}
     counts = _chaos(settings, open_store, seed)
     calm = _uninterrupted(settings, calm_dir)
     store = open_store()

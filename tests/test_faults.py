@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +14,21 @@ import pytest
 
 from job.store.base import Store, Stored
 from job.store.local import LocalStore
+from job.trial import fit_attempt
+from tests.tiny_model import make_base
 from tests.workers import make_inputs, start_worker, wait_for
 
 pytestmark = pytest.mark.slow
 
 
 class KillingStore:
-    """A store whose n-th write kills the process, before or after it is applied."""
+    """A store whose n-th write to keys that match kills the process, before or after it."""
 
-    def __init__(self, store: Store, kill_at: int, *, after: bool) -> None:
+    def __init__(self, store: Store, kill_at: int, *, after: bool, pattern: str = "") -> None:
         self._store = store
         self._kill_at = kill_at
         self._after = after
+        self._pattern = re.compile(pattern)
         self._writes = 0
 
     @property
@@ -53,8 +57,8 @@ class KillingStore:
         self._write(self._store.delete, key)
 
     def _write(self, operation: Any, *arguments: Any) -> Any:
-        self._writes += 1
-        here = self._writes == self._kill_at
+        self._writes += bool(self._pattern.search(arguments[0]))
+        here = self._writes == self._kill_at and self._pattern.search(arguments[0])
         if here and not self._after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = operation(*arguments)
@@ -119,3 +123,60 @@ def test_sigkill_at_every_write_boundary_ends_in_one_equal_commit(
     with capsys.disabled():
         print(f"\n  SIGKILL at {killed} write boundaries ({boundaries} writes): 1 commit each")
     assert boundaries > 15
+
+
+BOUNDARIES = [
+    ("before the spec", r"spec\.json", 1, False),
+    ("after the spec", r"spec\.json", 1, True),
+    ("in the middle of a checkpoint", r"checkpoints/.*/optimizer", 2, False),
+    ("after a checkpoint, before the lease names it", r"checkpoints/.*/manifest", 2, True),
+    ("in the middle of a best adapter", r"adapter-.*/manifest", 2, False),
+    ("before the result", r"result\.json", 1, False),
+    ("after the result", r"result\.json", 1, True),
+]
+
+
+@pytest.fixture(scope="module")
+def real_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """As the fake training's, with a base that is loaded."""
+    import job.training.fit  # noqa: F401 - imported once, before the workers are forked
+
+    folder = tmp_path_factory.mktemp("real")
+    inputs = make_inputs(folder)
+    make_base(folder / "base", vocab_size=600)
+    return inputs | {"device": "cpu", "lora_dropout": 0.1, "max_steps": 12, "lease_seconds": 1.0}
+
+
+def _run_real(inputs: dict[str, Any], out: Path, store: Any) -> int:
+    from job.training.device import open_device
+
+    settings = inputs | {"output_uri": str(out), "num_trials": 1, "completion_index": 0}
+    return wait_for(
+        start_worker(
+            settings,
+            lambda: store,
+            fit=fit_attempt,
+            open_device=lambda s: open_device(s.device, gpu_memory_gb=None),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def real_course(real_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    out = tmp_path_factory.mktemp("calm")
+    assert _run_real(real_inputs, out, LocalStore(out)) == 0
+    return _course(*_documents(out))[:-1]  # the history holds seconds
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES, ids=[b[0] for b in BOUNDARIES])
+def test_real_training_killed_there_gives_the_same_adapter_byte_for_byte(
+    tmp_path: Path,
+    real_inputs: dict[str, Any],
+    real_course: list[Any],
+    boundary: tuple[str, str, int, bool],
+) -> None:
+    _, pattern, kill_at, after = boundary
+    store = KillingStore(LocalStore(tmp_path), kill_at, after=after, pattern=pattern)
+    assert _run_real(real_inputs, tmp_path, store) == -signal.SIGKILL
+    assert _run_real(real_inputs, tmp_path, LocalStore(tmp_path)) == 0
+    assert _course(*_documents(tmp_path))[:-1] == real_course

@@ -59,33 +59,39 @@ def make_inputs(folder: Path) -> dict[str, Any]:
     }
 
 
-def start_worker(settings: dict[str, Any], open_store: Callable[[], Store]) -> int:
+def _no_device(settings: Settings) -> Any:
+    """The fake training asks for none."""
+
+
+def start_worker(
+    settings: dict[str, Any],
+    open_store: Callable[[], Store],
+    *,
+    fit: Any = fake_fit,
+    open_device: Any = _no_device,
+) -> int:
     """Fork a process that runs one trial; its exit code is the job's. Returns its pid."""
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
-        code = _work(settings, open_store())
+        code = _work(settings, open_store(), fit, open_device)
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def _work(given: dict[str, Any], store: Store) -> int:
+def _work(given: dict[str, Any], store: Store, fit: Any, open_device: Any) -> int:
     settings = Settings(**given)
     stop = Stop(settings.grace_seconds)
     signal.signal(signal.SIGTERM, stop.set)
     logging.disable(logging.CRITICAL)
     try:
-        run_trial_on(store, settings, stop, open_device=_no_device, fit=fake_fit)
+        run_trial_on(store, settings, stop, open_device=open_device, fit=fit)
     except JobError as error:
         return int(error.exit_code)
     return 0
-
-
-def _no_device(settings: Settings) -> Any:
-    """The fake training asks for none."""
 
 
 def wait_for(pid: int, timeout_seconds: float = 60) -> int:
