@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 class AttemptClock:
     """GPU-seconds of this attempt, told to the lease, and the budgets of the trial."""
 
-    def __init__(self, settings: Settings, lease: Lease) -> None:
+    def __init__(
+        self, settings: Settings, lease: Lease, *, prepare_seconds: float, load_seconds: float
+    ) -> None:
+        self.prepare_seconds = prepare_seconds
+        self.load_seconds = load_seconds
         self._lease = lease
-        self._started = time.monotonic()
+        # The card waits while its model is loaded: that is paid for, too.
+        self._started = time.monotonic() - load_seconds
         self._budget_seconds = settings.trial_budget_hours * 3600
         lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
 
@@ -61,7 +66,7 @@ def outcome(fitted: Fit, clock: AttemptClock) -> Json:
         "gpu_seconds": round(gpu_seconds, 1),
         # What was not load, steps and evaluations that count: redone steps, restarts, waiting.
         "wasted_gpu_seconds": round(
-            max(0.0, gpu_seconds - state.clock_seconds - fitted.load_seconds), 1
+            max(0.0, gpu_seconds - state.clock_seconds - clock.load_seconds), 1
         ),
         "training_seconds": round(state.clock_seconds, 1),
         "tokens_per_second": round(state.tokens / state.step_seconds, 1) if state.tokens else None,
@@ -69,7 +74,8 @@ def outcome(fitted: Fit, clock: AttemptClock) -> Json:
         # JSON has no NaN: a diverged evaluation stands as null.
         "curve": [[step, loss if math.isfinite(loss) else None] for step, loss in state.curve],
         "phase_seconds": {
-            "load": round(fitted.load_seconds, 2),
+            "prepare": round(clock.prepare_seconds, 2),
+            "load": round(clock.load_seconds, 2),
             "train": round(state.step_seconds, 2),
             "evaluate": round(state.clock_seconds - state.step_seconds, 2),
         },

@@ -18,7 +18,9 @@ from job.settings import IDENTITY_FIELDS, Settings, variable
 from job.store.documents import Json, read_document
 from job.sweep.builtin import Observation, suggest
 from job.sweep.definition import SweepDefinition, load_definition
+from job.sweep.hyperband import should_stop
 from job.training.recipe import Recipe, plan_evaluations, plan_steps
+from job.training.state import TrainState
 
 CARD_SWEEP_FILE = Path(__file__).parent / "sweep" / "sweep.yaml"
 
@@ -142,6 +144,33 @@ def observe(
         for step, loss in result["curve"][:1]:
             step_0_loss = loss if step == 0 else step_0_loss
     return observations, step_0_loss
+
+
+def stop_early(
+    definition: SweepDefinition, ledger: Ledger, settings: Settings, state: TrainState
+) -> str | None:
+    """Why the sweep file's `early_terminate` ends this trial; None if it may go on."""
+    if definition.early_terminate is None:
+        return None
+    own = [loss for step, loss in state.curve if step > 0]
+    others = [
+        [loss for step, loss in result["curve"] if step > 0 and loss is not None]
+        for _, _, result in ledger.committed(settings.num_trials)
+    ]
+    if should_stop(definition.early_terminate, own, others):
+        return f"early_terminate: among the worse after {len(own)} evaluations"
+    return None
+
+
+def check_vocabulary(base: BaseModel, data: PreparedData) -> None:
+    """Refuse a tokenizer that knows more tokens than the model: it would index past its table."""
+    vocab_size = base.config.get("vocab_size")
+    highest = max(int(table.input_ids.max()) for table in (data.train, data.eval))
+    if isinstance(vocab_size, int) and highest >= vocab_size:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {base.name}: its tokenizer gives token {highest}, but its model has"
+            f" only {vocab_size}; the two do not belong together"
+        )
 
 
 def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:

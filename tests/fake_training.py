@@ -17,6 +17,7 @@ from typing import Any
 from job.errors import PreemptedError
 from job.training.recipe import Recipe
 from job.training.state import TrainState, read_state, write_state
+from job.trial import Training
 
 STEP_SECONDS = 0.004
 
@@ -28,10 +29,9 @@ class FakeFit:
         self.status, self.reason = "completed", "all planned steps"
         self.state, self.history_path = state, history_path
         self.peak_memory_bytes = None
-        self.load_seconds = 0.0
 
 
-def fake_fit(attempt: Any, clock: Any, keeper: Any, work_dir: Path) -> Any:
+def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
     """Run `recipe.planned_steps` steps of hashing."""
     recipe = Recipe.from_json(attempt.spec["recipe"])
     state, value = TrainState(), f"{recipe.learning_rate}"
@@ -57,7 +57,7 @@ def fake_fit(attempt: Any, clock: Any, keeper: Any, work_dir: Path) -> Any:
 
     try:
         while state.step < recipe.planned_steps:
-            attempt.check(clock)
+            attempt.check()
             time.sleep(STEP_SECONDS)  # a step takes time, or nothing could fall into one
             value = hashlib.sha256(f"{value}{state.step}".encode()).hexdigest()
             state.step += 1
@@ -85,3 +85,10 @@ def _evaluate(state: TrainState, value: str, work_dir: Path, keeper: Any) -> Non
     (folder / "adapter_model.safetensors").write_text(value)
     kept = keeper.put_best(folder)
     state.best = {"key": kept.key, "sha256": kept.sha256, "bytes": kept.size_bytes}
+
+
+def _nothing(*_: Any) -> Any:
+    """No device is opened, no base is loaded."""
+
+
+FAKE_TRAINING = Training(open_device=_nothing, load_base=_nothing, fit=_fit)

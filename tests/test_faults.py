@@ -14,7 +14,7 @@ import pytest
 
 from job.store.base import Store, Stored
 from job.store.local import LocalStore
-from job.trial import fit_attempt
+from job.trial import TRAINING
 from tests.tiny_model import make_base
 from tests.workers import make_inputs, start_worker, wait_for
 
@@ -148,17 +148,8 @@ def real_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def _run_real(inputs: dict[str, Any], out: Path, store: Any) -> int:
-    from job.training.device import open_device
-
     settings = inputs | {"output_uri": str(out), "num_trials": 1, "completion_index": 0}
-    return wait_for(
-        start_worker(
-            settings,
-            lambda: store,
-            fit=fit_attempt,
-            open_device=lambda s: open_device(s.device, gpu_memory_gb=None),
-        )
-    )
+    return wait_for(start_worker(settings, lambda: store, training=TRAINING))
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ ROOMS = [
     "sweep",
     "training",
     "spec",
+    "admission",
     "outcome",
     "trial",
     "demo",

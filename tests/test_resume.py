@@ -73,15 +73,16 @@ def _attempt(base: Path, disk: Disk, work_dir: Path, stop: StopAt) -> Any:
     import torch
 
     from job.training.fit import FitInputs, fit
+    from job.training.model import load_base
 
     work_dir.mkdir(parents=True)
     inputs = FitInputs(
-        location=str(base),
-        revision=None,
+        base=load_base(str(base), None, torch.device("cpu")),
         train_table=make_table(22, seed=1),  # 20 steps of 4: three ends of an epoch
         eval_table=make_table(12, seed=2),
         memory=MemoryPlan(50, recompute=False),
         out_of_time=lambda state: None,
+        stop_early=lambda state: None,
         measure_step_0=True,
         max_adapter_bytes=10**9,
     )

@@ -54,6 +54,7 @@ def _train(trainer: Any, **changes: Any) -> Any:
         "state": TrainState(),
         "measure_step_0": True,
         "out_of_time": lambda state: None,
+        "stop_early": lambda state: None,
         "on_step": lambda report: None,
         "on_eval": lambda step, loss, is_best: None,
         # In memory instead of a bucket.
@@ -383,15 +384,16 @@ def test_plain_peft_in_another_process_gives_the_same_eval_loss(base: Path, tmp_
 
     from job.training.fit import FitInputs, fit
     from job.training.memory import MemoryPlan
+    from job.training.model import load_base
 
     held_out: SampleTable = make_table(12, seed=2)
     inputs = FitInputs(
-        location=str(base),
-        revision=None,
+        base=load_base(str(base), None, torch.device("cpu")),
         train_table=make_table(40, seed=1),
         eval_table=held_out,
         memory=MemoryPlan(80, recompute=False),
         out_of_time=lambda state: None,
+        stop_early=lambda state: None,
         measure_step_0=True,
         max_adapter_bytes=200_000_000,
     )
@@ -430,15 +432,16 @@ def test_an_adapter_over_the_limit_is_infeasible_before_training(
 
     from job.training.fit import FitInputs, fit
     from job.training.memory import MemoryPlan, adapter_parameters
+    from job.training.model import load_base
 
     table = make_table(12, seed=2)
     inputs = FitInputs(
-        location=str(base),
-        revision=None,
+        base=load_base(str(base), None, torch.device("cpu")),
         train_table=table,
         eval_table=table,
         memory=MemoryPlan(80, recompute=False),
         out_of_time=lambda state: None,
+        stop_early=lambda state: None,
         measure_step_0=True,
         max_adapter_bytes=20_000,
     )

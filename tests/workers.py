@@ -17,8 +17,8 @@ from job.errors import JobError
 from job.settings import Settings
 from job.stop import Stop
 from job.store.base import Store
-from job.trial import run_trial_on
-from tests.fake_training import fake_fit
+from job.trial import Training, run_trial_on
+from tests.fake_training import FAKE_TRAINING
 from tests.tiny_tokenizer import byte_level_tokenizer
 
 SWEEP = """\
@@ -59,16 +59,11 @@ def make_inputs(folder: Path) -> dict[str, Any]:
     }
 
 
-def _no_device(settings: Settings) -> Any:
-    """The fake training asks for none."""
-
-
 def start_worker(
     settings: dict[str, Any],
     open_store: Callable[[], Store],
     *,
-    fit: Any = fake_fit,
-    open_device: Any = _no_device,
+    training: Training = FAKE_TRAINING,
 ) -> int:
     """Fork a process that runs one trial; its exit code is the job's. Returns its pid."""
     pid = os.fork()
@@ -76,19 +71,19 @@ def start_worker(
         return pid
     code = 70
     try:
-        code = _work(settings, open_store(), fit, open_device)
+        code = _work(settings, open_store(), training)
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def _work(given: dict[str, Any], store: Store, fit: Any, open_device: Any) -> int:
+def _work(given: dict[str, Any], store: Store, training: Training) -> int:
     settings = Settings(**given)
     stop = Stop(settings.grace_seconds)
     signal.signal(signal.SIGTERM, stop.set)
     logging.disable(logging.CRITICAL)
     try:
-        run_trial_on(store, settings, stop, open_device=open_device, fit=fit)
+        run_trial_on(store, settings, stop, training)
     except JobError as error:
         return int(error.exit_code)
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from job.training.memory import MemoryPlan
 from job.training.model import (
     adapter_state,
     add_adapters,
-    load_base,
     save_adapter,
     trainable_parameters,
 )
@@ -69,12 +67,12 @@ class Keeper(Protocol):
 class FitInputs:
     """What a training run needs to know beside its recipe."""
 
-    location: str  # of the base model, for from_pretrained()
-    revision: str | None
+    base: Any  # from load_base()
     train_table: SampleTable
     eval_table: SampleTable
     memory: MemoryPlan
     out_of_time: Callable[[TrainState], str | None]  # why the trial has to be cut short
+    stop_early: Callable[[TrainState], str | None]  # why the trial is not worth going on
     measure_step_0: bool
     max_adapter_bytes: int
 
@@ -88,7 +86,6 @@ class Fit:
     state: TrainState
     history_path: Path  # a JSON line for every optimizer step and evaluation
     peak_memory_bytes: int | None
-    load_seconds: float
 
 
 def fit(
@@ -100,23 +97,14 @@ def fit(
     keeper: Keeper,
     should_stop: Callable[[], None],
 ) -> Fit:
-    """Load the base, train from the keeper's checkpoint or from the start, keep the best adapter.
+    """Train from the keeper's checkpoint or from the start, keep the best adapter.
 
     When `should_stop` raises `PreemptedError`, the state of the last optimizer step is kept first.
-    Raises `SettingsError` if the base cannot be loaded.
     """
-    started = time.monotonic()
-    base = load_base(inputs.location, inputs.revision, device)
     should_stop()
-    model = add_adapters(base, recipe, recompute=inputs.memory.recompute)
+    model = add_adapters(inputs.base, recipe, recompute=inputs.memory.recompute)
     num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
-    load_seconds = time.monotonic() - started
-    log.info(
-        "model: %s in %.1f s, %.2f M adapter parameters",
-        model.config.model_type,
-        load_seconds,
-        num_parameters / 1e6,
-    )
+    log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
     trainer = Trainer(model, recipe, device=device, token_budget=inputs.memory.token_budget)
     run = _Run(trainer, keeper, work_dir)
     if 2 * num_parameters > inputs.max_adapter_bytes:
@@ -134,6 +122,7 @@ def fit(
                 state=run.state,
                 measure_step_0=inputs.measure_step_0,
                 out_of_time=inputs.out_of_time,
+                stop_early=inputs.stop_early,
                 on_step=run.on_step,
                 on_eval=run.on_eval,
                 on_best=run.on_best,
@@ -145,7 +134,6 @@ def fit(
         state=outcome.state,
         history_path=run.history_path,
         peak_memory_bytes=peak_memory_bytes(device),
-        load_seconds=load_seconds,
     )
 
 

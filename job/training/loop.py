@@ -17,7 +17,7 @@ from job.training.trainer import ShouldStop, StepReport, Trainer
 
 MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 
-Status = Literal["completed", "truncated", "diverged", "infeasible"]
+Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 Result = TypeVar("Result")
 
 
@@ -38,6 +38,7 @@ def train(
     state: TrainState,
     measure_step_0: bool,
     out_of_time: Callable[[TrainState], str | None],
+    stop_early: Callable[[TrainState], str | None],
     on_step: Callable[[StepReport], None],
     on_eval: Callable[[int, float, bool], None],
     on_best: Callable[[], dict[str, Any]],
@@ -47,7 +48,8 @@ def train(
 
     `on_step` and `on_eval` (step, eval/loss, is it the best so far) report; `on_best` publishes the
     model's adapter and returns where; `should_stop` raises to end the trial between micro-batches;
-    `out_of_time` says why the trial has to be cut short, or None. What comes next is read off
+    `out_of_time` says why the trial has to be cut short, `stop_early` why it is not worth going on
+    (asked after an evaluation), or None. What comes next is read off
     `state` alone, so it goes on exactly where a saved state stopped.
     """
     recipe = trainer.recipe
@@ -64,7 +66,8 @@ def train(
                 on_eval(state.step, loss, is_best)
                 if is_best:
                     state.best = on_best()
-            ending = _ending(recipe, state, cut_short=cut_short)
+            hopeless = stop_early(state) if planned else None
+            ending = _ending(recipe, state, cut_short=cut_short, hopeless=hopeless)
             if ending is not None:
                 return TrainOutcome(*ending, state)
             should_stop()
@@ -91,7 +94,7 @@ def _judge(loss: float, state: TrainState) -> bool:
 
 
 def _ending(
-    recipe: Recipe, state: TrainState, *, cut_short: str | None
+    recipe: Recipe, state: TrainState, *, cut_short: str | None, hopeless: str | None
 ) -> tuple[Status, str] | None:
     """Status and reason, if training ends here."""
     if state.diverged:
@@ -100,6 +103,8 @@ def _ending(
         return "completed", f"all {recipe.planned_steps} planned steps"
     if state.evals_without_improvement >= recipe.patience:
         return "completed", f"no better eval/loss in {recipe.patience} evaluations"
+    if hopeless:
+        return "stopped", hopeless
     if cut_short:
         return "truncated", cut_short
     return None

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
 from job.training.loss import target_nll
-from job.training.model import compute_dtype, trainable_parameters
+from job.training.model import compute_dtype, trainable_parameters, write_tensors
 from job.training.recipe import Recipe, derive_seed, learning_rate_at
 from job.training.state import TrainState
 
@@ -90,7 +90,9 @@ class Trainer:
         self._update(grad_norm, state)
         train_loss = float(total) / num_targets
         state.step += 1
-        state.diverged = not math.isfinite(train_loss) or state.skipped_in_a_row > MAX_SKIPPED_STEPS
+        state.diverged = (
+            not math.isfinite(train_loss) or state.skipped_in_a_row >= MAX_SKIPPED_STEPS
+        )
         seconds = time.monotonic() - started
         num_tokens = sum(batch.num_tokens for batch in batches)
         state.tokens += num_tokens
@@ -115,14 +117,14 @@ class Trainer:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write adapter and moments as safetensors; return what else `restore` needs, as JSON."""
         named = trainable_parameters(self.model)
-        save_file({name: p.detach().cpu() for name, p in named.items()}, folder / ADAPTER_FILE)
+        write_tensors(folder / ADAPTER_FILE, {n: p.detach().cpu() for n, p in named.items()})
         moments: dict[str, torch.Tensor] = {}
         num_updates = 0.0
         for name, parameter in named.items():
             slots = self.optimizer.state.get(parameter, {})
             num_updates = float(slots.get("step", 0.0))
             moments |= {f"{key}.{name}": slots[key].cpu() for key in MOMENTS if key in slots}
-        save_file(moments, folder / OPTIMIZER_FILE)
+        write_tensors(folder / OPTIMIZER_FILE, moments)
         return {
             "num_updates": num_updates,
             "scaler": self.scaler.state_dict(),
