@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint bench image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-fast: $(STAMP)  ## run the tests that need no training
 
 test-gpu: $(STAMP)  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
+
+chaos: $(STAMP)  ## kill, stop and freeze workers of a sweep at random, ten times
+	CHAOS_ROUNDS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_chaos.py
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

@@ -29,10 +29,11 @@ from job.demo.base import ensure_base
 from job.demo.pretraining import Recipe as BaseRecipe
 from job.demo.rows import write_rows
 from job.demo.run import SETTINGS, SWEEP_FILE
-from job.training.loop import Trainer, TrainState
 from job.training.memory import CPU_TOKEN_BUDGET
 from job.training.model import add_adapters, load_base
 from job.training.recipe import Recipe
+from job.training.state import TrainState
+from job.training.trainer import Trainer
 
 ROUNDS = 5  # of each side in turn; medians are shown
 STEPS = 12  # a round; the first two are not counted

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import job
-from job.errors import ExitCode, JobError, OutageError, PreemptedError
+from job.errors import ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
 from job.settings import Settings, load_settings, variable
+from job.stop import Stop
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 EXAMPLES = """\
 examples:
@@ -87,18 +90,18 @@ def _queue() -> int:
 def _trial() -> int:
     from job.trial import run_trial
 
-    end = threading.Event()
+    _end_with_parent()
+    settings = _settings()
+    stop = Stop(settings.grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: end.set())
+        signal.signal(number, stop.set)
+    return _last_words(ExitCode.OK, run_trial(settings, stop))
 
-    def should_stop() -> None:
-        if end.is_set():
-            raise PreemptedError(
-                "told to end: the slot stays open and its next attempt starts again with the"
-                " same parameters"
-            )
 
-    return _last_words(ExitCode.OK, run_trial(_settings(), should_stop))
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when our parent dies, even by SIGKILL (Linux; see prctl(2))."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _status() -> int:

@@ -27,23 +27,34 @@ def folder_size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def publish_folder(store: Store, prefix: str, folder: Path) -> PublishedFolder:
-    """Upload the files of `folder` to `<prefix>-<sha256>/`, the manifest last."""
+def seal_folder(prefix: str, folder: Path) -> PublishedFolder:
+    """Write the manifest of `folder`; what it will be called once it is uploaded."""
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
     manifest = json.dumps({"files": files}, indent=1, sort_keys=True)
-    digest = hashlib.sha256(manifest.encode()).hexdigest()
-    key = f"{prefix}-{digest}"
     (folder / MANIFEST).write_text(manifest)
+    digest = hashlib.sha256(manifest.encode()).hexdigest()
+    return PublishedFolder(f"{prefix}-{digest}", digest, folder_size_bytes(folder))
+
+
+def upload_folder(store: Store, sealed: PublishedFolder, folder: Path) -> None:
+    """Upload a sealed folder, its manifest last."""
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     for path in (*paths, folder / MANIFEST):
-        store.upload(f"{key}/{path.name}", path)
-    return PublishedFolder(key, digest, sum(path.stat().st_size for path in paths))
+        store.upload(f"{sealed.key}/{path.name}", path)
+
+
+def publish_folder(store: Store, prefix: str, folder: Path) -> PublishedFolder:
+    """Upload the files of `folder` to `<prefix>-<sha256>/`, the manifest last."""
+    sealed = seal_folder(prefix, folder)
+    upload_folder(store, sealed, folder)
+    return sealed
 
 
 def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
     """Download a published folder and check every byte; `StoreError` if any is not the one sent.
 
-    Nothing is left in `folder` that was not verified.
+    A file that does not hold is not left in `folder`.
     """
     try:
         store.download(f"{key}/{MANIFEST}", folder / MANIFEST)
@@ -61,9 +72,11 @@ def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
         raise StoreError(f"{store.uri}/{key}: incomplete, {error.filename} is missing") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def delete_folder(store: Store, key: str) -> None:
+    """Remove a published folder, the manifest first: what is left of it is never taken for one."""
+    store.delete(f"{key}/{MANIFEST}")
+    for name in list(store.list(f"{key}/")):
+        store.delete(name)
 
 
 def publish_history(store: Store, slot_prefix: str, path: Path) -> str:
@@ -71,3 +84,8 @@ def publish_history(store: Store, slot_prefix: str, path: Path) -> str:
     key = f"{slot_prefix}/history-{_sha256(path)}.jsonl"
     store.upload(key, path)
     return key
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
     sweeps/<sweep>/sweep.json                 create-once: the identity
     sweeps/<sweep>/slots/<NNNN>/spec.json     create-once: what the slot computes
     sweeps/<sweep>/slots/<NNNN>/result.json   create-once: THE COMMIT
+    sweeps/<sweep>/slots/<NNNN>/failed.json   create-once: given up, with the reason
 
 Slots 0 to N-1 are read by name; nothing here rests on listing a bucket.
 """
@@ -18,7 +19,7 @@ from job.store.documents import Json, create_document, read_document
 
 LEDGER_SCHEMA = 1
 
-SlotState = Literal["empty", "specified", "committed"]
+SlotState = Literal["empty", "specified", "committed", "failed"]
 
 
 class Ledger:
@@ -84,15 +85,30 @@ class Ledger:
         """Commit the slot; False if another attempt committed it before, which then holds."""
         return create_document(self.store, f"{self.slot_prefix(slot)}/result.json", result).ours
 
+    def close(self, slot: int, reason: str) -> None:
+        """Give the slot up for good: it makes no progress."""
+        create_document(self.store, f"{self.slot_prefix(slot)}/failed.json", {"reason": reason})
+
+    def failure(self, slot: int) -> str | None:
+        """Why the slot was given up; None if it was not."""
+        document = read_document(self.store, f"{self.slot_prefix(slot)}/failed.json")
+        return str(document.content.get("reason")) if document else None
+
+    def is_open(self, slot: int) -> bool:
+        """Neither committed nor given up."""
+        return self.result(slot) is None and self.failure(slot) is None
+
     def state(self, slot: int) -> SlotState:
         """Where the slot stands."""
         if self.result(slot) is not None:
             return "committed"
+        if self.failure(slot) is not None:
+            return "failed"
         return "specified" if self.spec(slot) is not None else "empty"
 
-    def first_open_slot(self, num_trials: int) -> int | None:
-        """The first slot without a result; None if all are committed."""
-        return next((slot for slot in range(num_trials) if self.result(slot) is None), None)
+    def open_slots(self, num_trials: int) -> list[int]:
+        """The slots that are neither committed nor given up."""
+        return [slot for slot in range(num_trials) if self.is_open(slot)]
 
     def committed(self, num_trials: int) -> Iterator[tuple[int, Json, Json]]:
         """Slot, spec and result of every committed slot."""

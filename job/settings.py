@@ -19,7 +19,12 @@ PREFIX = "JOB_"
 
 
 def _check_uri(uri: str) -> str:
-    """Refuse URIs that carry a secret: they end up in logs, manifests and result.json."""
+    """Refuse URIs that carry a secret (they end up in logs and result.json) or name nothing."""
+    if len(uri) > 1024:
+        raise ValueError("is longer than 1024 characters")
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri)
+    if scheme and not re.match(r"[a-z0-9]+://[^/]|file:///[^/]", uri):
+        raise ValueError(f"names nothing after {scheme[0]}; allowed: scheme://bucket/prefix")
     if re.match(r"[a-z0-9+.-]+://[^/]*@", uri, re.IGNORECASE):
         raise ValueError("must not hold a user or password: use the cloud SDK's own credentials")
     if re.match(r"(s3|gs|https?)://[^?]*\?", uri, re.IGNORECASE):
@@ -36,8 +41,9 @@ def _check_name(name: str) -> str:
 Uri = Annotated[str, AfterValidator(_check_uri)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+FewCount = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Settings(BaseSettings):
@@ -76,14 +82,12 @@ class Settings(BaseSettings):
     completion_column: str | None = Field(None, description="column of the answer")
     chat_template: str | None = Field(None, description="Jinja template, or a file that holds one")
 
-    per_device_train_batch_size: Count = Field(2, description="samples of an accumulation step")
+    per_device_train_batch_size: FewCount = Field(2, description="samples of an accumulation step")
     learning_rate: Positive = Field(2e-4, description="where the sweep does not name it")
-    gradient_accumulation_steps: Count = Field(4, description="likewise")
+    gradient_accumulation_steps: FewCount = Field(4, description="likewise")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="likewise")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.01, description="likewise"
-    )
-    lora_r: Count = Field(8, description="likewise")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.01, description="likewise")
+    lora_r: FewCount = Field(8, description="likewise")
     lora_alpha: Positive = Field(16, description="likewise")
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="likewise")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="likewise")
@@ -91,7 +95,7 @@ class Settings(BaseSettings):
 
     max_steps: Count = Field(1500, description="optimizer steps of a trial, at most")
     num_epochs: Positive = Field(1, description="passes over the training rows, at most")
-    evals_per_trial: Count = Field(8, description="evaluations at equal shares of the steps")
+    evals_per_trial: FewCount = Field(8, description="evaluations at equal shares of the steps")
     eval_rows: Count = Field(192, description="held-out rows of an evaluation, at most")
     patience: Count = Field(3, description="evaluations without improvement before stopping")
     trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
@@ -100,7 +104,9 @@ class Settings(BaseSettings):
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
     lease_seconds: Positive = Field(120, description="silence after which a lease is broken")
-    grace_seconds: Annotated[float, Field(ge=5)] = Field(15, description="from SIGTERM to exit")
+    grace_seconds: Annotated[float, Field(ge=5, le=3600)] = Field(
+        15, description="from SIGTERM to exit"
+    )
     outage_minutes: Positive = Field(20, description="how long a failing store is retried")
 
     max_adapter_mb: Positive = Field(200, description="adapter size limit in 10^6 bytes")
@@ -178,7 +184,14 @@ def load_settings(**given: str) -> tuple[Settings, list[str]]:
     `given` fields win over the environment: a verb that reads no rows needs no JOB_DATASET_URI.
     Raises `SettingsError` with one line for every mistake in the environment.
     """
-    strict = os.environ.get("JOB_STRICT", "").strip().lower() in {"1", "true", "yes", "on", "t"}
+    strict = os.environ.get("JOB_STRICT", "").strip().lower() in {
+        "1",
+        "true",
+        "yes",
+        "on",
+        "t",
+        "y",
+    }
     errors, warnings = _unknown_variables(os.environ, strict=strict)
     try:
         settings = Settings(**given)  # type: ignore[arg-type]

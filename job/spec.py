@@ -11,13 +11,16 @@ import job
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.errors import SettingsError, SweepError
+from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
 from job.settings import IDENTITY_FIELDS, Settings, variable
-from job.store.documents import Json
+from job.store.documents import Json, read_document
 from job.sweep.builtin import Observation, suggest
 from job.sweep.definition import SweepDefinition, load_definition
+from job.sweep.hyperband import should_stop
 from job.training.recipe import Recipe, plan_evaluations, plan_steps
+from job.training.state import TrainState
 
 CARD_SWEEP_FILE = Path(__file__).parent / "sweep" / "sweep.yaml"
 
@@ -132,7 +135,7 @@ def observe(
     step_0_loss = None
     for slot in range(num_trials):
         spec = ledger.spec(slot) if slot != but else None
-        if spec is None:
+        if spec is None or ledger.failure(slot) is not None:
             continue
         result = ledger.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
         observations.append(
@@ -141,6 +144,45 @@ def observe(
         for step, loss in result["curve"][:1]:
             step_0_loss = loss if step == 0 else step_0_loss
     return observations, step_0_loss
+
+
+def stop_early(
+    definition: SweepDefinition, ledger: Ledger, settings: Settings, state: TrainState
+) -> str | None:
+    """Why the sweep file's `early_terminate` ends this trial; None if it may go on."""
+    if definition.early_terminate is None:
+        return None
+    own = [loss for step, loss in state.curve if step > 0]
+    others = [
+        [loss for step, loss in result["curve"] if step > 0 and loss is not None]
+        for _, _, result in ledger.committed(settings.num_trials)
+    ]
+    if should_stop(definition.early_terminate, own, others):
+        return f"early_terminate: among the worse after {len(own)} evaluations"
+    return None
+
+
+def check_vocabulary(base: BaseModel, data: PreparedData) -> None:
+    """Refuse a tokenizer that knows more tokens than the model: it would index past its table."""
+    vocab_size = base.config.get("vocab_size")
+    highest = max(int(table.input_ids.max()) for table in (data.train, data.eval))
+    if isinstance(vocab_size, int) and highest >= vocab_size:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {base.name}: its tokenizer gives token {highest}, but its model has"
+            f" only {vocab_size}; the two do not belong together"
+        )
+
+
+def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
+    """GPU-hours of all attempts at all slots, as far as they were told to the bucket."""
+    seconds = 0.0
+    for slot in range(num_trials):
+        if (result := ledger.result(slot)) is not None:
+            seconds += result["gpu_seconds"]
+        elif (lease := read_document(ledger.store, lease_key(ledger, slot))) is not None:
+            own = lease.content["attempt"].get("gpu_seconds", 0.0)
+            seconds += lease.content["gpu_seconds_before"] + own
+    return seconds / 3600
 
 
 def now() -> str:

@@ -1,110 +1,247 @@
-"""One attempt at one slot, from the settings to the commit, top to bottom."""
+"""One attempt at one slot, from the settings through the lease to the commit, top to bottom."""
 
 from __future__ import annotations
 
-import errno
-import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import job
+from job.admission import (
+    budget_spent,
+    check_progress,
+    check_undrawn,
+    check_work_dir,
+    slot_name,
+    slots,
+)
 from job.base_model import BaseModel, resolve_base_model
-from job.checkpoint import PublishedFolder, folder_size_bytes, publish_folder, publish_history
+from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
-from job.errors import SettingsError
+from job.errors import PreemptedError, SettingsError
+from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
+from job.outcome import AttemptClock, outcome, summary
+from job.publisher import Publisher, restore
 from job.settings import Settings
-from job.spec import base_revision, draw_spec, load_sweep, now, sweep_identity
+from job.spec import (
+    base_revision,
+    check_vocabulary,
+    draw_spec,
+    load_sweep,
+    now,
+    stop_early,
+    sweep_identity,
+)
+from job.stop import Stop
 from job.store import open_store, probe
+from job.store.base import Store
 from job.store.documents import Json
+from job.sweep.definition import SweepDefinition
 from job.training.memory import plan_memory
 from job.training.recipe import Recipe
+from job.training.state import unreadable
 
 if TYPE_CHECKING:
     import torch
 
     from job.training.fit import Fit
 
-ShouldStop = Callable[[], None]
+
+@dataclass(frozen=True)
+class Training:
+    """The training that a trial uses; tests give one without torch."""
+
+    open_device: Callable[[Settings], torch.device]
+    load_base: Callable[[BaseModel, torch.device], Any]
+    # Trains the attempt's spec in a work folder; the publisher keeps what must survive.
+    fit: Callable[[Attempt, Publisher, Path], Fit]
 
 
-def run_trial(settings: Settings, should_stop: ShouldStop) -> str:
+def run_trial(settings: Settings, stop: Stop) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
 
-    `should_stop` raises when the process has been told to end. Every other way out is a
-    `JobError`, whose exit code tells Kubernetes what to do.
+    Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
+    store = open_store(settings.output_uri)
+    return run_trial_on(store, settings, stop, TRAINING)
+
+
+def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Training) -> str:
+    """`run_trial` with the outside given: the store and the training."""
     started = time.monotonic()
     definition, sweep = load_sweep(settings)
-    ledger = Ledger(open_store(settings.output_uri), sweep)
-    slot = settings.completion_index
-    if slot is None:
-        slot = ledger.first_open_slot(settings.num_trials)
-    if slot is None:
-        return f"sweep {sweep}: all {settings.num_trials} slots are committed, nothing to do"
-    if ledger.result(slot) is not None:
-        return f"slot {slot}: is committed, nothing to do"
-
-    from job.training.device import open_device  # torch: not for a slot that is done
-
-    _check_work_dir(settings.work_dir)
-    device = open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
+    ledger = Ledger(store, sweep)
+    open_slots = slots(settings, ledger)
+    if not open_slots:
+        return f"{slot_name(settings, sweep)}: committed before, nothing to do"
+    check_work_dir(settings.work_dir)
+    device = training.open_device(settings)
     probe(ledger.store)
     base = resolve_base_model(settings.base_model, base_revision(settings, ledger))
-    data = _prepare_data(settings, base, ledger, should_stop)
-    prepare_seconds = time.monotonic() - started
-
+    data = _prepare_data(settings, base, ledger, stop.check)
+    check_vocabulary(base, data)
+    prepared = time.monotonic()
+    # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
+    model = training.load_base(base, device)
+    loaded = time.monotonic()
+    log.info("model: %s loaded in %.1f s", base.name, loaded - prepared)
     ledger.open_sweep(sweep_identity(settings, definition, base, data))
-    spec = ledger.spec(slot) or draw_spec(settings, definition, ledger, slot, data)
-    if spec is None:
-        return f"slot {slot}: the search space of sweep {sweep} has no point left, nothing to do"
+    stop.check()
+
+    lease = acquire(
+        ledger,
+        open_slots,
+        lease_seconds=settings.lease_seconds,
+        should_stop=stop.check,
+        wait=stop.wait,
+    )
+    if lease is None:
+        return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
+    with lease:
+        check_progress(ledger, lease)
+        spec = ledger.spec(lease.slot)
+        if spec is None:
+            check_undrawn(ledger, lease)
+            if (spent := budget_spent(settings, ledger)) is not None:
+                return f"slot {lease.slot}: {spent}, no new trial is begun"
+            spec = draw_spec(settings, definition, ledger, lease.slot, data)
+        if spec is None:
+            return f"slot {lease.slot}: the search space has no point left, nothing to do"
+        clock = AttemptClock(
+            settings,
+            lease,
+            prepare_seconds=prepared - started,
+            load_seconds=loaded - prepared,
+        )
+        attempt = Attempt(
+            settings, definition, ledger, lease, spec, base, data, device, model, clock, stop
+        )
+        return _train_and_commit(attempt, training)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """All that one attempt at a slot rests on."""
+
+    settings: Settings
+    definition: SweepDefinition
+    ledger: Ledger
+    lease: Lease
+    spec: Json
+    base: BaseModel
+    data: PreparedData
+    device: torch.device
+    model: Any  # the loaded base
+    clock: AttemptClock
+    stop: Stop
+
+    def check(self) -> None:
+        """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
+        self.clock.report()
+        if self.lease.lost:
+            self.lease.ensure_held()
+        self.stop.check()
+
+
+def _train_and_commit(attempt: Attempt, training: Training) -> str:
+    """Train the slot from where it stands, and commit it."""
+    ledger, lease, spec, data = attempt.ledger, attempt.lease, attempt.spec, attempt.data
+    slot = lease.slot
     if spec["data_digest"] != data.digest:
         raise SettingsError(
             f"slot {slot}: was drawn for rows {spec['data_digest']}, but JOB_DATASET_URI now gives"
             f" {data.digest}; put the rows back, or start another sweep with JOB_SWEEP_NAME"
         )
     log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in spec["params"].items()))
-
-    with tempfile.TemporaryDirectory(dir=settings.work_dir, prefix="attempt-") as folder:
-        fitted = _train(
-            settings,
-            spec,
-            base,
-            data,
-            device=device,
-            work_dir=Path(folder),
-            should_stop=should_stop,
+    with tempfile.TemporaryDirectory(dir=attempt.settings.work_dir, prefix="attempt-") as folder:
+        work_dir = Path(folder)
+        publisher = Publisher(
+            ledger,
+            lease,
+            interval_seconds=attempt.settings.checkpoint_minutes * 60,
+            seconds_left=attempt.stop.seconds_left,
+            resume_dir=restore(ledger, lease, work_dir, unreadable),
         )
-        adapter = _publish_adapter(settings, ledger, slot, fitted)
+        publisher.start()
+        try:
+            fitted = training.fit(attempt, publisher, work_dir)
+        except PreemptedError:
+            raise _saved(lease, publisher, attempt.stop) from None
+        publisher.flush()
         history_key = publish_history(ledger.store, ledger.slot_prefix(slot), fitted.history_path)
     result = {
-        **_outcome(fitted, adapter),
+        **outcome(fitted, attempt.clock),
         "params": spec["params"],
-        "history_key": history_key,
-        "attempts": 1,
-        "gpu_seconds": round(time.monotonic() - started, 1),
-        "wasted_gpu_seconds": 0.0,
-        "data_digest": data.digest,
-        "base_model": base.name,
-        "base_model_revision": base.revision,
-        "code_version": job.__version__,
         "wandb_run_id": spec["wandb_run_id"],
-        "phase_seconds": {"prepare": prepare_seconds, **fitted.phase_seconds},
+        "attempts": lease.epoch,
+        "data_digest": data.digest,
+        "base_model": attempt.base.name,
+        "base_model_revision": attempt.base.revision,
+        "code_version": job.__version__,
+        "history_key": history_key,
         "committed_at": now(),
     }
-    ours = ledger.commit(slot, result)
-    if not ours:
+    lease.ensure_held()  # with the create-once result, the second of two fences
+    if not ledger.commit(slot, result):
         return f"slot {slot}: was committed by another attempt meanwhile, which holds"
-    return f"slot {slot} committed: {_summary(result)}"
+    publisher.discard(keep=result["adapter_key"])
+    return f"slot {slot} committed: {summary(result)}"
+
+
+def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
+    from job.training.fit import FitInputs, fit  # torch: not before there is something to train
+
+    recipe = Recipe.from_json(attempt.spec["recipe"])
+    inputs = FitInputs(
+        base=attempt.model,
+        train_table=attempt.data.train,
+        eval_table=attempt.data.eval.head(attempt.settings.eval_rows),
+        memory=plan_memory(
+            on_gpu=attempt.device.type == "cuda",
+            per_device_train_batch_size=recipe.per_device_train_batch_size,
+            max_seq_length=attempt.settings.max_seq_length,
+        ),
+        out_of_time=attempt.clock.out_of_time,
+        stop_early=partial(stop_early, attempt.definition, attempt.ledger, attempt.settings),
+        measure_step_0=attempt.spec["measure_step_0"],
+        max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
+    )
+
+    return fit(
+        recipe,
+        inputs,
+        device=attempt.device,
+        work_dir=work_dir,
+        keeper=publisher,
+        should_stop=attempt.check,
+    )
+
+
+def _open_device(settings: Settings) -> torch.device:
+    from job.training.device import open_device  # torch: not for a slot that is done
+
+    return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
+
+
+def _load_base(base: BaseModel, device: torch.device) -> Any:
+    from job.training.model import load_base
+
+    return load_base(base.location, base.hub_revision, device)
+
+
+# torch, peft and bitsandbytes, as far as a trial needs them.
+TRAINING = Training(_open_device, _load_base, _fit)
 
 
 def _prepare_data(
-    settings: Settings, base: BaseModel, ledger: Ledger, should_stop: ShouldStop
+    settings: Settings, base: BaseModel, ledger: Ledger, should_stop: Callable[[], None]
 ) -> PreparedData:
     should_stop()
     return prepare(
@@ -125,84 +262,12 @@ def _prepare_data(
     )
 
 
-def _train(
-    settings: Settings,
-    spec: Json,
-    base: BaseModel,
-    data: PreparedData,
-    *,
-    device: torch.device,
-    work_dir: Path,
-    should_stop: ShouldStop,
-) -> Fit:
-    from job.training.fit import FitInputs, fit
-
-    recipe = Recipe.from_json(spec["recipe"])
-    memory = plan_memory(
-        on_gpu=device.type == "cuda",
-        per_device_train_batch_size=recipe.per_device_train_batch_size,
-        max_seq_length=settings.max_seq_length,
-    )
-    inputs = FitInputs(
-        location=base.location,
-        revision=base.hub_revision,
-        train_table=data.train,
-        eval_table=data.eval.head(settings.eval_rows),
-        memory=memory,
-        budget_seconds=settings.trial_budget_hours * 3600,
-        measure_step_0=spec["measure_step_0"],
-        max_adapter_bytes=int(settings.max_adapter_mb * 1e6),
-    )
-    return fit(recipe, inputs, device=device, work_dir=work_dir, should_stop=should_stop)
-
-
-def _publish_adapter(
-    settings: Settings, ledger: Ledger, slot: int, fitted: Fit
-) -> PublishedFolder | None:
-    if fitted.adapter_dir is None:
-        return None
-    size, limit = folder_size_bytes(fitted.adapter_dir), settings.max_adapter_mb * 1e6
-    assert size <= limit + 1e6, f"{size} bytes: fit() lets no adapter over {limit} through"
-    return publish_folder(ledger.store, f"{ledger.slot_prefix(slot)}/adapter", fitted.adapter_dir)
-
-
-def _outcome(fitted: Fit, adapter: PublishedFolder | None) -> Json:
-    return {
-        "status": fitted.status,
-        "reason": fitted.reason,
-        "eval_loss": fitted.eval_loss,
-        "best_step": fitted.best_step,
-        "steps": fitted.steps,
-        # JSON has no NaN: a diverged evaluation stands as null.
-        "curve": [[step, loss if math.isfinite(loss) else None] for step, loss in fitted.curve],
-        "adapter_key": adapter.key if adapter else None,
-        "adapter_sha256": adapter.sha256 if adapter else None,
-        "adapter_bytes": adapter.size_bytes if adapter else None,
-        "training_seconds": round(fitted.training_seconds, 1),
-        "tokens_per_second": fitted.tokens_per_second and round(fitted.tokens_per_second, 1),
-        "peak_memory_bytes": fitted.peak_memory_bytes,
-    }
-
-
-def _summary(result: Json) -> str:
-    if result["eval_loss"] is None:
-        return f"{result['status']} ({result['reason']})"
-    return (
-        f"{result['status']} ({result['reason']}),"
-        f" eval/loss {result['eval_loss']:.4f} at step {result['best_step']},"
-        f" adapter {result['adapter_bytes'] / 1e6:.1f} MB"
-    )
-
-
-def _check_work_dir(work_dir: Path) -> None:
-    """Before minutes are spent: `JOB_WORK_DIR` must be a folder that we may write."""
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=work_dir).close()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise SettingsError(
-            f"JOB_WORK_DIR: {work_dir} cannot be written ({error.strerror}); give a folder that"
-            " this user may write"
-        ) from error
+def _saved(lease: Lease, publisher: Publisher, stop: Stop) -> PreemptedError:
+    """What to say of a preempted attempt, once its last checkpoint is up or time has run out."""
+    if lease.lost:
+        return PreemptedError(f"slot {lease.slot}: a newer attempt holds it")
+    in_time = publisher.flush(timeout=stop.seconds_left())
+    checkpoints = lease.content["checkpoints"]
+    step = checkpoints[0]["step"] if checkpoints else 0
+    note = "" if in_time else " (the last upload did not end in time)"
+    return PreemptedError(f"slot {lease.slot}: goes on from step {step} next time{note}")

@@ -68,7 +68,7 @@ def loss_of(params: Any) -> float:
 
 def trials(definition: SweepDefinition, sweep: str, num_trials: int) -> list[Observation]:
     """Trials one after another, with the noise between two seeds of a real one (0.7 milli-nats)."""
-    noise = random.Random(sweep)  # noqa: S311 - noise, not a secret
+    noise = random.Random(sweep)
     seen: list[Observation] = []
     for slot in range(num_trials):
         params = ask(definition, slot, seen, sweep=sweep)

@@ -79,7 +79,7 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_shard_order_and_file_format_change_nothing(tmp_path: Path, rows: Path) -> None:
-    shuffled = random.Random(1).sample(ROWS, len(ROWS))  # noqa: S311
+    shuffled = random.Random(1).sample(ROWS, len(ROWS))
     write_lines(tmp_path / "shards" / "0.jsonl", shuffled[:100])
     write_lines(tmp_path / "shards" / "1.jsonl", [])
     write_lines(tmp_path / "shards" / "2.jsonl", shuffled[100:])

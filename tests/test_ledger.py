@@ -59,14 +59,14 @@ def test_second_committer_loses_without_effect(ledger: Ledger) -> None:
     assert ledger.state(0) == "committed"
 
 
-def test_the_first_open_slot_is_the_first_without_a_result(ledger: Ledger) -> None:
+def test_a_slot_is_open_until_it_is_committed_or_given_up(ledger: Ledger) -> None:
     ledger.commit(0, RESULT)
     ledger.specify(1, {"params": {}})
-    ledger.commit(2, RESULT)
-    assert ledger.first_open_slot(3) == 1
-    ledger.commit(1, RESULT)
-    assert ledger.first_open_slot(3) is None
-    assert ledger.first_open_slot(4) == 3
+    ledger.close(2, "no progress")
+    assert ledger.open_slots(5) == [1, 3, 4]
+    assert [ledger.state(slot) for slot in range(4)] == [
+        "committed", "specified", "failed", "empty",
+    ]  # fmt: skip
 
 
 def test_two_sweeps_share_a_bucket(ledger: Ledger) -> None:
@@ -79,4 +79,4 @@ def test_two_sweeps_share_a_bucket(ledger: Ledger) -> None:
 def test_a_damaged_result_is_an_error_and_never_open(ledger: Ledger, body: bytes) -> None:
     ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/result.json", body)
     with pytest.raises(SlotError, match=r"slots/0000/result\.json.*damaged"):
-        ledger.first_open_slot(1)
+        ledger.open_slots(1)

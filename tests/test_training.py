@@ -35,7 +35,7 @@ def _model(base: Path, recipe: Any) -> Any:
 def _trainer(base: Path, recipe: Any, token_budget: int = 80) -> Any:
     import torch
 
-    from job.training.loop import Trainer
+    from job.training.trainer import Trainer
 
     model = _model(base, recipe)
     return Trainer(model, recipe, device=torch.device("cpu"), token_budget=token_budget)
@@ -46,17 +46,44 @@ def _go() -> None:
 
 
 def _train(trainer: Any, **changes: Any) -> Any:
-    from job.training.loop import TrainState, train
+    from job.training.loop import train
+    from job.training.model import adapter_state
+    from job.training.state import TrainState
 
     options: dict[str, Any] = {
         "state": TrainState(),
         "measure_step_0": True,
-        "budget_seconds": 1e9,
+        "out_of_time": lambda state: None,
+        "stop_early": lambda state: None,
         "on_step": lambda report: None,
         "on_eval": lambda step, loss, is_best: None,
+        # In memory instead of a bucket.
+        "on_best": lambda: {"adapter": adapter_state(trainer.model)},
         "should_stop": _go,
     }
     return train(trainer, make_table(40, seed=1), make_table(12, seed=2), **options | changes)
+
+
+class Kept:
+    """A `Keeper` that leaves everything on this disk."""
+
+    resume_dir: Path | None = None
+    best: Path | None = None
+
+    def is_due(self) -> bool:
+        return False
+
+    def put_best(self, folder: Path) -> Any:
+        from job.checkpoint import seal_folder
+
+        self.best = folder
+        return seal_folder("adapter", folder)
+
+    def put_checkpoint(self, folder: Path, step: int, best: str | None) -> None:
+        raise AssertionError("none was due")
+
+    def report(self, **progress: Any) -> None:
+        pass
 
 
 def test_order_of_samples_is_a_permutation_an_epoch_and_crosses_its_end() -> None:
@@ -145,7 +172,7 @@ def test_every_family_is_4_bit_with_fp32_adapters_on_all_layers_but_the_head(
 
 def test_gradients_reach_the_whole_depth_after_an_evaluation(base: Path) -> None:
     """The bitsandbytes CPU trap: an evaluation first, and later gradients are lost."""
-    from job.training.loop import TrainState
+    from job.training.state import TrainState
 
     trainer, state = _trainer(base, make_recipe(warmup_ratio=0.0)), TrainState()
     table = make_table(8, seed=6)
@@ -201,16 +228,16 @@ def test_two_runs_with_one_seed_are_bitwise_equal_with_dropout_on(base: Path) ->
     recipe = make_recipe(lora_dropout=0.1)
     first, second = (_train(_trainer(base, recipe)).state for _ in range(2))
     assert first.curve == second.curve
-    assert first.best_adapter is not None
-    assert second.best_adapter is not None
-    for name, tensor in first.best_adapter.items():
-        assert torch.equal(tensor, second.best_adapter[name]), name
+    assert first.best is not None
+    assert second.best is not None
+    for name, tensor in first.best["adapter"].items():
+        assert torch.equal(tensor, second.best["adapter"][name]), name
     other = _train(_trainer(base, make_recipe(lora_dropout=0.1, seed=18))).state
     assert other.curve != first.curve
 
 
 def test_eval_loss_does_not_depend_on_the_token_budget(base: Path) -> None:
-    from job.training.loop import TrainState
+    from job.training.state import TrainState
 
     table = make_table(20, seed=7)
     losses = [
@@ -223,7 +250,7 @@ def test_eval_loss_does_not_depend_on_the_token_budget(base: Path) -> None:
 def test_patience_ends_the_trial_with_the_best_adapter(base: Path) -> None:
     import torch
 
-    from job.training.loop import TrainState
+    from job.training.state import TrainState
 
     # A learning rate that only does harm after the first steps.
     recipe = make_recipe(learning_rate=3.0, lr_scheduler="constant", patience=2, planned_steps=80,
@@ -237,15 +264,15 @@ def test_patience_ends_the_trial_with_the_best_adapter(base: Path) -> None:
     assert state.best_step == state.step - 2
     from job.training.model import load_adapter_state
 
-    assert state.best_adapter is not None
-    load_adapter_state(trainer.model, state.best_adapter)
+    assert state.best is not None
+    load_adapter_state(trainer.model, state.best["adapter"])
     again = trainer.evaluate(make_table(12, seed=2), TrainState(), _go)
     assert math.isclose(again, state.best_loss, rel_tol=1e-6)
-    assert not any(torch.isnan(t).any() for t in state.best_adapter.values())
+    assert not any(torch.isnan(t).any() for t in state.best["adapter"].values())
 
 
 def test_the_budget_truncates_after_a_last_evaluation(base: Path) -> None:
-    outcome = _train(_trainer(base, make_recipe()), budget_seconds=1e-9)
+    outcome = _train(_trainer(base, make_recipe()), out_of_time=lambda state: "the budget is spent")
     assert (outcome.status, outcome.state.step) == ("truncated", 1)
     assert outcome.state.best_step == 1
 
@@ -256,7 +283,7 @@ def test_a_nan_diverges_and_keeps_no_bad_adapter(base: Path) -> None:
     trainer._nll = lambda batch: nll(batch) * (math.nan if trainer.model.training else 1)
     outcome = _train(trainer)
     assert (outcome.status, outcome.state.step) == ("diverged", 1)
-    assert outcome.state.best_adapter is None
+    assert outcome.state.best is None
 
 
 def test_out_of_memory_halves_the_budget_and_changes_no_loss(base: Path) -> None:
@@ -357,22 +384,28 @@ def test_plain_peft_in_another_process_gives_the_same_eval_loss(base: Path, tmp_
 
     from job.training.fit import FitInputs, fit
     from job.training.memory import MemoryPlan
+    from job.training.model import load_base
 
     held_out: SampleTable = make_table(12, seed=2)
     inputs = FitInputs(
-        location=str(base),
-        revision=None,
+        base=load_base(str(base), None, torch.device("cpu")),
         train_table=make_table(40, seed=1),
         eval_table=held_out,
         memory=MemoryPlan(80, recompute=False),
-        budget_seconds=1e9,
+        out_of_time=lambda state: None,
+        stop_early=lambda state: None,
         measure_step_0=True,
         max_adapter_bytes=200_000_000,
     )
+    kept = Kept()
     fitted = fit(
-        make_recipe(), inputs, device=torch.device("cpu"), work_dir=tmp_path, should_stop=_go
+        make_recipe(),
+        inputs,
+        device=torch.device("cpu"),
+        work_dir=tmp_path,
+        keeper=kept,
+        should_stop=_go,
     )
-    assert fitted.eval_loss is not None
     np.savez(
         tmp_path / "rows.npz",
         input_ids=held_out.input_ids,
@@ -380,14 +413,14 @@ def test_plain_peft_in_another_process_gives_the_same_eval_loss(base: Path, tmp_
         offsets=held_out.offsets,
     )
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, base, tmp_path / "adapter", tmp_path / "rows.npz"],
+        [sys.executable, "-c", RELOAD, base, kept.best, tmp_path / "rows.npz"],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert math.isclose(float(done.stdout), fitted.eval_loss, abs_tol=1e-3)
+    assert math.isclose(float(done.stdout), fitted.state.best_loss, abs_tol=1e-3)
     history = [json.loads(line) for line in fitted.history_path.read_text().splitlines()]
     assert [h["step"] for h in history if "train/loss" in h] == list(range(1, 21))
 
@@ -399,21 +432,29 @@ def test_an_adapter_over_the_limit_is_infeasible_before_training(
 
     from job.training.fit import FitInputs, fit
     from job.training.memory import MemoryPlan, adapter_parameters
+    from job.training.model import load_base
 
     table = make_table(12, seed=2)
     inputs = FitInputs(
-        location=str(base),
-        revision=None,
+        base=load_base(str(base), None, torch.device("cpu")),
         train_table=table,
         eval_table=table,
         memory=MemoryPlan(80, recompute=False),
-        budget_seconds=1e9,
+        out_of_time=lambda state: None,
+        stop_early=lambda state: None,
         measure_step_0=True,
         max_adapter_bytes=20_000,
     )
     recipe = make_recipe(lora_r=16)
-    fitted = fit(recipe, inputs, device=torch.device("cpu"), work_dir=tmp_path, should_stop=_go)
-    assert (fitted.status, fitted.steps, fitted.adapter_dir) == ("infeasible", 0, None)
+    fitted = fit(
+        recipe,
+        inputs,
+        device=torch.device("cpu"),
+        work_dir=tmp_path,
+        keeper=Kept(),
+        should_stop=_go,
+    )
+    assert (fitted.status, fitted.state.step, fitted.state.best) == ("infeasible", 0, None)
     config = json.loads((base / "config.json").read_text())
     predicted = adapter_parameters(config, 16)
     assert predicted is not None

@@ -26,7 +26,8 @@ def test_losses_equal_the_trainers_to_1e_5_over_20_steps(tmp_path: Path, lr_sche
     import torch
 
     from benchmarks.trainer_peer import train_with_trainer
-    from job.training.loop import Trainer, TrainState
+    from job.training.state import TrainState
+    from job.training.trainer import Trainer
 
     base = make_base(tmp_path / "base")
     table = make_table(30, seed=1)  # 20 steps of 4 cross the end of the epoch twice

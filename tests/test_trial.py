@@ -98,7 +98,7 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
     before = _files(tmp_path / "out")
     again = job(JOB_COMPLETION_INDEX="0")
     assert again.returncode == 0
-    assert "slot 0: is committed, nothing to do" in again.stderr
+    assert "slot 0: committed before, nothing to do" in again.stderr
     assert _files(tmp_path / "out") == before, "the second run changes nothing"
 
     assert job().returncode == 0  # the first open slot: 1
@@ -106,7 +106,7 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
     assert second["curve"][0][0] == 2, "the untuned model is measured once a sweep"
     done = job()
     assert done.returncode == 0
-    assert "all 2 slots are committed, nothing to do" in done.stderr
+    assert "all 2 slots: committed before, nothing to do" in done.stderr
     status = job("status")
     assert status.returncode == 0, status.stderr
     assert status.stdout.count("completed") == 2

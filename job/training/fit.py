@@ -1,35 +1,78 @@
-"""One trial's training, from files on disk to an adapter folder on disk."""
+"""One trial's training, from files on disk to the best adapter, over any number of attempts."""
 
 from __future__ import annotations
 
 import json
-import time
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from job.data.samples import SampleTable
+from job.errors import PreemptedError
 from job.log import log
 from job.progress import StepProgress
 from job.training.device import peak_memory_bytes
-from job.training.loop import StepReport, Trainer, TrainOutcome, TrainState, train
+from job.training.loop import TrainOutcome, train
 from job.training.memory import MemoryPlan
-from job.training.model import add_adapters, load_base, save_adapter, trainable_parameters
+from job.training.model import (
+    adapter_state,
+    add_adapters,
+    save_adapter,
+    trainable_parameters,
+)
 from job.training.recipe import Recipe
+from job.training.state import TrainState, read_state, write_state
+from job.training.trainer import StepReport, Trainer
+
+HISTORY_FILE = "history.jsonl"
+
+
+class Published(Protocol):
+    """Where a folder went."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+class Keeper(Protocol):
+    """Who keeps what must survive this process. Folders given to it are its own to delete."""
+
+    @property
+    def resume_dir(self) -> Path | None:
+        """A verified checkpoint to go on from."""
+
+    def is_due(self) -> bool:
+        """A checkpoint should be taken now."""
+
+    def put_best(self, folder: Path) -> Published:
+        """Keep the best adapter so far."""
+
+    def put_checkpoint(self, folder: Path, step: int, best: str | None) -> None:
+        """Keep a checkpoint that refers to the best adapter under the key `best`."""
+
+    def report(self, **progress: Any) -> None:
+        """Hear how far the attempt is."""
 
 
 @dataclass(frozen=True)
 class FitInputs:
     """What a training run needs to know beside its recipe."""
 
-    location: str  # of the base model, for from_pretrained()
-    revision: str | None
+    base: Any  # from load_base()
     train_table: SampleTable
     eval_table: SampleTable
     memory: MemoryPlan
-    budget_seconds: float
+    out_of_time: Callable[[TrainState], str | None]  # why the trial has to be cut short
+    stop_early: Callable[[TrainState], str | None]  # why the trial is not worth going on
     measure_step_0: bool
     max_adapter_bytes: int
 
@@ -40,16 +83,9 @@ class Fit:
 
     status: str  # completed, truncated, diverged or infeasible
     reason: str
-    adapter_dir: Path | None  # None if no evaluation ever gave a best adapter
+    state: TrainState
     history_path: Path  # a JSON line for every optimizer step and evaluation
-    eval_loss: float | None  # of the adapter in adapter_dir
-    best_step: int | None
-    steps: int
-    curve: list[tuple[int, float]]  # (step, eval/loss)
-    training_seconds: float  # training clock
-    tokens_per_second: float | None  # of optimizer steps: real tokens, none of them padding
     peak_memory_bytes: int | None
-    phase_seconds: dict[str, float]  # load, train, evaluate
 
 
 def fit(
@@ -58,107 +94,125 @@ def fit(
     *,
     device: torch.device,
     work_dir: Path,
+    keeper: Keeper,
     should_stop: Callable[[], None],
 ) -> Fit:
-    """Load the base, train, and save the best adapter under `work_dir`.
+    """Train from the keeper's checkpoint or from the start, keep the best adapter.
 
-    Raises `SettingsError` if the base cannot be loaded, and whatever `should_stop` raises.
+    When `should_stop` raises `PreemptedError`, the state of the last optimizer step is kept first.
     """
-    started = time.monotonic()
-    base = load_base(inputs.location, inputs.revision, device)
     should_stop()
-    model = add_adapters(base, recipe, recompute=inputs.memory.recompute)
+    model = add_adapters(inputs.base, recipe, recompute=inputs.memory.recompute)
     num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
-    load_seconds = time.monotonic() - started
-    log.info(
-        "model: %s in %.1f s, %.2f M adapter parameters",
-        model.config.model_type,
-        load_seconds,
-        num_parameters / 1e6,
-    )
-    history = _History(work_dir / "history.jsonl", recipe)
+    log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
+    trainer = Trainer(model, recipe, device=device, token_budget=inputs.memory.token_budget)
+    run = _Run(trainer, keeper, work_dir)
     if 2 * num_parameters > inputs.max_adapter_bytes:
         reason = (
             f"adapter would be {2 * num_parameters / 1e6:.0f} MB, limit is"
             f" {inputs.max_adapter_bytes / 1e6:.0f} MB: lower lora_r or raise JOB_MAX_ADAPTER_MB"
         )
-        outcome = TrainOutcome("infeasible", reason, TrainState())
+        outcome = TrainOutcome("infeasible", reason, run.state)
     else:
-        trainer = Trainer(model, recipe, device=device, token_budget=inputs.memory.token_budget)
-        with StepProgress("training", recipe.planned_steps) as history.progress, history:
+        with run:
             outcome = train(
                 trainer,
                 inputs.train_table,
                 inputs.eval_table,
-                state=TrainState(),
+                state=run.state,
                 measure_step_0=inputs.measure_step_0,
-                budget_seconds=inputs.budget_seconds,
-                on_step=history.on_step,
-                on_eval=history.on_eval,
+                out_of_time=inputs.out_of_time,
+                stop_early=inputs.stop_early,
+                on_step=run.on_step,
+                on_eval=run.on_eval,
+                on_best=run.on_best,
                 should_stop=should_stop,
             )
-    state = outcome.state
-    adapter_dir = None
-    if state.best_adapter is not None:
-        adapter_dir = work_dir / "adapter"
-        save_adapter(model, state.best_adapter, adapter_dir)
     return Fit(
         status=outcome.status,
         reason=outcome.reason,
-        adapter_dir=adapter_dir,
-        history_path=history.path,
-        eval_loss=None if state.best_step is None else state.best_loss,
-        best_step=state.best_step,
-        steps=state.step,
-        curve=state.curve,
-        training_seconds=state.clock_seconds,
-        tokens_per_second=state.tokens / history.step_seconds if history.step_seconds else None,
+        state=outcome.state,
+        history_path=run.history_path,
         peak_memory_bytes=peak_memory_bytes(device),
-        phase_seconds={
-            "load": load_seconds,
-            "train": history.step_seconds,
-            "evaluate": state.clock_seconds - history.step_seconds,
-        },
     )
 
 
-class _History:
-    """Writes and shows what happens, a line a step."""
+class _Run:
+    """Keeps and shows what happens; a context manager around the training."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path = path
-        self.path.touch()
-        self.progress: StepProgress | None = None
-        self.step_seconds = 0.0
-        self._recipe = recipe
+    def __init__(self, trainer: Trainer, keeper: Keeper, work_dir: Path) -> None:
+        self.history_path = work_dir / HISTORY_FILE
+        self.state = TrainState()
+        self._trainer = trainer
+        self._keeper = keeper
+        self._work_dir = work_dir
+        self._saved_step = -1
+        if keeper.resume_dir is None:
+            self.history_path.touch()
+        else:
+            self.state, saved = read_state(keeper.resume_dir)
+            trainer.restore(keeper.resume_dir, saved)
+            shutil.copyfile(keeper.resume_dir / HISTORY_FILE, self.history_path)
+            self._saved_step = self.state.step
+        self._first_clock = self.state.clock_seconds
+        keeper.report(first_step=self.state.step, step=self.state.step, trained_seconds=0.0)
 
     def __enter__(self) -> None:
-        self._file = self.path.open("a")
+        self._history = self.history_path.open("a")
+        planned = self._trainer.recipe.planned_steps
+        self._progress = StepProgress("training", planned)
+        self._progress.__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._progress.__exit__(None, None, None)
+        with self._history:
+            if kind is not None and issubclass(kind, PreemptedError):
+                self._checkpoint()
 
     def on_step(self, report: StepReport) -> None:
-        self.step_seconds += report.seconds
-        entry = {
-            "step": report.step,
-            "train/loss": report.train_loss,
-            "learning_rate": report.learning_rate,
-            "grad_norm": report.grad_norm,
-            "tokens": report.num_tokens,
-            "seconds": round(report.seconds, 4),
-        }
-        self._file.write(json.dumps(entry) + "\n")
-        if self.progress:
-            rate = report.num_tokens / report.seconds
-            self.progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
+        self._write(
+            {
+                "step": report.step,
+                "train/loss": report.train_loss,
+                "learning_rate": report.learning_rate,
+                "grad_norm": report.grad_norm,
+                "tokens": report.num_tokens,
+                "seconds": round(report.seconds, 4),
+            }
+        )
+        rate = report.num_tokens / report.seconds
+        self._progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
+        trained = self.state.clock_seconds - self._first_clock
+        self._keeper.report(step=report.step, trained_seconds=round(trained, 1))
+        if self._keeper.is_due():
+            self._checkpoint()
 
     def on_eval(self, step: int, loss: float, is_best: bool) -> None:
-        self._file.write(json.dumps({"step": step, "eval/loss": loss}) + "\n")
-        log.info(
-            "step %d/%d: eval/loss %.4f%s",
-            step,
-            self._recipe.planned_steps,
-            loss,
-            ", the best so far" if is_best else "",
-        )
+        self._write({"step": step, "eval/loss": loss})
+        planned, note = self._trainer.recipe.planned_steps, ", the best so far" if is_best else ""
+        log.info("step %d/%d: eval/loss %.4f%s", step, planned, loss, note)
+
+    def on_best(self) -> dict[str, Any]:
+        folder = self._work_dir / f"best-{self.state.step}"
+        model = self._trainer.model
+        save_adapter(model, adapter_state(model), folder)
+        kept = self._keeper.put_best(folder)
+        return {"key": kept.key, "sha256": kept.sha256, "bytes": kept.size_bytes}
+
+    def _checkpoint(self) -> None:
+        """Keep the state as it is between two optimizer steps, unless it is kept already."""
+        if self._saved_step == self.state.step or self.state.diverged:
+            return
+        folder = self._work_dir / f"checkpoint-{self.state.step}"
+        folder.mkdir()
+        self._history.flush()
+        shutil.copyfile(self.history_path, folder / HISTORY_FILE)
+        write_state(folder, self.state, self._trainer.save(folder))
+        best = self.state.best["key"] if self.state.best else None
+        self._keeper.put_checkpoint(folder, self.state.step, best)
+        self._saved_step = self.state.step
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        # JSON has no NaN: a loss that overflowed stands as null.
+        plain = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        self._history.write(json.dumps(plain, allow_nan=False) + "\n")

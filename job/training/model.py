@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from job.errors import SettingsError
+from job.errors import GpuError, OutageError, SettingsError
 from job.training.recipe import Recipe, derive_seed
 
 
@@ -43,16 +43,21 @@ def load_base(location: str, revision: str | None, device: torch.device) -> Any:
             )
         elif not _is_4_bit(own):
             raise ValueError("it is quantised already, but not in bitsandbytes' 4 bits")
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             location,
+            output_loading_info=True,
             dtype=dtype,
             device_map={"": device},
             attn_implementation="sdpa",
             use_safetensors=True,
             **where,
         )
-    except torch.OutOfMemoryError:
-        raise
+        if missing := sorted(loading["missing_keys"]) + sorted(loading["mismatched_keys"]):
+            raise ValueError(f"its files lack {missing[0]} (and {len(missing) - 1} more)")
+    except torch.OutOfMemoryError as error:
+        raise GpuError(
+            f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise SettingsError(
@@ -136,11 +141,19 @@ def load_adapter_state(model: Any, state: dict[str, torch.Tensor]) -> None:
     set_peft_model_state_dict(model, state)
 
 
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file; `OutageError` if the work volume is full."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:  # the library wraps the system's error
+        raise OutageError(f"{path} cannot be written ({error}); free or enlarge it") from error
+
+
 def save_adapter(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
     """Write `state` as a folder that `PeftModel.from_pretrained` takes, in fp16 (half the size)."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
-    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", half)
     config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
     # PEFT keeps names in sets, whose order differs between processes; equal adapters shall have
     # equal bytes.

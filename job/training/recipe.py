@@ -57,10 +57,11 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
     """The learning rate of optimizer step `step` (the first is 0).
 
     The same numbers as transformers' `get_scheduler` of that name, whose warm-up is
-    `ceil(warmup_ratio * planned_steps)` steps; written as a function of the step so that there is
-    no scheduler state to save.
+    `ceil(warmup_ratio * planned_steps)` steps (but never all of them); written as a function of
+    the step so that there is no scheduler state to save.
     """
     warmup_steps = math.ceil(recipe.warmup_ratio * recipe.planned_steps)
+    warmup_steps = min(warmup_steps, recipe.planned_steps - 1)
     if step < warmup_steps:
         return recipe.learning_rate * step / warmup_steps
     if recipe.lr_scheduler == "constant":

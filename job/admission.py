@@ -1,0 +1,78 @@
+"""What a run looks at before it trains: which slots, which folder, and whether to go on at all."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+
+from job.errors import SettingsError, SlotError
+from job.lease import Lease
+from job.ledger import Ledger
+from job.settings import Settings
+from job.spec import gpu_hours_spent
+
+FRUITLESS_ATTEMPTS = 3  # that trained two checkpoint intervals each and published nothing later
+STARTLESS_ATTEMPTS = 10  # that never finished a step
+
+
+def slots(settings: Settings, ledger: Ledger) -> list[int]:
+    """The slots that this run may work on. Raises `SlotError` if its own was given up."""
+    if settings.completion_index is None:
+        return ledger.open_slots(settings.num_trials)
+    slot = settings.completion_index
+    if (reason := ledger.failure(slot)) is not None:
+        raise SlotError(f"slot {slot} was given up: {reason}")
+    return [slot] if ledger.is_open(slot) else []
+
+
+def slot_name(settings: Settings, sweep: str) -> str:
+    """How the last line names what this run was to work on."""
+    if settings.completion_index is None:
+        return f"sweep {sweep}, all {settings.num_trials} slots"
+    return f"slot {settings.completion_index}"
+
+
+def check_progress(ledger: Ledger, lease: Lease) -> None:
+    """Close a slot that eats attempts without getting anywhere; preemptions alone never do."""
+    fruitless, startless = lease.content["fruitless"], lease.content["startless"]
+    if fruitless < FRUITLESS_ATTEMPTS and startless < STARTLESS_ATTEMPTS:
+        return
+    reason = (
+        f"{fruitless} attempts in a row trained for two checkpoint intervals and saved nothing"
+        if fruitless >= FRUITLESS_ATTEMPTS
+        else f"{startless} attempts in a row ended before their first step"
+    )
+    ledger.close(lease.slot, reason)
+    raise SlotError(f"slot {lease.slot} is given up: {reason}; look at its attempts' last lines")
+
+
+def check_undrawn(ledger: Ledger, lease: Lease) -> None:
+    """A slot with a checkpoint but no spec is damaged, and never drawn again."""
+    if lease.content["checkpoints"]:
+        raise SlotError(
+            f"slot {lease.slot} is damaged: it has checkpoints but no spec.json in"
+            f" {ledger.store.uri}/{ledger.slot_prefix(lease.slot)}"
+        )
+
+
+def budget_spent(settings: Settings, ledger: Ledger) -> str | None:
+    """That `JOB_SWEEP_BUDGET_GPU_HOURS` is spent, in words; None if it is not."""
+    limit = settings.sweep_budget_gpu_hours
+    if limit is None or (spent := gpu_hours_spent(ledger, settings.num_trials)) < limit:
+        return None
+    return f"{spent:.1f} GPU-hours are spent, JOB_SWEEP_BUDGET_GPU_HOURS is {limit:g}"
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Before minutes are spent: `JOB_WORK_DIR` must be a folder that we may write."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=work_dir).close()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SettingsError(
+            f"JOB_WORK_DIR: {work_dir} cannot be written ({error.strerror}); give a folder that"
+            " this user may write"
+        ) from error

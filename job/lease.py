@@ -1,0 +1,234 @@
+"""The lease on a slot: who may publish and commit for it. No clocks of two machines are compared.
+
+`lease.json` is only ever replaced by compare-and-swap. Its holder renews it every third of
+`JOB_LEASE_SECONDS`; it is broken when its *version* stood still for that long on the observer's own
+monotonic clock. It also names the slot's checkpoints: a checkpoint counts only if the swap that
+names it succeeded, so what a holder that lost the lease uploads later counts for nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from job.errors import JobError, PreemptedError
+from job.ledger import Ledger
+from job.log import log
+from job.store.documents import Document, Json, create_document, read_document, swap_document
+
+RENEWALS_OF_THE_LIVING = 2  # seen by an observer, they say that the holder is alive
+FRESH: Json = {
+    "epoch": 0,
+    "checkpoints": [],  # newest first: key, sha256, step
+    "gpu_seconds_before": 0.0,  # of all earlier attempts
+    "attempt": {},  # the current attempt: seconds, first_step, step, trained_seconds
+    "fruitless": 0,  # attempts in a row that trained long and published no later checkpoint
+    "startless": 0,  # attempts in a row that never finished a step
+}
+
+
+@dataclass
+class _Watch:
+    """What an observer has seen of somebody else's lease."""
+
+    version: str
+    since: float
+    renewals: int = 0
+
+
+class Lease:
+    """A lease that this process holds, renewed by a small thread while the context is open."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        slot: int,
+        document: Document,
+        *,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.slot = slot
+        self._ledger = ledger
+        self._content = document.content
+        self._version = document.version
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._renewed_at = clock()
+        self._lost = False
+        self._swapping = threading.Lock()
+        self._closing = threading.Event()
+        self._progress: Json = {}
+        self._thread = threading.Thread(target=self._keep_renewing, daemon=True, name="lease")
+
+    @property
+    def epoch(self) -> int:
+        return int(self._content["epoch"])
+
+    @property
+    def owner(self) -> str:
+        return str(self._content["owner"])
+
+    @property
+    def content(self) -> Json:
+        """The lease as last written."""
+        return self._content
+
+    @property
+    def lost(self) -> bool:
+        """Another attempt holds the slot; nothing may be touched any more."""
+        return self._lost
+
+    def report(self, **progress: Any) -> None:
+        """Note what the next renewal shall say of this attempt; writes nothing."""
+        self._progress = {**self._progress, **progress}
+
+    def ensure_held(self) -> None:
+        """Return only if the lease is fresh, renewing it if it is not.
+
+        Raises `PreemptedError` if it is lost, `StoreError` if the store fails for too long.
+        """
+        if self._lost or self._clock() - self._renewed_at >= self._lease_seconds / 2:
+            self.renew()
+
+    def renew(self, **changes: Any) -> None:
+        """Write the lease with `changes`, under the same epoch; raises as `ensure_held`."""
+        with self._swapping:
+            while not self._lost:
+                started = self._clock()
+                content = {**self._content, **changes}
+                content["attempt"] = {**self._content["attempt"], **self._progress}
+                content["beat"] = content.get("beat", 0) + 1
+                document = swap_document(self._ledger.store, self._key, content, self._version)
+                same_holder = (document.content.get("owner"), document.content.get("epoch")) == (
+                    self.owner,
+                    self.epoch,
+                )
+                if not same_holder:
+                    self._lost = True
+                    break
+                # Ours in any case: of this call, or of an earlier one whose answer was lost.
+                self._content, self._version = document.content, document.version
+                if document.ours:
+                    self._renewed_at = started
+                    return
+        raise PreemptedError(f"slot {self.slot}: a newer attempt holds it, this one ends")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.release()
+        except JobError as error:  # must not hide how the attempt ended
+            log.warning("lease not released: %s", error)
+
+    def release(self) -> None:
+        """Stop renewing and give the slot free at once; a lease that is lost is left alone."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._lease_seconds)
+        if not self._lost:
+            self.renew(state="released")
+
+    @property
+    def _key(self) -> str:
+        return lease_key(self._ledger, self.slot)
+
+    def _keep_renewing(self) -> None:
+        while not self._closing.wait(self._lease_seconds / 3):
+            try:
+                self.renew()
+            except PreemptedError as error:
+                log.warning("%s", error)
+                return
+            except JobError as error:  # the next beat tries again; publishing waits for one
+                log.warning("lease not renewed: %s", error)
+
+
+def lease_key(ledger: Ledger, slot: int) -> str:
+    """Where a slot's lease lies."""
+    return f"{ledger.slot_prefix(slot)}/lease.json"
+
+
+def acquire(
+    ledger: Ledger,
+    slots: Sequence[int],
+    *,
+    lease_seconds: float,
+    should_stop: Callable[[], None],
+    wait: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Lease | None:
+    """Take the first slot that is open and free; None if none is open any more.
+
+    A lease that another attempt holds is watched until it is released, until it stood still for
+    `lease_seconds`, or until it is seen to be alive. Raises `PreemptedError` if all are alive.
+    """
+    owner = uuid.uuid4().hex
+    watches: dict[int, _Watch] = {}
+    while True:
+        open_slots = [slot for slot in slots if ledger.is_open(slot)]
+        if not open_slots:
+            return None
+        for slot in open_slots:
+            should_stop()
+            held = _try(ledger, slot, owner, watches, lease_seconds=lease_seconds, clock=clock)
+            if held is not None:
+                return Lease(ledger, slot, held, lease_seconds=lease_seconds, clock=clock)
+        alive = [s for s in open_slots if watches[s].renewals >= RENEWALS_OF_THE_LIVING]
+        if alive == open_slots:
+            raise PreemptedError(
+                f"slot {', '.join(map(str, alive))}: another attempt is at work on it;"
+                " nothing is left for this one"
+            )
+        wait(lease_seconds / 20)
+
+
+def _try(
+    ledger: Ledger,
+    slot: int,
+    owner: str,
+    watches: dict[int, _Watch],
+    *,
+    lease_seconds: float,
+    clock: Callable[[], float],
+) -> Document | None:
+    key = lease_key(ledger, slot)
+    found = read_document(ledger.store, key)
+    if found is None:
+        taken = create_document(ledger.store, key, _taken_over(FRESH, owner))
+        return taken if taken.ours else None
+    watch = watches.setdefault(slot, _Watch(found.version, clock()))
+    if found.version != watch.version:
+        watches[slot] = watch = _Watch(found.version, clock(), watch.renewals + 1)
+    if found.content.get("state") != "released" and clock() - watch.since < lease_seconds:
+        return None
+    taken = swap_document(ledger.store, key, _taken_over(found.content, owner), found.version)
+    return taken if taken.ours else None
+
+
+def _taken_over(old: Json, owner: str) -> Json:
+    """The lease of the next epoch: the last attempt's account closed, a new one opened."""
+    last = old["attempt"]
+    trained_in_vain = last.get("trained_seconds", 0) >= last.get("patience_seconds", float("inf"))
+    progressed = last.get("published_step", -1) > last.get("first_step", 0)
+    started = last.get("step", 0) > last.get("first_step", 0)
+    first = old["epoch"] == 0
+    return {
+        "owner": owner,
+        "epoch": old["epoch"] + 1,
+        "state": "held",
+        "beat": 0,
+        "checkpoints": old["checkpoints"],
+        "gpu_seconds_before": old["gpu_seconds_before"] + last.get("gpu_seconds", 0.0),
+        "fruitless": 0 if progressed else old["fruitless"] + trained_in_vain,
+        "startless": 0 if started or first else old["startless"] + 1,
+        "attempt": {"node": platform.node()},
+    }

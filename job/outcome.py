@@ -1,0 +1,93 @@
+"""How a trial went: its clock and budgets, and its result in numbers and in a line."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from job.lease import Lease
+from job.settings import Settings
+from job.store.documents import Json
+from job.training.state import TrainState
+
+if TYPE_CHECKING:
+    from job.training.fit import Fit
+
+
+class AttemptClock:
+    """GPU-seconds of this attempt, told to the lease, and the budgets of the trial."""
+
+    def __init__(
+        self, settings: Settings, lease: Lease, *, prepare_seconds: float, load_seconds: float
+    ) -> None:
+        self.prepare_seconds = prepare_seconds
+        self.load_seconds = load_seconds
+        self._lease = lease
+        # The card waits while its model is loaded: that is paid for, too.
+        self._started = time.monotonic() - load_seconds
+        self._budget_seconds = settings.trial_budget_hours * 3600
+        lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
+
+    def gpu_seconds(self) -> float:
+        """Of all attempts at the slot, this one included."""
+        return float(self._lease.content["gpu_seconds_before"]) + self._own_seconds()
+
+    def report(self) -> None:
+        """Note the GPU-seconds for the lease's next renewal."""
+        self._lease.report(gpu_seconds=round(self._own_seconds(), 1))
+
+    def out_of_time(self, state: TrainState) -> str | None:
+        """Why the trial has to be cut short; None if it has time."""
+        if state.clock_seconds >= self._budget_seconds:
+            return "JOB_TRIAL_BUDGET_HOURS is spent"
+        if self.gpu_seconds() >= 2 * self._budget_seconds:
+            return "overrun: all attempts together took twice JOB_TRIAL_BUDGET_HOURS"
+        return None
+
+    def _own_seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
+def outcome(fitted: Fit, clock: AttemptClock) -> Json:
+    """What training came to, for result.json."""
+    state = fitted.state
+    best: dict[str, Any] = state.best or {}
+    gpu_seconds = clock.gpu_seconds()
+    return {
+        "status": fitted.status,
+        "reason": fitted.reason,
+        "eval_loss": state.best_loss if best else None,
+        "best_step": state.best_step,
+        "steps": state.step,
+        "adapter_key": best.get("key"),
+        "adapter_sha256": best.get("sha256"),
+        "adapter_bytes": best.get("bytes"),
+        "gpu_seconds": round(gpu_seconds, 1),
+        # What was not load, steps and evaluations that count: redone steps, restarts, waiting.
+        "wasted_gpu_seconds": round(
+            max(0.0, gpu_seconds - state.clock_seconds - clock.load_seconds), 1
+        ),
+        "training_seconds": round(state.clock_seconds, 1),
+        "tokens_per_second": round(state.tokens / state.step_seconds, 1) if state.tokens else None,
+        "peak_memory_bytes": fitted.peak_memory_bytes,
+        # JSON has no NaN: a diverged evaluation stands as null.
+        "curve": [[step, loss if math.isfinite(loss) else None] for step, loss in state.curve],
+        "phase_seconds": {
+            "prepare": round(clock.prepare_seconds, 2),
+            "load": round(clock.load_seconds, 2),
+            "train": round(state.step_seconds, 2),
+            "evaluate": round(state.clock_seconds - state.step_seconds, 2),
+        },
+    }
+
+
+def summary(result: Json) -> str:
+    """How a trial ended, in a line."""
+    if result["eval_loss"] is None:
+        return f"{result['status']} ({result['reason']})"
+    return (
+        f"{result['status']} ({result['reason']}),"
+        f" eval/loss {result['eval_loss']:.4f} at step {result['best_step']},"
+        f" adapter {result['adapter_bytes'] / 1e6:.1f} MB"
+    )

@@ -1,0 +1,42 @@
+"""`Stop`: whether this process was told to end, and how much of the grace time is left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from job.errors import PreemptedError
+
+EXIT_MARGIN_SECONDS = 4.0  # the parent kills 3 s before the grace ends; one more to get there
+
+
+class Stop:
+    """Set once by a signal; asked between micro-batches, in evaluation, load and preparation."""
+
+    def __init__(
+        self, grace_seconds: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._grace_seconds = grace_seconds
+        self._clock = clock
+        self._event = threading.Event()
+        self._deadline: float | None = None
+
+    def set(self, *_: object) -> None:
+        """Tell the process to end; fits `signal.signal`. A second call changes nothing."""
+        if self._deadline is None:
+            self._deadline = self._clock() + self._grace_seconds - EXIT_MARGIN_SECONDS
+            self._event.set()
+
+    def check(self) -> None:
+        """Raise `PreemptedError` if the process was told to end."""
+        if self._event.is_set():
+            raise PreemptedError("told to end")
+
+    def seconds_left(self) -> float | None:
+        """Until the process has to be gone; None if nobody told it to end."""
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but no longer than until the process is told to end."""
+        self._event.wait(seconds)

@@ -1,0 +1,62 @@
+"""`TrainState`: what survives from one optimizer step to the next, beside the tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+STATE_FILE = "state.json"
+SCHEMA = 1  # raise it when an older version could not go on from the checkpoint
+
+
+@dataclass
+class TrainState:
+    """The course of a trial so far. Adapter and optimizer tensors are the `Trainer`'s."""
+
+    step: int = 0  # optimizer steps done
+    best_step: int | None = None
+    best_loss: float = math.inf
+    best: dict[str, Any] | None = None  # where the best adapter was published
+    evals_without_improvement: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)  # (step, eval/loss)
+    clock_seconds: float = 0.0  # training clock: steps and evaluations that count, nothing else
+    step_seconds: float = 0.0  # of it: optimizer steps
+    skipped_in_a_row: int = 0
+    tokens: int = 0  # real tokens trained on
+    diverged: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON has no infinity: no best loss yet is null."""
+        best_loss = self.best_loss if math.isfinite(self.best_loss) else None
+        return {**asdict(self), "best_loss": best_loss}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        best_loss = math.inf if content["best_loss"] is None else content["best_loss"]
+        curve = [(step, loss) for step, loss in content["curve"]]
+        return cls(**{**content, "best_loss": best_loss, "curve": curve})
+
+
+def write_state(folder: Path, state: TrainState, trainer: dict[str, Any]) -> None:
+    """Write `state.json`: the state, and what the trainer adds to its tensors."""
+    content = {"schema": SCHEMA, "state": state.to_json(), "trainer": trainer}
+    (folder / STATE_FILE).write_text(json.dumps(content, indent=1, allow_nan=False))
+
+
+def read_state(folder: Path) -> tuple[TrainState, dict[str, Any]]:
+    """What `write_state` wrote."""
+    content = json.loads((folder / STATE_FILE).read_text())
+    return TrainState.from_json(content["state"]), content["trainer"]
+
+
+def unreadable(folder: Path) -> str | None:
+    """Why this version of the code cannot go on from a verified checkpoint; None if it can."""
+    schema = json.loads((folder / STATE_FILE).read_text()).get("schema")
+    if schema == SCHEMA:
+        return None
+    return (
+        f"has checkpoint schema {schema}, this version reads {SCHEMA}: use the image it began with"
+    )

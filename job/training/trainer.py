@@ -1,0 +1,167 @@
+"""`Trainer`: a model with its optimizer and scaler; a step, an evaluation, save and restore."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch.nn.utils import clip_grad_norm_
+
+from job.data.samples import SampleTable
+from job.training.batching import MicroBatch, pack, samples_of_step
+from job.training.loss import target_nll
+from job.training.model import compute_dtype, trainable_parameters, write_tensors
+from job.training.recipe import Recipe, derive_seed, learning_rate_at
+from job.training.state import TrainState
+
+MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
+ADAPTER_FILE, OPTIMIZER_FILE = "adapter.safetensors", "optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+ShouldStop = Callable[[], None]
+
+
+def _never() -> None:
+    """A `should_stop` that never stops."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    step: int  # steps done, this one included
+    train_loss: float  # mean over the step's target tokens, natural log
+    learning_rate: float
+    grad_norm: float  # before clipping
+    num_tokens: int
+    seconds: float
+
+
+class Trainer:
+    """A model being trained by a recipe on one device."""
+
+    def __init__(
+        self, model: Any, recipe: Recipe, *, device: torch.device, token_budget: int
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.device = device
+        self.token_budget = token_budget
+        self.parameters = list(trainable_parameters(model).values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+
+    def step(
+        self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
+    ) -> StepReport:
+        """One optimizer step on the samples of `state.step`. Raises `torch.OutOfMemoryError`.
+
+        Whatever is raised, also by `should_stop`, weights, moments and `state` are those before
+        the step; partial gradients are dropped.
+        """
+        started = time.monotonic()
+        # Dropout must not depend on what ran before, or a resumed trial would differ.
+        torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
+        learning_rate = learning_rate_at(self.recipe, state.step)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        indices = samples_of_step(self.recipe, len(table), state.step)
+        batches = list(pack(table, indices, self.token_budget))
+        num_targets = sum(len(batch.targets) for batch in batches)
+        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for batch in batches:
+            should_stop()
+            nll = self._nll(batch)
+            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
+            total += nll.detach()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
+        self._update(grad_norm, state)
+        train_loss = float(total) / num_targets
+        state.step += 1
+        state.diverged = (
+            not math.isfinite(train_loss) or state.skipped_in_a_row >= MAX_SKIPPED_STEPS
+        )
+        seconds = time.monotonic() - started
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        state.tokens += num_tokens
+        state.clock_seconds += seconds
+        state.step_seconds += seconds
+        return StepReport(state.step, train_loss, learning_rate, grad_norm, num_tokens, seconds)
+
+    def evaluate(
+        self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
+    ) -> float:
+        """eval/loss: summed NLL over all target tokens divided by their number, fp32 sums."""
+        started = time.monotonic()
+        self.model.eval()
+        total = 0.0
+        with torch.no_grad():
+            for batch in pack(table, range(len(table)), self.token_budget):
+                should_stop()
+                total += float(self._nll(batch))
+        state.clock_seconds += time.monotonic() - started
+        return total / table.num_target_tokens
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write adapter and moments as safetensors; return what else `restore` needs, as JSON."""
+        named = trainable_parameters(self.model)
+        write_tensors(folder / ADAPTER_FILE, {n: p.detach().cpu() for n, p in named.items()})
+        moments: dict[str, torch.Tensor] = {}
+        num_updates = 0.0
+        for name, parameter in named.items():
+            slots = self.optimizer.state.get(parameter, {})
+            num_updates = float(slots.get("step", 0.0))
+            moments |= {f"{key}.{name}": slots[key].cpu() for key in MOMENTS if key in slots}
+        write_tensors(folder / OPTIMIZER_FILE, moments)
+        return {
+            "num_updates": num_updates,
+            "scaler": self.scaler.state_dict(),
+            "token_budget": self.token_budget,
+        }
+
+    def restore(self, folder: Path, saved: dict[str, Any]) -> None:
+        """Put back what `save` wrote; the next step then computes what it would have computed."""
+        named = trainable_parameters(self.model)
+        weights, moments = load_file(folder / ADAPTER_FILE), load_file(folder / OPTIMIZER_FILE)
+        assert weights.keys() == named.keys(), "the checkpoint is of another adapter"
+        for name, parameter in named.items():
+            parameter.data.copy_(weights[name])
+            if moments:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(saved["num_updates"]),
+                    **{key: moments[f"{key}.{name}"].to(self.device) for key in MOMENTS},
+                }
+        if saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        self.token_budget = saved["token_budget"]
+
+    def _nll(self, batch: MicroBatch) -> torch.Tensor:
+        # Entered here, around backbone and head alike; an autocast around an outer forward only
+        # would not cover a backbone that is called directly.
+        with self._autocast():
+            return target_nll(self.model, batch.to(self.device))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.device.type == "cpu":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=compute_dtype(self.device))
+
+    def _update(self, grad_norm: float, state: TrainState) -> None:
+        """Step the optimizer, unless a gradient overflowed: then the scaler skips and shrinks."""
+        skipped = not math.isfinite(grad_norm)
+        if not skipped or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0

@@ -1,0 +1,94 @@
+"""Training without torch, for tests of everything around it: deterministic, fast, resumable.
+
+Fakes the contract of `job.training.fit.fit`: what a step computes is a function of the state and
+the step, state is constant between steps, a stop keeps the last step, the best adapter is published
+when it becomes best. It computes a chain of hashes; its losses fall and sometimes rise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from job.errors import PreemptedError
+from job.training.recipe import Recipe
+from job.training.state import TrainState, read_state, write_state
+from job.trial import Training
+
+STEP_SECONDS = 0.004
+
+
+class FakeFit:
+    """What `fit` returns, as far as the trial reads it."""
+
+    def __init__(self, state: TrainState, history_path: Path) -> None:
+        self.status, self.reason = "completed", "all planned steps"
+        self.state, self.history_path = state, history_path
+        self.peak_memory_bytes = None
+
+
+def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
+    """Run `recipe.planned_steps` steps of hashing."""
+    recipe = Recipe.from_json(attempt.spec["recipe"])
+    state, value = TrainState(), f"{recipe.learning_rate}"
+    history = work_dir / "history.jsonl"
+    history.touch()
+    if keeper.resume_dir is not None:
+        state, saved = read_state(keeper.resume_dir)
+        value = saved["value"]
+        shutil.copyfile(keeper.resume_dir / "history.jsonl", history)
+    keeper.report(first_step=state.step, step=state.step)
+    saved_step = state.step
+
+    def checkpoint() -> None:
+        nonlocal saved_step
+        if saved_step == state.step:
+            return
+        folder = work_dir / f"checkpoint-{state.step}"
+        folder.mkdir()
+        write_state(folder, state, {"value": value})
+        shutil.copyfile(history, folder / "history.jsonl")
+        keeper.put_checkpoint(folder, state.step, state.best["key"] if state.best else None)
+        saved_step = state.step
+
+    try:
+        while state.step < recipe.planned_steps:
+            attempt.check()
+            time.sleep(STEP_SECONDS)  # a step takes time, or nothing could fall into one
+            value = hashlib.sha256(f"{value}{state.step}".encode()).hexdigest()
+            state.step += 1
+            with history.open("a") as file:
+                file.write(json.dumps({"step": state.step, "value": value}) + "\n")
+            keeper.report(step=state.step)
+            if state.step in recipe.eval_steps:
+                _evaluate(state, value, work_dir, keeper)
+            if keeper.is_due():
+                checkpoint()
+    except PreemptedError:
+        checkpoint()
+        raise
+    return FakeFit(state, history)
+
+
+def _evaluate(state: TrainState, value: str, work_dir: Path, keeper: Any) -> None:
+    loss = 1 + int(value[:4], 16) / 2**16 - state.step / 100
+    state.curve.append((state.step, loss))
+    if loss >= state.best_loss:
+        return
+    state.best_loss, state.best_step = loss, state.step
+    folder = work_dir / f"best-{state.step}"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_text(value)
+    kept = keeper.put_best(folder)
+    state.best = {"key": kept.key, "sha256": kept.sha256, "bytes": kept.size_bytes}
+
+
+def _nothing(*_: Any) -> Any:
+    """No device is opened, no base is loaded."""
+
+
+FAKE_TRAINING = Training(open_device=_nothing, load_base=_nothing, fit=_fit)
