@@ -29,7 +29,7 @@ demo: $(STAMP)  ## run a sweep of 3 trials on generated data and a generated mod
 	$(BIN)/python -m job demo
 
 test: $(STAMP)  ## run all tests (those that need a GPU are skipped without one)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-fast: $(STAMP)  ## run the tests that need no training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not gpu'

@@ -114,7 +114,9 @@ def _status() -> int:
 
     settings = _settings(dataset_uri="not-needed")
     _, sweep = load_sweep(settings)
-    ledger = Ledger(open_store(settings.output_uri), sweep)
+    ledger = Ledger(
+        open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes), sweep
+    )
     rows = slot_rows(ledger, settings.num_trials)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(f"sweep {sweep} in {ledger.store.uri}")

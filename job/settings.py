@@ -58,10 +58,13 @@ class Settings(BaseSettings):
     )
 
     base_model: Uri = Field(
-        "unsloth/mistral-7b-v0.3-bnb-4bit", description="Hugging Face id or folder of the base"
+        "unsloth/mistral-7b-v0.3-bnb-4bit",
+        description="Hugging Face id, folder or bucket URI of the base",
     )
     base_model_revision: str = Field("main", description="its branch, tag or commit")
-    dataset_uri: Uri = Field(description="rows: a file, a glob or a folder of shards")
+    dataset_uri: Uri = Field(
+        description="rows: file, glob or folder (path, s3://, gs://), or a Hugging Face id"
+    )
     output_uri: Uri = Field(description="folder or bucket prefix that holds the sweep")
 
     sweep_file: Path | None = Field(None, description="W&B sweep YAML; default: the card's")

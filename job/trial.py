@@ -69,7 +69,7 @@ def run_trial(settings: Settings, stop: Stop) -> str:
 
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
-    store = open_store(settings.output_uri)
+    store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     return run_trial_on(store, settings, stop, TRAINING)
 
 
@@ -84,7 +84,9 @@ def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Trainin
     check_work_dir(settings.work_dir)
     device = training.open_device(settings)
     probe(ledger.store)
-    base = resolve_base_model(settings.base_model, base_revision(settings, ledger))
+    base = resolve_base_model(
+        settings.base_model, base_revision(settings, ledger), cache_dir=settings.work_dir
+    )
     data = _prepare_data(settings, base, ledger, stop.check)
     check_vocabulary(base, data)
     prepared = time.monotonic()
