@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if __name__ == "__main__":
+    # Before the imports, which take half a second: process 1 without a handler hears no SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+
 import argparse
 import contextlib
 import ctypes
 import errno
 import os
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +24,6 @@ from job.settings import Settings, load_settings, variable
 from job.stop import Stop
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
-
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 EXAMPLES = """\
@@ -36,7 +40,10 @@ exit codes: 0 committed or nothing to do, 64 settings, 65 data, 69 slot, 70 bug,
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the verb, turn its end into an exit code and a last line."""
-    options = _parser().parse_args(arguments)
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as end:  # argparse's 2 is no code of ours
+        return ExitCode.SETTINGS if end.code else ExitCode.OK
     set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"))
     try:
         return _guarded(_VERBS[options.verb])
@@ -78,13 +85,16 @@ def _settings(**given: str) -> Settings:
 def _run() -> int:
     from job.supervisor import run_one
 
-    return run_one(_settings())
+    code = run_one(_settings())
+    if code == ExitCode.BUG:  # the trial may have died without a word
+        return _last_words(code, "the trial ended by a bug or was killed, see above")
+    return code
 
 
 def _queue() -> int:
     from job.supervisor import run_queue
 
-    return run_queue(_settings())
+    return _last_words(*run_queue(_settings()))
 
 
 def _trial() -> int:

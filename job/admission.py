@@ -23,7 +23,11 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
     slot = settings.completion_index
     if (reason := ledger.failure(slot)) is not None:
         raise SlotError(f"slot {slot} was given up: {reason}")
-    return [slot] if ledger.is_open(slot) else []
+    if ledger.is_open(slot):
+        return [slot]
+    if ledger.spec(slot) is None:
+        raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
+    return []
 
 
 def slot_name(settings: Settings, sweep: str) -> str:

@@ -76,10 +76,14 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
     digest = hashlib.sha256()
     # The tokenizer's files are part of the prepared data's digest.
     for path in (folder / "config.json", *weights):
-        with path.open("rb") as file:
-            digest.update(
-                f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
-            )
+        try:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise SettingsError(
+                f"JOB_BASE_MODEL: {path} cannot be read: {error.strerror}"
+            ) from error
+        digest.update(f"{path.name} {sha256}\n".encode())
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 

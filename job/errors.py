@@ -18,7 +18,9 @@ Any other exception is a bug of ours: it ends with 70 and a traceback.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -89,3 +91,12 @@ class CredentialsError(JobError):
     """The store or W&B refused our credentials."""
 
     exit_code = ExitCode.CREDENTIALS
+
+
+def work_dir_error(path: Path, error: OSError) -> JobError:
+    """What a failed write below `JOB_WORK_DIR` means: a folder that is not ours, or a full one."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return SettingsError(
+            f"JOB_WORK_DIR: {path}: {error.strerror}; give a folder that this user may write"
+        )
+    return OutageError(f"JOB_WORK_DIR: {path} cannot be written ({error}): free disk space")

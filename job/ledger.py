@@ -63,6 +63,8 @@ class Ledger:
     def spec(self, slot: int) -> Json | None:
         """What the slot computes; None if it was never drawn."""
         document = read_document(self.store, f"{self.slot_prefix(slot)}/spec.json")
+        if document is not None and "recipe" not in document.content:
+            raise SlotError(f"slot {slot}: its spec.json is damaged, it has no recipe")
         return document.content if document else None
 
     def specify(self, slot: int, spec: Mapping[str, Any]) -> Json:

@@ -8,7 +8,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from job.errors import SlotError
+from job.lease import lease_key
 from job.ledger import Ledger
+from job.log import log
+from job.store.documents import read_document
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class SlotRow:
     """A slot as a person sees it."""
 
     slot: int
-    state: str  # empty, specified, or a result's status
+    state: str  # empty, waiting, leased, given up, damaged, or a result's status
     params: dict[str, Any]
     eval_loss: float | None
     steps: str
@@ -25,18 +29,30 @@ class SlotRow:
 
 def slot_rows(ledger: Ledger, num_trials: int) -> list[SlotRow]:
     """Every slot of the sweep, in order."""
-    rows = []
-    for slot in range(num_trials):
-        spec, result = ledger.spec(slot), ledger.result(slot)
-        params = spec["params"] if spec else {}
-        if result is not None:
-            planned = spec["recipe"]["planned_steps"] if spec else "?"
-            steps = f"{result['steps']}/{planned}"
-            loss, key = result["eval_loss"], result["adapter_key"]
-            rows.append(SlotRow(slot, result["status"], params, loss, steps, key))
-        else:
-            rows.append(SlotRow(slot, "specified" if spec else "empty", params, None, "", None))
-    return rows
+    return [_slot_row(ledger, slot) for slot in range(num_trials)]
+
+
+def _slot_row(ledger: Ledger, slot: int) -> SlotRow:
+    """One slot; a damaged one says so and hides no other."""
+    try:
+        spec, result, failure = ledger.spec(slot), ledger.result(slot), ledger.failure(slot)
+        if spec is None:
+            damaged = result is not None
+            return SlotRow(slot, "damaged" if damaged else "empty", {}, None, "", None)
+        params, planned = spec["params"], spec["recipe"]["planned_steps"]
+        if result is None:
+            lease = read_document(ledger.store, lease_key(ledger, slot))
+            step = lease.content["attempt"].get("step") if lease else None
+            steps = "" if step is None else f"{step}/{planned}"
+            held = lease is not None and lease.content["state"] == "held"
+            state = "given up" if failure else "leased" if held else "waiting"
+            return SlotRow(slot, state, params, None, steps, None)
+        steps = f"{result['steps']}/{planned}"
+        loss, key = result["eval_loss"], result["adapter_key"]
+        return SlotRow(slot, result["status"], params, loss, steps, key)
+    except (SlotError, KeyError, TypeError) as error:
+        log.warning("slot %d is damaged: %s", slot, error)
+        return SlotRow(slot, "damaged", {}, None, "", None)
 
 
 def best_row(rows: list[SlotRow]) -> SlotRow | None:

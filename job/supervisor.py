@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -30,15 +30,22 @@ class Supervisor:
     """Runs children one at a time; on SIGTERM or SIGINT ends the running one within the grace."""
 
     def __init__(self, grace_seconds: float) -> None:
-        self.told_to_end = False
+        self._end = threading.Event()
         self._grace_seconds = grace_seconds
         self._child: subprocess.Popen[bytes] | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_end)
         signal.signal(signal.SIGALRM, self._on_deadline)
 
+    @property
+    def told_to_end(self) -> bool:
+        """SIGTERM or SIGINT came."""
+        return self._end.is_set()
+
     def run(self, environ: Mapping[str, str]) -> int:
         """Run one trial in a process group of its own; return the exit code to pass on."""
+        if self.told_to_end:
+            return ExitCode.PREEMPTED
         self._child = subprocess.Popen(TRIAL_COMMAND, env=environ, process_group=0)
         if self.told_to_end:  # the signal came between two children
             self._signal_group(signal.SIGTERM)
@@ -47,6 +54,10 @@ class Supervisor:
         self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
         self._child = None
         return self._exit_code(os.waitstatus_to_exitcode(status))
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless and until told to end."""
+        self._end.wait(seconds)
 
     @staticmethod
     def _wait(child: int) -> int:
@@ -67,7 +78,7 @@ class Supervisor:
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         if self.told_to_end:
             return
-        self.told_to_end = True
+        self._end.set()
         seconds = max(0.1, self._grace_seconds - KILL_MARGIN_SECONDS)
         log.warning(
             "%s: ending the trial, at most %.0f s left", signal.Signals(number).name, seconds
@@ -86,39 +97,44 @@ class Supervisor:
 
 
 def run_one(settings: Settings) -> int:
-    """Run the slot that the environment names, or the first open one."""
+    """Run the slot that the environment names, or the first open one; the trial says its end."""
     return Supervisor(settings.grace_seconds).run(_trial_environ())
 
 
-def run_queue(settings: Settings, wait: Callable[[float], None] = time.sleep) -> int:
-    """Run all slots one after another, a fresh process each.
+def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -> tuple[int, str]:
+    """Run all slots one after another, a fresh process each; exit code and last line.
 
-    64, 65 and 77 end the queue; 69 goes on with the next slot; 75 puts the slot back to the end
-    of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times. Returns 0 if every slot ended
-    well, else the last code that did not.
+    64, 65 and 77 end the queue; 69 goes on with the next slot; 75, a slot that another worker
+    holds, puts it to the end of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times, with a
+    wait in between. The code is 0 if every slot ended well, else the last one that did not.
     """
     supervisor = Supervisor(settings.grace_seconds)
+    wait = wait or supervisor.wait
     line = deque(range(settings.num_trials))
     tries = dict.fromkeys(line, 0)
-    outcome: int = ExitCode.OK
-    while line and not supervisor.told_to_end:
+    failed: dict[int, int] = {}
+    while line:
         slot = line.popleft()
         code = supervisor.run(_trial_environ(slot))
-        tries[slot] += 1
         if supervisor.told_to_end:
-            return code if code == ExitCode.OUTAGE else ExitCode.PREEMPTED
+            if code not in (ExitCode.OK, ExitCode.OUTAGE) or (line and code == ExitCode.OK):
+                code = ExitCode.PREEMPTED
+            return code, f"the queue was told to end at slot {slot}; start it again to go on"
         if code in (ExitCode.SETTINGS, ExitCode.DATA, ExitCode.CREDENTIALS):
-            return code
-        if code == ExitCode.OK:
-            continue
-        if code == ExitCode.SLOT or tries[slot] >= TRIES_PER_SLOT:
-            outcome = code
-        elif code == ExitCode.PREEMPTED:
+            return code, f"slot {slot} ended with {code}, which every other slot would, too"
+        if code == ExitCode.PREEMPTED:
             line.append(slot)
-        else:
-            line.appendleft(slot)
-            wait(BACK_OFF_SECONDS[tries[slot] - 1])
-    return outcome
+        elif code != ExitCode.OK:
+            tries[slot] += 1
+            if code == ExitCode.SLOT or tries[slot] >= TRIES_PER_SLOT:
+                failed[slot] = code
+            else:
+                line.appendleft(slot)
+                wait(BACK_OFF_SECONDS[tries[slot] - 1])
+    if failed:
+        listing = ", ".join(f"{slot} ({code})" for slot, code in failed.items())
+        return list(failed.values())[-1], f"queue: these slots failed: {listing}; see their lines"
+    return ExitCode.OK, f"queue: all {settings.num_trials} slots are done"
 
 
 def _trial_environ(slot: int | None = None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from job.ledger import Ledger
 from job.store.local import LocalStore
 
 IDENTITY = {"JOB_MAX_STEPS": 1500, "JOB_SWEEP_FILE": {"method": "bayes"}, "_code_version": "1"}
+SPEC: dict[str, object] = {"params": {}, "recipe": {}}
 RESULT = {"status": "completed", "eval_loss": 1.5}
 
 
@@ -44,13 +45,17 @@ def test_every_differing_setting_is_named_old_to_new(ledger: Ledger) -> None:
 
 def test_a_slot_keeps_its_first_spec(ledger: Ledger) -> None:
     assert ledger.state(3) == "empty"
-    assert ledger.specify(3, {"params": {"learning_rate": 1}})["params"] == {"learning_rate": 1}
-    assert ledger.specify(3, {"params": {"learning_rate": 2}})["params"] == {"learning_rate": 1}
+    assert ledger.specify(3, {**SPEC, "params": {"learning_rate": 1}})["params"] == {
+        "learning_rate": 1
+    }
+    assert ledger.specify(3, {**SPEC, "params": {"learning_rate": 2}})["params"] == {
+        "learning_rate": 1
+    }
     assert ledger.state(3) == "specified"
 
 
 def test_second_committer_loses_without_effect(ledger: Ledger) -> None:
-    ledger.specify(0, {"params": {}})
+    ledger.specify(0, SPEC)
     assert ledger.commit(0, RESULT)
     assert not ledger.commit(0, {**RESULT, "eval_loss": 1.0})
     result = ledger.result(0)
@@ -61,7 +66,7 @@ def test_second_committer_loses_without_effect(ledger: Ledger) -> None:
 
 def test_a_slot_is_open_until_it_is_committed_or_given_up(ledger: Ledger) -> None:
     ledger.commit(0, RESULT)
-    ledger.specify(1, {"params": {}})
+    ledger.specify(1, SPEC)
     ledger.close(2, "no progress")
     assert ledger.open_slots(5) == [1, 3, 4]
     assert [ledger.state(slot) for slot in range(4)] == [

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ supervisor.TRIAL_COMMAND = ("sh", "-c", sys.argv[2])
 set_up_logging("text")
 settings, _ = load_settings()
 waits = []
-run = sys.argv[1] == "run"
-code = supervisor.run_one(settings) if run else supervisor.run_queue(settings, waits.append)
+if sys.argv[1] == "run":
+    code = supervisor.run_one(settings)
+else:
+    wait = None if sys.argv[1] == "really wait" else waits.append
+    code, _ = supervisor.run_queue(settings, wait)
 print(json.dumps(waits), flush=True)
 sys.exit(code)
 """
@@ -73,11 +77,11 @@ def test_a_killed_trial_is_named_and_counted(tmp_path: Path) -> None:
 
 
 def _signalled(
-    tmp_path: Path, script: str, number: signal.Signals, **settings: str
+    tmp_path: Path, script: str, number: signal.Signals, *, verb: str = "run", **settings: str
 ) -> tuple[int, str]:
     """Start a trial, wait until it says that it runs, signal the parent, wait for its end."""
     os.mkfifo(tmp_path / "ready")
-    parent = _start("run", script, tmp_path, **settings)
+    parent = _start(verb, script, tmp_path, **settings)
     (tmp_path / "ready").read_text()  # blocks until the trial has opened and closed it
     parent.send_signal(number)
     _, err = parent.communicate(timeout=60)
@@ -147,3 +151,19 @@ def test_a_slot_owned_by_another_goes_to_the_end_of_the_line(tmp_path: Path) -> 
     script = LOG + '[ "$JOB_COMPLETION_INDEX" = 0 ] && [ ! -e $OUT/1 ] && exit 75; : > $OUT/1'
     code, _, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="3")
     assert (code, _slots(tmp_path)) == (0, [0, 1, 2, 0])
+
+
+def test_a_signal_during_the_back_off_ends_the_queue_at_once_with_75(tmp_path: Path) -> None:
+    script = '[ -e "$OUT/tried" ] || { : > "$OUT/tried"; echo > "$OUT/ready"; }; exit 72'
+    started = time.monotonic()
+    code, err = _signalled(tmp_path, script, signal.SIGTERM, verb="really wait", JOB_NUM_TRIALS="2")
+    assert code == ExitCode.PREEMPTED, err
+    assert time.monotonic() - started < 4.5, "the back-off alone is 5 s"
+
+
+def test_a_signal_as_the_last_slot_commits_is_a_success(tmp_path: Path) -> None:
+    script = "trap 'exit 0' TERM; " + READY + "sleep 60 & wait"
+    queue = {"verb": "queue"}
+    assert _signalled(tmp_path, script, signal.SIGTERM, **queue, JOB_NUM_TRIALS="1")[0] == 0
+    (tmp_path / "ready").unlink()
+    assert _signalled(tmp_path, script, signal.SIGTERM, **queue, JOB_NUM_TRIALS="2")[0] == 75

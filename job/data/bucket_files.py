@@ -13,7 +13,7 @@ from typing import Any
 from job.data.file_names import folder_files, glob_folder, glob_matches, is_glob
 from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, unusable
-from job.errors import OutageError
+from job.errors import work_dir_error
 from job.log import log
 from job.store.objects import ObjectInfo, download_object, list_objects
 
@@ -105,4 +105,4 @@ def _download(bucket: str, info: ObjectInfo, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_object(bucket, info, path, setting=_SETTING)
     except OSError as error:
-        raise OutageError(f"{path} cannot be written ({error}): free disk space") from error
+        raise work_dir_error(path, error) from error

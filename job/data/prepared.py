@@ -25,7 +25,7 @@ from job.data.table_files import (
 )
 from job.data.templates import ChatTemplate, load_template
 from job.data.tokens import tokenizer_fingerprint
-from job.errors import OutageError, StoreError
+from job.errors import StoreError, work_dir_error
 from job.log import log
 from job.store.base import Store, Stored
 
@@ -145,7 +145,7 @@ def _download(store: Store, prefix: str, file: TableFile, folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise OutageError(f"{folder} cannot be written ({error}): free disk space") from error
+        raise work_dir_error(folder, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     return True
@@ -213,7 +213,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        raise OutageError(f"{path} cannot be written ({error}): free disk space") from error
+        raise work_dir_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

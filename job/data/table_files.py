@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.data.samples import SampleTable
-from job.errors import OutageError
+from job.errors import work_dir_error
 
 SCHEMA_VERSION = 1  # raise it when the same settings would give other rows, tokens or files
 SIDES = ("train", "eval")
@@ -107,7 +107,7 @@ def write_table(table: SampleTable, path: Path) -> None:
         # The writer holds a row group in memory: 1.1 GB for 180,000 samples in one.
         pq.write_table(whole, path, compression="zstd", row_group_size=_ROW_GROUP_SAMPLES)
     except OSError as error:
-        raise OutageError(f"{path} cannot be written ({error}): free disk space") from error
+        raise work_dir_error(path, error) from error
 
 
 def read_table(path: Path) -> SampleTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from job.demo.base import BaseInfo, ensure_base
 from job.demo.pretraining import Recipe
 from job.demo.rows import write_rows
 from job.demo.samples import generate_answers, pick_questions
+from job.errors import SettingsError
 from job.ledger import Ledger
 from job.progress import StepProgress
 from job.store.local import LocalStore
@@ -45,6 +47,7 @@ def run_demo(recipe: Recipe | None = None) -> int:
     afterwards. Settings in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`).
     """
     started = time.monotonic()
+    num_trials = _num_trials()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     demo_dir = DEMO_DIR.absolute()
     console.print("[bold]1/4[/] rows from the docstrings of Python's own standard library")
@@ -66,18 +69,36 @@ def run_demo(recipe: Recipe | None = None) -> int:
         "JOB_WORK_DIR": str(demo_dir / "work"),
         "JOB_SWEEP_FILE": str(SWEEP_FILE),
         "JOB_SWEEP_NAME": sweep,
+        "JOB_NUM_TRIALS": str(num_trials),
     }  # fmt: skip
-    num_trials = int(environ["JOB_NUM_TRIALS"])
     console.print(f"[bold]3/4[/] {num_trials} trials, one process after another: job queue")
-    code = subprocess.run([sys.executable, "-m", "job", "queue"], env=environ, check=False)
-    if code.returncode:
-        return code.returncode
+    code = _run_queue(environ)
+    if code:
+        return code
 
     console.print("[bold]4/4[/] what came of it: job status")
     subprocess.run([sys.executable, "-m", "job", "status"], env=environ, check=True)
     _show(console, Ledger(LocalStore(demo_dir / "store"), sweep), num_trials, base, demo_dir)
     console.print(f"\n{time.monotonic() - started:.0f} s in all")
     return 0
+
+
+def _num_trials() -> int:
+    """`JOB_NUM_TRIALS`, checked before minutes are spent."""
+    text = os.environ.get("JOB_NUM_TRIALS") or str(NUM_TRIALS)
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise SettingsError(f"JOB_NUM_TRIALS: is {text!r}; allowed: 1 to 100 in the demo")
+    return int(text)
+
+
+def _run_queue(environ: dict[str, str]) -> int:
+    """Run the sweep; Ctrl-C reaches the queue as well, which saves its state while we wait."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        queue = [sys.executable, "-m", "job", "queue"]
+        return subprocess.run(queue, env=environ, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _base(demo_dir: Path, recipe: Recipe | None) -> BaseInfo:
@@ -94,17 +115,23 @@ def _show(
 ) -> None:
     """The untuned loss, the best adapter, and a few answers before and after."""
     results = [result for _, _, result in ledger.committed(num_trials)]
-    step_0 = next(r["curve"][0][1] for r in results if r["curve"][0][0] == 0)
-    best = min((r for r in results if r["eval_loss"] is not None), key=lambda r: r["eval_loss"])
-    change = 1 - best["eval_loss"] / step_0
+    judged = [result for result in results if result["eval_loss"] is not None]
+    untuned = [loss for r in results for step, loss in r["curve"][:1] if step == 0]
+    if not judged or not untuned:
+        console.print("no trial has an adapter: see the lines above")
+        return
+    best = min(judged, key=lambda result: float(result["eval_loss"]))
+    change = 1 - best["eval_loss"] / untuned[0]
     adapter_dir = Path(ledger.store.uri) / best["adapter_key"]
-    console.print(f"eval/loss untuned {step_0:.4f}, best {best['eval_loss']:.4f} (-{change:.0%})")
+    console.print(
+        f"eval/loss untuned {untuned[0]:.4f}, best {best['eval_loss']:.4f} (-{change:.0%})"
+    )
     console.print(f"adapter: {adapter_dir}\n", soft_wrap=True)
     questions = pick_questions(demo_dir / "rows.jsonl", NUM_SAMPLES, seed=17)
     before = generate_answers(base.model_dir, None, questions)
     after = generate_answers(base.model_dir, adapter_dir, questions)
-    for question, untuned, tuned in zip(questions, before, after, strict=True):
+    for question, plain, tuned in zip(questions, before, after, strict=True):
         console.print(f"[bold]{question}[/]", soft_wrap=True)
-        console.print(f"  [dim]before:[/] {untuned!r}", soft_wrap=True, markup=True)
+        console.print(f"  [dim]before:[/] {plain!r}", soft_wrap=True, markup=True)
         console.print(f"  [dim]after:[/]  {tuned!r}", soft_wrap=True, markup=True)
     console.print("What is learned is the form of the answers, not knowledge.")
