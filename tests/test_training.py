@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -172,9 +173,15 @@ def test_every_family_is_4_bit_with_fp32_adapters_on_all_layers_but_the_head(
 
 def test_gradients_reach_the_whole_depth_after_an_evaluation(base: Path) -> None:
     """The bitsandbytes CPU trap: an evaluation first, and later gradients are lost."""
+    import bitsandbytes as bnb
+
     from job.training.state import TrainState
 
     trainer, state = _trainer(base, make_recipe(warmup_ratio=0.0)), TrainState()
+    layers = [m for m in trainer.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert layers
+    # The gradients below only show it on a CPU that has AVX512-BF16; this shows it on every one.
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
     table = make_table(8, seed=6)
     trainer.evaluate(table, state, _go)
     trainer.step(table, state)
@@ -286,6 +293,32 @@ def test_a_nan_diverges_and_keeps_no_bad_adapter(base: Path) -> None:
     assert outcome.state.best is None
 
 
+def test_twenty_skipped_steps_in_a_row_diverge(base: Path) -> None:
+    from job.training.trainer import MAX_SKIPPED_STEPS
+
+    trainer = _trainer(base, make_recipe(planned_steps=40))
+    nll = trainer._nll
+
+    def overflowing(batch: Any) -> Any:  # a finite loss whose gradients are not
+        loss = nll(batch)
+        if loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
+
+    trainer._nll = overflowing
+    outcome = _train(trainer)
+    assert (outcome.status, outcome.state.step) == ("diverged", MAX_SKIPPED_STEPS)
+
+
+def test_a_hopeless_trial_is_stopped_after_an_evaluation(base: Path) -> None:
+    outcome = _train(
+        _trainer(base, make_recipe()),
+        stop_early=lambda state: "worse than others" if len(state.curve) == 3 else None,
+    )
+    assert (outcome.status, outcome.state.step) == ("stopped", 10)
+    assert outcome.state.best is not None
+
+
 def test_out_of_memory_halves_the_budget_and_changes_no_loss(base: Path) -> None:
     import torch
 
@@ -335,11 +368,14 @@ def test_should_stop_ends_within_one_micro_batch(base: Path) -> None:
         _train(_trainer(base, make_recipe()), should_stop=stop)
 
 
-@pytest.mark.parametrize("broken", ["no weights", "junk weights", "not a language model"])
+@pytest.mark.parametrize(
+    "broken", ["no weights", "junk weights", "not a language model", "a missing weight", "cut off"]
+)
 def test_a_model_folder_that_is_no_model_names_the_setting(
     base: Path, tmp_path: Path, broken: str
 ) -> None:
     import torch
+    from safetensors.torch import load_file, save_file
 
     from job.base_model import resolve_base_model
     from job.training.model import load_base
@@ -348,7 +384,14 @@ def test_a_model_folder_that_is_no_model_names_the_setting(
     if broken == "not a language model":
         config["model_type"] = "vit"
     (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(base / "model.safetensors")
+    if broken == "a missing weight":
+        del weights["model.embed_tokens.weight"]
     if broken != "no weights":
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    if broken == "cut off":
+        os.truncate(tmp_path / "model.safetensors", 50_000)
+    if broken == "junk weights":
         (tmp_path / "model.safetensors").write_bytes(b"junk" * 100)
     with pytest.raises(SettingsError, match="JOB_BASE_MODEL"):
         load_base(resolve_base_model(str(tmp_path), "main").location, None, torch.device("cpu"))

@@ -188,6 +188,7 @@ BAD_INPUT: list[tuple[str, str, str | bytes | None, int, str]] = [
     ("work folder through a file", "JOB_WORK_DIR", "x", 64, "JOB_WORK_DIR"),
     ("model that is a file", "JOB_BASE_MODEL", "x", 64, "JOB_BASE_MODEL"),
     ("absent model", "JOB_BASE_MODEL", None, 64, "JOB_BASE_MODEL"),
+    ("bucket without a name", "JOB_OUTPUT_URI", "s3://", 64, "JOB_OUTPUT_URI"),
 ]  # fmt: skip
 
 
@@ -199,6 +200,11 @@ def test_bad_input_ends_in_one_clear_line_and_leaves_nothing(
     path = tmp_path / ("bad.jsonl" if variable == "JOB_DATASET_URI" else "bad")
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
+    if content == "s3://":  # as from s3://$BUCKET with an empty variable
+        done = job(**{variable: content})
+        assert done.returncode == code
+        assert says in done.stderr
+        return
     done = job(**{variable: path})
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -208,3 +214,36 @@ def test_bad_input_ends_in_one_clear_line_and_leaves_nothing(
     assert path.name in last_words, "the line says where"
     assert not list((tmp_path / "out").glob("sweeps/**/*.json")), "no slot is opened"
     assert not list(tmp_path.rglob(".tmp-*")), "nothing is left half-written"
+
+
+def test_a_base_cut_off_in_mid_download_leaves_the_sweep_unmarked(
+    job: Run, tmp_path: Path, base: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    os.truncate(broken / "model.safetensors", 100_000)
+    done = job(JOB_BASE_MODEL=broken)
+    assert done.returncode == 64
+    assert "JOB_BASE_MODEL" in done.stderr
+    assert not list((tmp_path / "out").glob("sweeps/**/*.json")), "nothing is frozen"
+
+
+def test_rows_changed_in_mid_sweep_are_refused(job: Run, tmp_path: Path, rows: Path) -> None:
+    changed = tmp_path / "rows.jsonl"
+    shutil.copy(rows, changed)
+    assert job(JOB_DATASET_URI=changed).returncode == 0
+    changed.write_text(changed.read_text() + '{"question": "One more?", "answer": "Yes."}\n')
+    done = job(JOB_DATASET_URI=changed)
+    assert done.returncode == 64
+    assert "JOB_DATASET_URI.prepared:" in done.stderr
+
+
+def test_status_shows_a_damaged_slot_beside_the_others(job: Run, tmp_path: Path) -> None:
+    assert job(JOB_COMPLETION_INDEX="0").returncode == 0
+    (tmp_path / "out/sweeps/card/slots/0001").mkdir()
+    (tmp_path / "out/sweeps/card/slots/0001/result.json").write_text('{"status": "completed"}')
+    done = job("status")
+    assert done.returncode == 0, done.stderr
+    assert "damaged" in done.stdout
+    assert "best: slot 0" in done.stdout
+    assert job(JOB_COMPLETION_INDEX="1").returncode == 69
