@@ -22,11 +22,6 @@ class PublishedFolder:
     size_bytes: int
 
 
-def folder_size_bytes(folder: Path) -> int:
-    """Bytes of the files directly in `folder`."""
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
 def seal_folder(prefix: str, folder: Path) -> PublishedFolder:
     """Write the manifest of `folder`; what it will be called once it is uploaded."""
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
@@ -34,7 +29,8 @@ def seal_folder(prefix: str, folder: Path) -> PublishedFolder:
     manifest = json.dumps({"files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(manifest)
     digest = hashlib.sha256(manifest.encode()).hexdigest()
-    return PublishedFolder(f"{prefix}-{digest}", digest, folder_size_bytes(folder))
+    size_bytes = sum(path.stat().st_size for path in paths)
+    return PublishedFolder(f"{prefix}-{digest}", digest, size_bytes)
 
 
 def upload_folder(store: Store, sealed: PublishedFolder, folder: Path) -> None:
