@@ -39,7 +39,7 @@ class _Upload:
 
 
 class Publisher:
-    """The slot's uploads, by one thread, under one lease. A context manager around the training."""
+    """The slot's uploads, by one thread, under one lease."""
 
     def __init__(
         self,
