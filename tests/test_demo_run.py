@@ -29,7 +29,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         [sys.executable, "-c", DEMO],
         cwd=folder,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent),
-             "JOB_NUM_TRIALS": "6", "JOB_MAX_STEPS": "30", "HOME": str(folder)},
+             "JOB_NUM_TRIALS": "6", "JOB_MAX_STEPS": "30", "JOB_EVAL_ROWS": "64", "HOME": str(folder)},
         capture_output=True,
         text=True,
         timeout=900,
