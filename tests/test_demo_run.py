@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# 250 steps of pre-training instead of 900: the same losses to learn from, a minute less.
+# 250 steps of pre-training instead of 750: the same losses to learn from, a minute less.
 DEMO = """
 import sys
 from job.demo.pretraining import Recipe
@@ -29,7 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         [sys.executable, "-c", DEMO],
         cwd=folder,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent),
-             "JOB_NUM_TRIALS": "6", "JOB_MAX_STEPS": "30", "JOB_EVAL_ROWS": "64", "HOME": str(folder)},
+             "JOB_NUM_TRIALS": "6", "JOB_MAX_STEPS": "30", "JOB_EVAL_ROWS": "64",
+             "HOME": str(folder)},
         capture_output=True,
         text=True,
         timeout=900,

@@ -27,7 +27,7 @@ class Recipe:
     num_heads: int = 6
     num_key_value_heads: int = 2
     max_length: int = 2048  # tokens, twice the default of JOB_MAX_SEQ_LENGTH
-    num_steps: int = 900
+    num_steps: int = 750
     batch_size: int = 8
     sequence_length: int = 64  # tokens
     learning_rate: float = 3e-3
