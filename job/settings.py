@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     patience: Count = Field(3, description="evaluations without improvement before stopping")
     trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
     sweep_budget_gpu_hours: Positive | None = Field(None, description="no new slot past it")
-    gpu_hourly_usd: Positive | None = Field(None, description="price, for reports")
+    gpu_hourly_usd: Positive | None = Field(None, description="price, for reports (no effect yet)")
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
     lease_seconds: Positive = Field(120, description="silence after which a lease is broken")
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     gpu_memory_gb: Positive | None = Field(None, description="GiB; caps a bigger card to a T4's")
     work_dir: Path = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
     wandb_artifact: Literal["none", "reference", "upload"] = Field(
-        "reference", description="the adapter as a W&B artifact"
+        "reference", description="the adapter as a W&B artifact (no effect yet)"
     )
     log_format: Literal["text", "json"] = Field("text", description="log lines")
     strict: bool = Field(False, description="1: any unknown JOB_* variable is an error")
