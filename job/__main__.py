@@ -15,6 +15,8 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import job
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         return ExitCode.SETTINGS if end.code else ExitCode.OK
     set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"))
     try:
-        return _guarded(_VERBS[options.verb])
+        return _guarded(partial(_VERBS[options.verb or "run"].run, options))
     except JobError as error:
         return _last_words(error.exit_code, str(error))
     except KeyboardInterrupt:
@@ -82,7 +84,7 @@ def _settings(**given: str) -> Settings:
     return settings
 
 
-def _run() -> int:
+def _run(_options: argparse.Namespace) -> int:
     from job.supervisor import run_one
 
     code = run_one(_settings())
@@ -91,13 +93,13 @@ def _run() -> int:
     return code
 
 
-def _queue() -> int:
+def _queue(_options: argparse.Namespace) -> int:
     from job.supervisor import run_queue
 
     return _last_words(*run_queue(_settings()))
 
 
-def _trial() -> int:
+def _trial(_options: argparse.Namespace) -> int:
     from job.trial import run_trial
 
     _end_with_parent()
@@ -114,7 +116,7 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
-def _status() -> int:
+def _status(_options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from job.ledger import Ledger
@@ -138,18 +140,28 @@ def _status() -> int:
     return ExitCode.OK
 
 
-def _demo() -> int:
+def _demo(_options: argparse.Namespace) -> int:
     from job.demo.run import run_demo
 
     return run_demo()
 
 
+@dataclass(frozen=True)
+class Verb:
+    """A word on the command line; `run` takes the parsed line and gives the exit code."""
+
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], object] = lambda _: None
+
+
+# Without a word, `run`. What a verb needs is imported inside its function: --help stays quick.
 _VERBS = {
-    "run": _run,
-    "trial": _trial,
-    "queue": _queue,
-    "status": _status,
-    "demo": _demo,
+    "run": Verb(_run, "run one trial as a supervised child process (the default)"),
+    "trial": Verb(_trial, "run one trial in this very process"),
+    "queue": Verb(_queue, "run all trials of the sweep, one after another"),
+    "status": Verb(_status, "print the sweep's slots"),
+    "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
 }
 
 
@@ -166,21 +178,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"job {job.__version__}")
-    verbs = {
-        "run": "run one trial as a supervised child process (the default)",
-        "trial": "run one trial in this very process",
-        "queue": "run all trials of the sweep, one after another",
-        "status": "print the sweep's slots",
-        "demo": "run a small sweep on generated data and a generated model, on the CPU",
-    }
-    parser.add_argument(
-        "verb",
-        nargs="?",
-        default="run",
-        choices=list(verbs),
-        metavar="verb",
-        help="; ".join(f"{verb}: {what}" for verb, what in verbs.items()),
-    )
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="verb")
+    for name, verb in _VERBS.items():
+        verb.add_arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
     return parser
 
 
