@@ -177,7 +177,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"job {job.__version__}")
+    # The Dockerfile sets IMAGE_REVISION to the commit that the image was built from.
+    commit = os.environ.get("IMAGE_REVISION", "not built as an image")
+    parser.add_argument(
+        "--version", action="version", version=f"job {job.__version__} (commit: {commit})"
+    )
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="verb")
     for name, verb in _VERBS.items():
         verb.add_arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
