@@ -10,10 +10,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint check-manifests bench image smoke \
+	release-image release-manifest pin clean
+KUBERNETES_VERSIONS := 1.30 1.33 1.37
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the pinned packages
 
@@ -44,6 +46,20 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict job
+
+# Rendered overlays go to build/k8s; without kubectl they are left out here and in the tests.
+check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the usual linters
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/yamllint --strict k8s .github job
+	rm -rf build/k8s && mkdir -p build/k8s
+	if command -v kubectl >/dev/null; then for overlay in k8s/overlays/*; do \
+		kubectl kustomize $$overlay >build/k8s/$${overlay##*/}.yaml || exit 1; done; \
+		else echo "no kubectl: overlays are not rendered"; fi
+	for version in $(KUBERNETES_VERSIONS); do \
+		find k8s/sweep-job.yaml k8s/volume.yaml k8s/secret.example.yaml k8s/base/network-policy.yaml build/k8s -name '*.yaml' \
+		| xargs $(BIN)/kubernetes-validate --kubernetes-version $$version --strict --quiet || exit 1; done
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
