@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-gpu chaos lint check-manifests bench image smoke \
-	release-image release-manifest pin clean
+	check-tag release-image release-manifest publish-release pin clean
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
 
 help:  ## list the targets
@@ -64,8 +64,41 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
 
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
+BUILD_ARGS = --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
+
 image:  ## build the container image (needs Docker)
-	docker build --tag $(IMAGE) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+	docker build --tag $(IMAGE) $(BUILD_ARGS) .
+
+smoke:  ## run the image on the CPU, restricted as in the cluster, SIGTERM included (needs Docker)
+	.ci/smoke $(IMAGE)
+
+check-tag:  ## fail unless TAG is the version of the code
+	test "$(TAG)" = "v$(VERSION)" || { echo "tag $(TAG), but job/__init__.py says $(VERSION)"; exit 1; }
+
+# The registry keeps the build cache: with the same constraints.txt the next version has the very
+# same layer of packages, and a node that holds the old image fetches a megabyte.
+release-image: LOWER = $(shell echo $(IMAGE) | tr A-Z a-z)
+release-image: check-tag  ## build and push the image with provenance and bill of materials
+	mkdir -p build
+	docker buildx build --platform linux/amd64 --push --provenance mode=max --sbom true \
+		--cache-from type=registry,ref=$(LOWER):buildcache \
+		--cache-to type=registry,ref=$(LOWER):buildcache,mode=max \
+		--metadata-file build/image.json --tag $(LOWER):$(VERSION) $(BUILD_ARGS) .
+	digest=$$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' build/image.json); \
+		test -n "$$digest" && echo "digest=$$digest" | tee -a $${GITHUB_OUTPUT:-/dev/null}
+
+release-manifest:  ## write the manifests of a release, IMAGE by its DIGEST, to build/release
+	$(PYTHON) .ci/release_manifest.py "$(IMAGE)" "$(DIGEST)" build/release
+
+publish-release: check-tag  ## make a GitHub release of build/release (needs gh)
+	gh release create $(TAG) --verify-tag --generate-notes \
+		build/release/sweep-job.yaml build/release/volume.yaml build/release/k8s.tar.gz
+
+pin:  ## pin the base image by digest and actions by commit where only a tag stands (needs a network)
+	$(PYTHON) .ci/pin.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
