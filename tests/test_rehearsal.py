@@ -103,7 +103,7 @@ def test_a_drained_pod_costs_no_try_whatever_its_code(tmp_path: Path) -> None:
             pod.wait_for_line("ready")
             pod.evict(grace_seconds=5, condition=True)
 
-    script = "echo ready >&2; f=$OUT/n; echo >> $f; [ $(wc -l < $f) -gt 10 ] || exec sleep 60"
+    script = "echo >> $OUT/n; echo ready >&2; [ $(wc -l < $OUT/n) -gt 10 ] || exec sleep 60"
     controller = JobController(
         lambda _: ["sh", "-c", script],
         overrides={"OUT": str(tmp_path)},
