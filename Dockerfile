@@ -58,16 +58,16 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --extra-index-url "$TORCH_INDEX" \
     && /opt/pip/bin/pip --python /opt/venv/bin/python check
 # After that check, off with what the wheels carry for other accelerators and for compiling and
-# testing torch: bitsandbytes keeps its CPU library and the one for this torch's CUDA (it loads one
-# by version, and takes no other as long as that one is there); AMD's bitcode in Triton; torch's
-# headers, test programs and protoc. There is no compiler here that could use any of it.
+# testing torch. bitsandbytes keeps its CPU library and the one for this torch's CUDA, which it finds
+# by version. Triton (0.7 GB) builds each kernel's launcher with a C compiler and there is none here;
+# torch 2.13 uses it of its own accord for some products where it is installed, and would fail.
 RUN site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
     && cuda=$(sed -nE "s/^cuda.* = '([0-9]+)\.([0-9]+).*'/\1\2/p" "$site/torch/version.py") \
     && find "$site/bitsandbytes" -name 'libbitsandbytes_*.so' ! -name libbitsandbytes_cpu.so \
         ! -name "libbitsandbytes_cuda${cuda:-none}.so" -delete \
     && test -e "$site/bitsandbytes/libbitsandbytes_${cuda:+cuda}${cuda:-cpu}.so" \
     && rm -rf "$site/torch/include" "$site/torch/share/cmake" "$site/torch/test" \
-        "$site/triton/backends/amd/lib" \
+        "$site/triton" "$site"/triton-*.dist-info \
     && find "$site/torch/bin" ! -type d ! -name torch_shm_manager -delete
 
 
@@ -101,7 +101,6 @@ ENV HF_HOME=/work/huggingface \
     MPLCONFIGDIR=/work/matplotlib \
     TMPDIR=/work \
     TORCHINDUCTOR_CACHE_DIR=/work/torchinductor \
-    TRITON_CACHE_DIR=/work/triton \
     USER=job \
     WANDB_ARTIFACT_DIR=/work/wandb/artifacts \
     WANDB_CACHE_DIR=/work/wandb/cache \
