@@ -16,6 +16,7 @@ ROOMS = [
     "log",
     "progress",
     "stop",
+    "gpu",
     "settings",
     "store",
     "base_model",
