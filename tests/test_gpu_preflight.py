@@ -145,7 +145,8 @@ def test_what_can_train_passes(
 @pytest.mark.slow
 def test_torch_version_is_read_without_importing_it() -> None:
     code = (
-        "import sys, job.gpu; read = job.gpu.torch_cuda_version(); assert 'torch' not in sys.modules;"
+        "import sys, job.gpu; read = job.gpu.torch_cuda_version();"
+        "assert 'torch' not in sys.modules;"
         "import torch; cuda = torch.version.cuda; print(read, cuda);"
         "assert read == (tuple(map(int, cuda.split('.')[:2])) if cuda else None)"
     )
