@@ -52,6 +52,12 @@ class Pod:
         if not has_ended(self.process.pid, grace_seconds):
             kill_all(self.process.pid)
 
+    def reap(self) -> None:
+        """Read the log to its end, and the exit code as a container runtime reports it."""
+        self.log += self.process.communicate(timeout=POD_LIMIT_SECONDS)[1]
+        code = self.process.returncode
+        self.code = code if code >= 0 else 128 - code
+
     def lose_node(self) -> None:
         """Everything is gone at once, and the pod is given up as lost some time later."""
         self.conditions["DisruptionTarget"] = "True"
@@ -125,7 +131,7 @@ class JobController:
             if reason is not None:
                 for other in running:
                     other.evict(grace_seconds=self.grace_seconds, condition=False)
-                    self._reap(other)
+                    other.reap()
                 return f"Failed: {reason}"
 
     @property
@@ -162,14 +168,8 @@ class JobController:
                 kill_all(pod.process.pid)
             raise AssertionError(f"pods did not end: {[pod.index for pod in running]}")
         pod = descriptors[ended[0]]
-        self._reap(pod)
+        pod.reap()
         return pod
-
-    @staticmethod
-    def _reap(pod: Pod) -> None:
-        pod.log += pod.process.communicate(timeout=POD_LIMIT_SECONDS)[1]
-        code = pod.process.returncode
-        pod.code = code if code >= 0 else 128 - code  # as a container runtime reports signals
 
     def _judge(self, pod: Pod) -> str | None:
         """Account for a pod that has ended; the reason if it fails the whole Job."""

@@ -173,6 +173,17 @@ def test_karpenter_may_start_the_nodes_that_its_overlay_asks_for() -> None:
     assert documents["NodePool"]["disruption"]["consolidationPolicy"] == "WhenEmpty"
 
 
+def test_a_second_sweep_is_the_same_under_another_name(tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
+    path = tmp_path / "k8s/overlays/gke/kustomization.yaml"
+    path.write_text(path.read_text() + "nameSuffix: -b\n")
+    manifests = Manifests(kustomize(path.parent))
+    assert mistakes(manifests) == []
+    names = {document["metadata"]["name"] for document in manifests.by_kind.values()}
+    assert names == {"qlora-sweep-b"}
+    assert manifests.container["envFrom"][1]["secretRef"]["name"] == "qlora-sweep"
+
+
 def test_a_mistake_in_an_overlay_is_caught(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
     path = tmp_path / "k8s/overlays/gke/kustomization.yaml"
