@@ -18,10 +18,19 @@ from typing import Any
 import pytest
 
 from tests.job_controller import ROOT, JobController, Pod
-from tests.test_supervisor import PARENT
 from tests.tiny_model import make_base
 from tests.workers import make_inputs
 
+# The real process 1 over a trial that is `sh -c SCRIPT`.
+PARENT = """
+import sys
+from job import supervisor
+from job.log import set_up_logging
+from job.settings import load_settings
+supervisor.TRIAL_COMMAND = ("sh", "-c", sys.argv[1])
+set_up_logging("text")
+sys.exit(supervisor.run_one(load_settings()[0]))
+"""
 ENTRY_POINT = json.loads(
     re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
 )
@@ -142,7 +151,7 @@ def test_a_deaf_trial_is_ended_within_what_a_spot_machine_leaves(tmp_path: Path)
             seconds.append(time.monotonic() - started)
 
     controller = JobController(
-        lambda _: [sys.executable, "-c", PARENT, "run", script],
+        lambda _: [sys.executable, "-c", PARENT, script],
         overrides={"OUT": str(tmp_path), "JOB_GRACE_SECONDS": "5"},  # of the 15, to save time
         on_pod=disturb,
         completions=1,
