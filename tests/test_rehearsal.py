@@ -25,11 +25,9 @@ from tests.workers import make_inputs
 PARENT = """
 import sys
 from job import supervisor
-from job.log import set_up_logging
-from job.settings import load_settings
+from job.__main__ import main
 supervisor.TRIAL_COMMAND = ("sh", "-c", sys.argv[1])
-set_up_logging("text")
-sys.exit(supervisor.run_one(load_settings()[0]))
+sys.exit(main(["run"]))
 """
 ENTRY_POINT = json.loads(
     re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
