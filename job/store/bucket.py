@@ -8,12 +8,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from job.log import log
 from job.store.base import Stored, check_key
-from job.store.retries import Fault, FaultKind, Limits, Retries
+from job.store.pace import slowness
+from job.store.retries import Action, Fault, FaultKind, Limits, Retries
 
 T = TypeVar("T")
 OnProgress = Callable[[int], None]
@@ -71,12 +73,12 @@ class BucketReader:
         self.bucket = bucket
         self._retries = Retries(limits, setting, diagnose=self._diagnose, renew=bucket.renew)
 
-    def run(self, key: str, attempt: Callable[[], T]) -> T:
+    def run(self, key: str, action: Action, attempt: Callable[[], T]) -> T:
         """The attempt's result, tried again as `Retries` says."""
-        return self._retries.run(f"{self.bucket.uri}/{key}", attempt)
+        return self._retries.run(f"{self.bucket.uri}/{key}", action, attempt)
 
     def _page(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
-        return self.run(prefix, lambda: self.bucket.list(prefix, page))
+        return self.run(prefix, Action.LIST, lambda: self.bucket.list(prefix, page))
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """Every object whose key starts with `prefix`, sorted by key."""
@@ -107,7 +109,7 @@ class BucketReader:
             return self.bucket.fetch(key, temporary, count, version=version)
 
         try:
-            found = self.run(key, attempt)
+            found = self.run(key, Action.READ, attempt)
             if found:
                 temporary.replace(path)
             return found
@@ -118,6 +120,8 @@ class BucketReader:
         if isinstance(error, OSError) and error.errno in _VOLUME_FULL:
             reason = f"{error.filename or 'work volume'}: {error.strerror}; free space on it"
             return Fault(FaultKind.REFUSED, reason)
+        if slow := slowness(error):
+            return Fault(FaultKind.OUTAGE, f"the service is too slow ({slow})")
         return self.bucket.diagnose(error)
 
 
@@ -135,20 +139,18 @@ class BucketStore:
 
     def get(self, key: str) -> Stored | None:
         full = self._full(key)
-        return self._reader.run(full, lambda: self._bucket.read(full))
+        return self._reader.run(full, Action.READ, lambda: self._bucket.read(full))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        full = self._full(key)
-        return self._reader.run(full, lambda: self._bucket.write(full, data, version=None))
+        return self._write(key, data, version=None)
 
     def put_if_version(self, key: str, data: bytes, version: str) -> bool:
-        full = self._full(key)
-        return self._reader.run(full, lambda: self._bucket.write(full, data, version=version))
+        return self._write(key, data, version=version)
 
     def upload(self, key: str, path: Path) -> None:
         full = self._full(key)
         lines = _lines(f"upload of {key} ({path.stat().st_size / 1e6:.0f} MB)")
-        self._reader.run(full, lambda: self._bucket.send(full, path, lines))
+        self._reader.run(full, Action.WRITE, lambda: self._bucket.send(full, path, lines))
 
     def download(self, key: str, path: Path) -> None:
         if not self._reader.download(self._full(key), path, _lines(f"download of {key}")):
@@ -162,7 +164,12 @@ class BucketStore:
 
     def delete(self, key: str) -> None:
         full = self._full(key)
-        self._reader.run(full, lambda: self._bucket.delete(full))
+        self._reader.run(full, Action.DELETE, lambda: self._bucket.delete(full))
+
+    def _write(self, key: str, data: bytes, *, version: str | None) -> bool:
+        full = self._full(key)
+        write = partial(self._bucket.write, full, data, version=version)
+        return self._reader.run(full, Action.WRITE, write)
 
     def _full(self, key: str) -> str:
         return self._top + check_key(key)

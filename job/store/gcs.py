@@ -14,11 +14,11 @@ from job.errors import SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
 from job.store.bucket import BucketStore, Listed, OnProgress
 from job.store.gcs_faults import diagnose, is_absent
+from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
 
 _RESUMABLE_BYTES = 8 * 2**20  # from here on an upload is resumable, not one request
 _CHUNK_BYTES = 32 * 2**20  # a resumed upload repeats at most this much; a multiple of 256 KiB
-_SDK_RETRY_SECONDS = 120  # of one transfer, resumed by the SDK; then ours starts it over
 
 
 def open_gcs_store(name: str, prefix: str, limits: Limits, setting: str) -> BucketStore:
@@ -43,7 +43,7 @@ class GcsBucket:
     def __init__(self, name: str, limits: Limits) -> None:
         self._name = name
         self._timeout = (limits.connect_seconds, limits.read_seconds)
-        self._retry_seconds = min(_SDK_RETRY_SECONDS, limits.outage_seconds)
+        self._limits = limits
         self._lock = threading.Lock()
         self._bucket: Any = None
 
@@ -140,13 +140,20 @@ class GcsBucket:
 
         with self._lock:
             if self._bucket is None:
-                self._bucket = storage.Client(project=None).bucket(self._name)
+                client = storage.Client(project=None)
+                for adapter in client._http.adapters.values():
+                    pools = adapter.poolmanager
+                    pools.pool_classes_by_scheme = keep_pace(
+                        pools.pool_classes_by_scheme, self._limits.pace
+                    )
+                self._bucket = client.bucket(self._name)
             return self._bucket
 
     def _resuming(self) -> Any:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        return DEFAULT_RETRY.with_timeout(self._retry_seconds)
+        seconds = min(self._limits.sdk_seconds, self._limits.outage_seconds)
+        return DEFAULT_RETRY.with_timeout(seconds)
 
 
 class _Watched:
