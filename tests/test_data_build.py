@@ -247,7 +247,7 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
         build(settings_for(path))
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 4999, 5000, 12_001])
+@pytest.mark.parametrize("num_samples", [0, 1, 999, 1000, 2001])
 def test_a_table_survives_its_file_in_any_number_of_row_groups(
     tmp_path: Path, num_samples: int
 ) -> None:

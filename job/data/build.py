@@ -20,11 +20,14 @@ from job.data.templates import ChatTemplate, Rendered
 from job.data.tokens import TOO_LONG, Sample, encode
 from job.errors import DataError
 from job.log import log
+from job.progress import CountProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BATCH_CHARACTERS = 2_000_000  # between two looks at should_stop, or CHECK_ROWS rows
+# Between two looks at should_stop, or CHECK_ROWS rows. A tokenised batch holds 100 bytes of Python
+# objects a character: 2 million took 60 MB more at the peak.
+_BATCH_CHARACTERS = 300_000
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,21 @@ def build_tables(
     with Selection(choice, work_dir) as selection, _sides(work_dir) as (train, held_out):
         selection.read(source, should_stop)
         log.info("data: %d rows read, %d selected", selection.num_rows, len(selection))
-        for batch in _batches(selection.rows()):
-            should_stop()
-            encoded = _encode_rows(batch, tokenizer, template, settings, refused)
-            for row, rendered, sample in encoded:
-                side = held_out if is_eval(row.row_hash, fraction=settings.eval_fraction) else train
-                if sample == TOO_LONG:
-                    side.too_long += 1
-                elif isinstance(sample, str):
-                    refused.add(sample, row.place)
-                else:
-                    side.add(sample, rendered)
+        with CountProgress("data: tokenising", "rows", total=len(selection)) as progress:
+            for batch in _batches(selection.rows()):
+                should_stop()
+                for row, rendered, sample in _encode_rows(
+                    batch, tokenizer, template, settings, refused
+                ):
+                    is_held_out = is_eval(row.row_hash, fraction=settings.eval_fraction)
+                    side = held_out if is_held_out else train
+                    if isinstance(sample, Sample):
+                        side.add(sample, rendered)
+                    elif sample == TOO_LONG:
+                        side.too_long += 1
+                    else:
+                        refused.add(sample, row.place)
+                progress.advance(len(batch))
         refused.check_share(len(selection), way_out="give another JOB_CHAT_TEMPLATE")
         counts = _counts(selection, refused, train, held_out)
         _check_sides(counts, settings)

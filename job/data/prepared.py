@@ -53,6 +53,7 @@ def prepare(
     store: Store,
     cache_dir: Path,
     should_stop: Callable[[], None],
+    outage_seconds: float = 1200,
 ) -> PreparedData:
     """The prepared data from the store, else from this disk, else built and published.
 
@@ -63,7 +64,7 @@ def prepare(
     these rows give other ones.
     """
     template = load_template(settings.chat_template, tokenizer)
-    source = open_source(settings.dataset_uri, cache_dir)
+    source = open_source(settings.dataset_uri, cache_dir, outage_seconds=outage_seconds)
     digest = data_digest(settings, source, tokenizer=tokenizer, template=template)
     folder = cache_dir / "prepared" / digest
     prefix = f"prepared/{digest}"

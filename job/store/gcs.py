@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from job.errors import SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Listed, OnProgress
+from job.store.bucket import BucketStore, Listed, OnProgress, Progress
 from job.store.gcs_faults import diagnose, is_absent
 from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
@@ -97,15 +97,16 @@ class GcsBucket:
                 retry=self._resuming() if large else None,
             )
 
-    def fetch(self, key: str, path: Path, on_progress: OnProgress, *, version: str | None) -> bool:
+    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
         blob = self._gcs().blob(key, generation=int(version) if version else None)
         try:
             blob.reload(timeout=self._timeout, retry=None)
+            progress.expect(blob.size or 0)
             # A resumed download must go on in the same generation.
             blob = self._gcs().blob(key, generation=blob.generation)
             with path.open("wb") as file:
                 blob.download_to_file(
-                    _Watched(file, on_progress), timeout=self._timeout, retry=self._resuming()
+                    _Watched(file, progress.advance), timeout=self._timeout, retry=self._resuming()
                 )
         except Exception as error:
             if is_absent(error):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Listed, OnProgress
+from job.store.bucket import BucketStore, Listed, OnProgress, Progress
 from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
 from job.store.s3_faults import diagnose, error_code
@@ -82,7 +82,7 @@ class S3Bucket:
             watcher = _Watcher(on_progress, size_bytes, None)
             transfers.upload(str(path), self._name, key, subscribers=[watcher]).result()
 
-    def fetch(self, key: str, path: Path, on_progress: OnProgress, *, version: str | None) -> bool:
+    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
         condition = {"IfMatch": version} if version else {}
         try:
             answer = self._s3().get_object(Bucket=self._name, Key=key, **condition)
@@ -91,13 +91,14 @@ class S3Bucket:
                 return False
             raise
         size_bytes = answer["ContentLength"]
+        progress.expect(size_bytes)
         with answer["Body"] as body:
             if size_bytes < _PART_BYTES:  # botocore checks its checksum, where it has one
                 path.write_bytes(body.read())
-                on_progress(size_bytes)
+                progress.advance(size_bytes)
                 return True
         with self._transfers() as transfers:  # every part asks for this ETag
-            watcher = _Watcher(on_progress, size_bytes, answer["ETag"])
+            watcher = _Watcher(progress.advance, size_bytes, answer["ETag"])
             transfers.download(self._name, key, str(path), subscribers=[watcher]).result()
         if path.stat().st_size != size_bytes:
             raise StoreError(f"{self.uri}/{key}: {path.stat().st_size} of {size_bytes} bytes came")
