@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import hashlib
+import ipaddress
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from urllib3 import HTTPSConnectionPool
 
 from job.errors import StoreError
 from job.store import open_store
 from job.store.base import Store
-from job.store.pace import Pace, PacedSocket, SlowTransferError, slowness
+from job.store.pace import Pace, PacedSocket, SlowTransferError, keep_pace, slowness
 from tests.servers import behind_proxy
 from tests.servers.behind_proxy import LARGE_BYTES, RETRYING_LIMITS
 from tests.servers.proxy import Fault, FaultProxy
@@ -155,6 +164,53 @@ def test_an_sdks_own_error_still_tells_the_slowness() -> None:
     assert slowness(error) == ""
     error.__context__ = SlowTransferError("3 bytes")  # as botocore raises it
     assert slowness(error) == "3 bytes"
+
+
+def test_an_encrypted_connection_keeps_the_pace_too(tmp_path: Path) -> None:
+    certificate = _certificate(tmp_path / "server.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    ended = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with context.wrap_socket(client, server_side=True) as tls, contextlib.suppress(OSError):
+            tls.recv(65536)
+            while not ended.wait(0.02):
+                tls.sendall(b"H")
+
+    pool_class = keep_pace({"https": HTTPSConnectionPool}, PACED.pace)["https"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=drip, args=(listener,))
+        server.start()
+        pool = pool_class("127.0.0.1", listener.getsockname()[1], ca_certs=str(certificate))
+        with pytest.raises(SlowTransferError):
+            pool.request("GET", "/", timeout=5, retries=False)
+        ended.set()
+        server.join(timeout=10)
+        pool.close()
+
+
+def _certificate(path: Path) -> Path:
+    """A key and a certificate for 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path.write_bytes(key.private_bytes(pem, *private) + certificate.public_bytes(pem))
+    return path
 
 
 def _sha256(path: Path) -> str:
