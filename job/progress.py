@@ -140,9 +140,9 @@ class _Bars:
         with self._lock:
             if self._live is None:
                 self._live = Progress(
-                    TextColumn("{task.description}"),
+                    TextColumn("{task.description}", markup=False),
                     BarColumn(),
-                    TextColumn("{task.fields[text]}"),
+                    TextColumn("{task.fields[text]}", markup=False),
                     TimeRemainingColumn(),
                     console=Console(stderr=True),
                     transient=True,

@@ -108,7 +108,7 @@ def test_a_terminal_shows_bars_of_work_in_several_threads(
         steps.update(3, "loss 1")
 
         def upload() -> None:
-            with CountProgress("upload of x", "MB", total=4_000_000, clock=clock) as progress:
+            with CountProgress("upload of [/x]", "MB", total=4_000_000, clock=clock) as progress:
                 clock.now += 2
                 progress.advance(1_000_000)
 
@@ -118,6 +118,7 @@ def test_a_terminal_shows_bars_of_work_in_several_threads(
         steps.update(4, "loss 0")
     shown = terminal.getvalue()
     assert "4/10, loss 0" in shown
+    assert "upload of [/x]" in shown  # no markup of rich, which would be a closing tag here
     assert "1 of 4 MB, 0.5 MB/s" in shown
     assert sys.stderr is terminal, "the live display gave stderr back"
 
