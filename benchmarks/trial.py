@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
-from job.data.table_files import read_table
+from job.data.table_parquet import read_table
 from job.demo.base import ensure_base
 from job.demo.pretraining import Recipe as BaseRecipe
 from job.demo.rows import write_rows

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 from job.errors import CredentialsError, OutageError, SettingsError
 from job.log import log
-from job.progress import StepProgress
+from job.progress import CountProgress
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 # Activations of these families overflow fp16 (their cards ask for bf16, which a T4 has not).
@@ -38,7 +36,9 @@ class BaseModel:
         return None if self.revision.startswith("sha256:") else self.revision
 
 
-def resolve_base_model(name: str, revision: str, cache_dir: Path | None = None) -> BaseModel:
+def resolve_base_model(
+    name: str, revision: str, cache_dir: Path | None = None, *, outage_seconds: float = 1200
+) -> BaseModel:
     """Find the model and its exact version.
 
     From the hub only config.json is downloaded; a bucket's files all come to `cache_dir`, which
@@ -51,7 +51,7 @@ def resolve_base_model(name: str, revision: str, cache_dir: Path | None = None) 
         model = _resolve_folder(name, folder)
     elif re.match("(s3|gs)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
-        model = _resolve_bucket(name, cache_dir)
+        model = _resolve_bucket(name, cache_dir, outage_seconds)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         model = _resolve_hub(name, revision)
     else:
@@ -94,7 +94,7 @@ def _no_weights(where: str) -> SettingsError:
     )
 
 
-def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
+def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseModel:
     """The revision is that of the listing, so a model that is on this disk moves no byte."""
     scheme, _, rest = name.rstrip("/").partition("://")
     bucket, _, key = rest.partition("/")
@@ -102,7 +102,7 @@ def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
     uri = f"{scheme.lower()}://{bucket}/{prefix}"
     files = {
         info.key.removeprefix(prefix): info
-        for info in list_objects(uri, setting="JOB_BASE_MODEL")
+        for info in list_objects(uri, setting="JOB_BASE_MODEL", outage_seconds=outage_seconds)
         if _MODEL_FILE.fullmatch(info.key.removeprefix(prefix))
     }
     if not any(file.endswith(".safetensors") for file in files):
@@ -113,12 +113,14 @@ def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
     for file, info in sorted(files.items()):
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
-    _download_model(uri, files, folder)
+    _download_model(uri, files, folder, outage_seconds)
     config = _read_config(uri, folder / "config.json")
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 
-def _download_model(uri: str, files: Mapping[str, ObjectInfo], folder: Path) -> None:
+def _download_model(
+    uri: str, files: Mapping[str, ObjectInfo], folder: Path, outage_seconds: float
+) -> None:
     """What is not on this disk in full: after a download that was cut off, only the rest."""
     missing = {
         folder / file: info
@@ -128,12 +130,18 @@ def _download_model(uri: str, files: Mapping[str, ObjectInfo], folder: Path) -> 
     num_bytes = sum(info.size_bytes for info in missing.values())
     if missing:
         log.info("base model: downloading %d files, %.1f MB", len(missing), num_bytes / 1e6)
-    with StepProgress("base model, MB", math.ceil(num_bytes / 1e6)) as progress:
-        arrived = _Arrived(progress)
+    with CountProgress("base model: downloading", "MB", total=num_bytes) as progress:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, info in missing.items():
-                download_object(uri, info, path, arrived, setting="JOB_BASE_MODEL")
+                download_object(
+                    uri,
+                    info,
+                    path,
+                    progress.advance,
+                    setting="JOB_BASE_MODEL",
+                    outage_seconds=outage_seconds,
+                )
         except OSError as error:
             raise OutageError(
                 f"JOB_WORK_DIR: {folder} cannot be written ({error}): free disk space"
@@ -142,20 +150,6 @@ def _download_model(uri: str, files: Mapping[str, ObjectInfo], folder: Path) -> 
 
 def _has_size(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
-
-
-class _Arrived:
-    """Counts bytes, which several threads report."""
-
-    def __init__(self, progress: StepProgress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._num_bytes = 0
-
-    def __call__(self, num_bytes: int) -> None:
-        with self._lock:
-            self._num_bytes += num_bytes
-            self._progress.update(self._num_bytes // 10**6, "downloading")
 
 
 def _resolve_hub(name: str, revision: str) -> BaseModel:

@@ -86,7 +86,10 @@ def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Trainin
     device = training.open_device(settings)
     probe(ledger.store)
     base = resolve_base_model(
-        settings.base_model, base_revision(settings, ledger), cache_dir=settings.work_dir
+        settings.base_model,
+        base_revision(settings, ledger),
+        cache_dir=settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
     )
     data = _prepare_data(settings, base, ledger, stop.check)
     check_vocabulary(base, data)
@@ -263,6 +266,7 @@ def _prepare_data(
         store=ledger.store,
         cache_dir=settings.work_dir,
         should_stop=should_stop,
+        outage_seconds=60 * settings.outage_minutes,
     )
 
 
