@@ -15,7 +15,7 @@ import pytest
 
 from job.data.samples import SampleTable
 from job.errors import SettingsError
-from tests.tiny_model import make_base, make_recipe, make_table
+from tests.tiny_model import FAMILIES, make_base, make_recipe, make_table
 
 pytestmark = pytest.mark.slow
 
@@ -115,44 +115,7 @@ def test_packing_keeps_order_and_fills_the_budget() -> None:
     assert [b.num_tokens for b in pack(table, [0, 1], 1)] == table.lengths[:2].tolist()
 
 
-def test_packed_samples_do_not_see_each_other(base: Path) -> None:
-    import torch
-
-    from job.training.batching import pack
-    from job.training.loss import target_nll
-
-    model, table = _model(base, make_recipe()).eval(), make_table(6, seed=4)
-    with torch.no_grad():
-        alone = [float(target_nll(model, next(pack(table, [i], 1)))) for i in range(6)]
-        together = float(target_nll(model, next(pack(table, range(6), 10_000))))
-    assert math.isclose(sum(alone), together, rel_tol=1e-6)
-
-
-def test_the_loss_is_that_of_the_models_own_logits(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    from job.training import loss
-    from job.training.batching import pack
-
-    monkeypatch.setattr(loss, "CHUNK_TARGETS", 7)  # several chunks, the last one not full
-    model, batch = _model(base, make_recipe()), next(pack(make_table(5, seed=5), range(5), 10_000))
-    chunked = loss.target_nll(model, batch)
-    chunked.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    monkeypatch.setattr(loss, "CHUNKED_MODEL_TYPES", ())
-    plain = loss.target_nll(model, batch)
-    plain.backward()
-    assert torch.allclose(chunked, plain, rtol=1e-6)
-    assert any(float(g.abs().max()) > 0 for g in gradients.values())
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            assert torch.allclose(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6), name
-
-
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_family_is_4_bit_with_fp32_adapters_on_all_layers_but_the_head(
     tmp_path: Path, model_type: str
 ) -> None:

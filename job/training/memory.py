@@ -9,6 +9,14 @@ from typing import Any
 CPU_TOKEN_BUDGET = 512
 
 
+def loss_chunk_targets(vocab_size: int) -> int:
+    """Targets whose logits are held at once: 64 MiB of fp32, but rows enough for a matrix product.
+
+    512 for a vocabulary of 32 k; never under 256, which a T4's tensor cores still fill.
+    """
+    return max(256, 2**24 // vocab_size)
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """What a step may hold at once."""

@@ -15,6 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from job.errors import GpuError, OutageError, SettingsError
+from job.log import log
+from job.training.attention import enable_packed_attention
+from job.training.families import PACKED_FAMILIES
+from job.training.loss import has_chunked_loss
 from job.training.recipe import Recipe, derive_seed
 
 
@@ -118,6 +122,15 @@ def add_adapters(model: Any, recipe: Recipe, *, recompute: bool) -> Any:
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    if has_chunked_loss(model):
+        enable_packed_attention(model)
+    else:
+        log.info(
+            "family %s: the plain loss, one sample at a time (packed rows are known to be safe for"
+            " %s)",
+            model.config.model_type,
+            ", ".join(PACKED_FAMILIES),
+        )
     if recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
     for name, parameter in trainable_parameters(peft_model).items():

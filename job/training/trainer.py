@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
-from job.training.loss import target_nll
+from job.training.loss import has_chunked_loss, target_nll
 from job.training.model import compute_dtype, trainable_parameters, write_tensors
 from job.training.recipe import Recipe, derive_seed, learning_rate_at
 from job.training.state import TrainState
@@ -54,6 +54,7 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         self.token_budget = token_budget
+        self._packed = has_chunked_loss(model.get_base_model())
         self.parameters = list(trainable_parameters(model).values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
@@ -76,7 +77,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         indices = samples_of_step(self.recipe, len(table), state.step)
-        batches = list(pack(table, indices, self.token_budget))
+        batches = list(pack(table, indices, self._row_budget))
         num_targets = sum(len(batch.targets) for batch in batches)
         # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
         total = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -106,13 +107,15 @@ class Trainer:
         """eval/loss: summed NLL over all target tokens divided by their number, fp32 sums."""
         started = time.monotonic()
         self.model.eval()
-        total = 0.0
+        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            for batch in pack(table, range(len(table)), self.token_budget):
+            for batch in pack(table, range(len(table)), self._row_budget):
                 should_stop()
-                total += float(self._nll(batch))
+                total += self._nll(batch)
+        loss = float(total) / table.num_target_tokens
         state.clock_seconds += time.monotonic() - started
-        return total / table.num_target_tokens
+        return loss
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write adapter and moments as safetensors; return what else `restore` needs, as JSON."""
@@ -146,6 +149,11 @@ class Trainer:
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         self.token_budget = saved["token_budget"]
+
+    @property
+    def _row_budget(self) -> int:
+        """Samples of a family that we do not know share no row."""
+        return self.token_budget if self._packed else 1
 
     def _nll(self, batch: MicroBatch) -> torch.Tensor:
         # Entered here, around backbone and head alike; an autocast around an outer forward only
