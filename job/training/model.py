@@ -81,29 +81,48 @@ def _is_4_bit(quantization_config: dict[str, Any]) -> bool:
 
 
 def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Make every floating tensor and every 4-bit layer compute in `dtype`.
+    """Make every weight and every 4-bit layer compute in `dtype`; `SettingsError` if one cannot.
 
     Pre-quantised checkpoints carry bf16 in the quantisation state, the compute dtype, embeddings,
-    norms and head, and keep it whatever dtype from_pretrained() is asked for.
+    norms and head, and keep it whatever dtype from_pretrained() is asked for. What quantisation
+    states and buffers hold in fp32 stays so: rotary frequencies in fp16 would be off by half a
+    radian at position 1000.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.compute_dtype = dtype
             module.compute_type_is_set = True
-            module.weight.quant_state.dtype = dtype
+            _normalise_quant_state(module.weight.quant_state, dtype)
             if module.weight.device.type == "cpu":
                 # On CPUs with AVX512-BF16, the first forward in evaluation mode repacks the weight
                 # for a path without autograd, and later training forwards silently lose gradients.
                 module.support_avx512bf16_for_cpu = False
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and not isinstance(tensor, bnb.nn.Params4bit):
-            tensor.data = tensor.data.to(dtype)
-    wrong = [
-        name
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if tensor.dtype == torch.bfloat16
-    ]
-    assert not wrong, f"bf16 left in {wrong[:3]}"
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not isinstance(parameter, bnb.nn.Params4bit):
+            parameter.data = parameter.data.to(dtype)
+            if dtype == torch.float16 and not bool(parameter.isfinite().all()):
+                raise SettingsError(
+                    f"JOB_BASE_MODEL: {name} holds values that fp16 cannot (over 65504), and a T4"
+                    " has no bf16; take another model"
+                )
+    for buffer in model.buffers():
+        if buffer.dtype == torch.bfloat16:
+            buffer.data = buffer.data.to(dtype)
+    wrong = [n for n, p in model.named_parameters() if p.dtype not in (dtype, torch.uint8)]
+    wrong += [n for n, buffer in model.named_buffers() if buffer.dtype == torch.bfloat16]
+    assert not wrong, f"not {dtype}: {wrong[:3]}"
+
+
+def _normalise_quant_state(state: Any, dtype: torch.dtype) -> None:
+    """Weights are dequantised to `dtype`; the scales, quantised themselves, to fp32."""
+    state.dtype = dtype
+    scales = state.state2 if state.nested else state
+    if state.nested:
+        scales.dtype = torch.float32
+        state.offset = state.offset.float()
+    scales.absmax = scales.absmax.float()
+    scales.code = scales.code.float()
+    state.code = state.code.float()
 
 
 def add_adapters(model: Any, recipe: Recipe, *, recompute: bool) -> Any:
