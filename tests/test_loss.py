@@ -100,7 +100,7 @@ def test_logits_are_never_allocated(tmp_path: Path) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from job.training.batching import samples_of_step
-    from job.training.memory import loss_chunk_targets
+    from job.training.footprint import loss_chunk_targets
     from job.training.model import add_adapters, load_base
     from job.training.state import TrainState
     from job.training.trainer import Trainer
@@ -120,7 +120,7 @@ def test_logits_are_never_allocated(tmp_path: Path) -> None:
     vocabulary = 32_000
     folder = make_base(tmp_path, vocab_size=vocabulary)
     cpu, recipe = torch.device("cpu"), make_recipe(per_device_train_batch_size=16)
-    model = add_adapters(load_base(str(folder), None, cpu), recipe, recompute=False)
+    model = add_adapters(load_base(str(folder), None, cpu), recipe)
     trainer = Trainer(model, recipe, device=cpu, token_budget=100_000)
     table = make_table(64, seed=1, longest=70)
     limit = loss_chunk_targets(vocabulary) * vocabulary

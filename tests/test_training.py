@@ -30,7 +30,7 @@ def _model(base: Path, recipe: Any) -> Any:
 
     from job.training.model import add_adapters, load_base
 
-    return add_adapters(load_base(str(base), None, torch.device("cpu")), recipe, recompute=False)
+    return add_adapters(load_base(str(base), None, torch.device("cpu")), recipe)
 
 
 def _trainer(base: Path, recipe: Any, token_budget: int = 80) -> Any:
@@ -225,14 +225,20 @@ def test_a_step_in_fp16_autocast_computes_in_fp16_and_keeps_fp32_adapters(bf16_b
 
     from job.training.batching import pack
     from job.training.loss import target_nll
-    from job.training.model import add_adapters, load_base, normalise_dtype
+    from job.training.model import (
+        add_adapters,
+        load_base,
+        normalise_dtype,
+        set_recompute,
+    )
 
     batch = next(pack(make_table(4, seed=3), range(4), 10_000))
     losses = []
     for dtype in (torch.float32, torch.float16):
         base = load_base(str(bf16_base), None, torch.device("cpu"))
         normalise_dtype(base, dtype)
-        model = add_adapters(base, make_recipe(), recompute=True)
+        model = add_adapters(base, make_recipe())
+        set_recompute(model, "all")
         seen: dict[str, torch.dtype] = {}
         for name, module in model.named_modules():
             if name.endswith(("lora_A.default", "lora_B.default", "base_layer", "norm")):
@@ -354,7 +360,7 @@ def test_a_hopeless_trial_is_stopped_after_an_evaluation(base: Path) -> None:
     assert outcome.state.best is not None
 
 
-def test_out_of_memory_halves_the_budget_and_changes_no_loss(base: Path) -> None:
+def test_out_of_memory_recomputes_then_halves_the_budget_and_changes_no_loss(base: Path) -> None:
     import torch
 
     recipe = make_recipe(lora_dropout=0.0)
@@ -369,7 +375,7 @@ def test_out_of_memory_halves_the_budget_and_changes_no_loss(base: Path) -> None
 
     trainer._nll = tight
     outcome = _train(trainer)
-    assert trainer.token_budget == 64
+    assert (trainer.recompute, trainer.token_budget) == ("all", 64)
     assert outcome.status == "completed"
     for (_, mine), (_, theirs) in zip(outcome.state.curve, calm.curve, strict=True):
         assert math.isclose(mine, theirs, rel_tol=1e-5)
@@ -469,7 +475,7 @@ def test_plain_peft_in_another_process_gives_the_same_eval_loss(base: Path, tmp_
         base=load_base(str(base), None, torch.device("cpu")),
         train_table=make_table(40, seed=1),
         eval_table=held_out,
-        memory=MemoryPlan(80, recompute=False),
+        memory=MemoryPlan(80),
         out_of_time=lambda state: None,
         stop_early=lambda state: None,
         measure_step_0=True,
@@ -517,7 +523,7 @@ def test_an_adapter_over_the_limit_is_infeasible_before_training(
         base=load_base(str(base), None, torch.device("cpu")),
         train_table=table,
         eval_table=table,
-        memory=MemoryPlan(80, recompute=False),
+        memory=MemoryPlan(80),
         out_of_time=lambda state: None,
         stop_early=lambda state: None,
         measure_step_0=True,

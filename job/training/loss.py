@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from job.training.batching import MicroBatch
 from job.training.families import LogitScale, is_packed, logit_scale
-from job.training.memory import loss_chunk_targets
+from job.training.footprint import loss_chunk_targets
 
 # Gradients are kept in fp16 until their factor, loss scale / targets of the step, is known: lifted
 # by 2^8, values from 2^-32 to 2^7 survive. A power of two costs no digit.
@@ -90,6 +90,7 @@ class _ChunkedNll(torch.autograd.Function):
             total += nll
             if gradient is not None and logit_gradient is not None:
                 gradient[part] = logit_gradient.mul_(LIFT).to(weight.dtype) @ weight
+            del logit_gradient  # or two chunks would be held at once
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total

@@ -18,6 +18,7 @@ from job.errors import GpuError, OutageError, SettingsError
 from job.log import log
 from job.training.attention import enable_packed_attention
 from job.training.families import PACKED_FAMILIES
+from job.training.footprint import EVERY_N_LAYERS, Recompute
 from job.training.loss import has_chunked_loss
 from job.training.recipe import Recipe, derive_seed
 
@@ -125,11 +126,10 @@ def _normalise_quant_state(state: Any, dtype: torch.dtype) -> None:
     state.code = state.code.float()
 
 
-def add_adapters(model: Any, recipe: Recipe, *, recompute: bool) -> Any:
+def add_adapters(model: Any, recipe: Recipe) -> Any:
     """Wrap the base in fp32 LoRA adapters on every linear layer except the head.
 
-    The initial weights are a function of the recipe's seed. `recompute` keeps no activations
-    inside the layers and computes them again in backward.
+    The initial weights are a function of the recipe's seed.
     """
     torch.manual_seed(derive_seed(recipe.seed, "adapter"))
     config = LoraConfig(
@@ -150,11 +150,22 @@ def add_adapters(model: Any, recipe: Recipe, *, recompute: bool) -> Any:
             model.config.model_type,
             ", ".join(PACKED_FAMILIES),
         )
-    if recompute:
-        model.activation_checkpointing_enable({"use_reentrant": False})
     for name, parameter in trainable_parameters(peft_model).items():
         assert parameter.dtype == torch.float32, name
     return peft_model
+
+
+def set_recompute(model: Any, recompute: Recompute) -> None:
+    """Which layers keep no activations from forward to backward, but compute them again."""
+    causal_lm = model.get_base_model()
+    every = EVERY_N_LAYERS[recompute]
+    if every is None:
+        causal_lm.activation_checkpointing_disable()
+    else:
+        causal_lm.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
+        # It makes embeddings require a gradient, which only reentrant checkpoints need: the first
+        # layer would go back to where nothing learns.
+        causal_lm.disable_input_require_grads()
 
 
 def trainable_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
