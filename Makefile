@@ -4,13 +4,14 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TRL_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,10 @@ lint: $(STAMP)  ## check style and types
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
+
+bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
 
 image:  ## build the container image (needs Docker)
 	docker build --tag $(IMAGE) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
