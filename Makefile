@@ -4,15 +4,20 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TRL_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup demo test test-fast test-gpu chaos lint check-manifests bench image smoke \
 	check-tag release-image release-manifest publish-release pin clean
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
+=======
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu image clean
+>>>>>>> room/training
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +68,10 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
+
+bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
 BUILD_ARGS = --build-arg VERSION=$(VERSION) \

@@ -37,6 +37,8 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self._started = time.monotonic()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._seconds = time.monotonic() - self._started
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -65,9 +67,13 @@ class _InOurOrder(Trainer):  # type: ignore[misc]
 
 
 def train_with_trainer(
-    model: Any, table: SampleTable, recipe: Recipe, output_dir: Path
+    model: Any, table: SampleTable, recipe: Recipe, output_dir: Path, *, on_gpu: bool = False
 ) -> list[PeerStep]:
-    """Train `model` by the same recipe on the CPU; micro-batches are padded to their longest."""
+    """Train `model` by the same recipe; micro-batches are padded to their longest.
+
+    On a GPU in fp16, with all layers recomputed.
+    """
+    model.get_base_model().set_attn_implementation("sdpa")  # ours takes packed rows only
     recorder = _Recorder()
     arguments = TrainingArguments(
         output_dir=str(output_dir),
@@ -81,7 +87,10 @@ def train_with_trainer(
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch",
         logging_steps=1,
-        use_cpu=True,
+        use_cpu=not on_gpu,
+        fp16=on_gpu,
+        gradient_checkpointing=on_gpu,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,

@@ -1,202 +1,207 @@
-"""The queue rehearsed: k8s/sweep-job.yaml played with processes. `pytest tests/test_rehearsal.py`
-
-A rehearsal, not a cluster: tests/job_controller.py says what it plays. Pods are `python -m job`
-where a trial matters, its real process 1 over a scripted trial where signals do, and scripts where
-only the Job's rules do.
-"""
+"""The heaviest step, tried and undone; plans that ease. `pytest tests/test_rehearsal.py`"""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.job_controller import ROOT, JobController, Pod
-from tests.tiny_model import make_base
-from tests.workers import make_inputs
+from job.training.memory import MemoryPlan
+from tests.tiny_model import make_base, make_recipe, make_table
 
-# The real process 1 over a trial that is `sh -c SCRIPT`.
-PARENT = """
-import sys
-from job import supervisor
-from job.__main__ import main
-supervisor.TRIAL_COMMAND = ("sh", "-c", sys.argv[1])
-sys.exit(main(["run"]))
-"""
-ENTRY_POINT = json.loads(
-    re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
-)
+pytestmark = pytest.mark.slow
+BUDGET = 200
 
 
-def play(script: str, out: Path, **spec: Any) -> tuple[str, JobController]:
-    """The Job over pods that are `sh -c SCRIPT`, which sees its slot and a folder, $OUT."""
-
-    def command(_: int) -> Sequence[str]:
-        return ["sh", "-c", script]
-
-    controller = JobController(command, overrides={"OUT": str(out)}, **spec)
-    return controller.run(), controller
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
-def attempts(controller: JobController) -> dict[int, int]:
-    return {pod.index: pod.attempt for pod in controller.pods}
+def _trainer(base: Path, *, fits: Any = lambda num_tokens, recompute: True) -> Any:
+    """On a GPU that runs out of memory where `fits` says no: the model's own forward fails."""
+    import torch
+
+    from job.training.model import add_adapters, load_base
+    from job.training.trainer import Trainer
+
+    cpu, recipe = torch.device("cpu"), make_recipe(lora_dropout=0.1, warmup_ratio=0.0)
+    trainer = Trainer(
+        add_adapters(load_base(str(base), None, cpu), recipe),
+        recipe,
+        device=cpu,
+        token_budget=BUDGET,
+    )
+
+    def refuse(_: Any, arguments: Any, options: dict[str, Any]) -> None:
+        if not fits(options["input_ids"].shape[1], trainer.recompute):
+            raise torch.OutOfMemoryError("planted")
+
+    trainer.model.get_base_model().base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return trainer
 
 
-def test_twelve_slots_run_one_after_another(tmp_path: Path) -> None:
-    script = 'mkdir $OUT/lock && echo "$JOB_COMPLETION_INDEX" >> $OUT/order && rmdir $OUT/lock'
-    end, controller = play(script, tmp_path)
-    assert end == "Complete"
-    assert (tmp_path / "order").read_text().split() == [str(index) for index in range(12)]
-    assert attempts(controller) == dict.fromkeys(range(12), 1)
+def _steps(trainer: Any, num_steps: int, state: Any = None) -> tuple[list[float], dict[str, Any]]:
+    from job.training.model import adapter_state
+    from job.training.state import TrainState
+
+    state, table = state or TrainState(), make_table(40, seed=1)
+    losses = [trainer.step(table, state).train_loss for _ in range(num_steps)]
+    return losses, adapter_state(trainer.model)
 
 
-@pytest.mark.parametrize("code", [1, 70, 72, 74, 137])
-def test_a_failing_slot_is_tried_seven_times_and_the_others_go_on(
-    code: int, tmp_path: Path
+def test_a_rehearsal_leaves_no_trace(base: Path) -> None:
+    import torch
+
+    from job.training.rehearsal import rehearse
+    from job.training.state import TrainState
+
+    plain = _trainer(base)
+    _steps(plain, 2)
+    expected, expected_adapter = _steps(plain, 3, TrainState(step=2))
+    trainer = _trainer(base)
+    _steps(trainer, 2)  # moments are there, too
+    trainer.optimizer.param_groups[0]["lr"] = 0.1  # the rehearsed update is a large one
+    random_before = torch.get_rng_state()
+    assert rehearse(trainer, make_table(40, seed=1), MemoryPlan(BUDGET, rehearse=True)) is None
+    assert torch.equal(torch.get_rng_state(), random_before)
+    losses, adapter = _steps(trainer, 3, TrainState(step=2))
+    assert losses == expected
+    assert all(torch.equal(adapter[name], expected_adapter[name]) for name in adapter)
+    assert (trainer.token_budget, trainer.recompute) == (BUDGET, "none")
+
+
+def test_the_heaviest_micro_batch_is_rehearsed(base: Path) -> None:
+    from job.training.rehearsal import rehearse
+
+    seen: list[int] = []
+    trainer = _trainer(base, fits=lambda n, _: seen.append(n) or True)
+    table = make_table(40, seed=1)
+    rehearse(trainer, table, MemoryPlan(BUDGET, rehearse=True))
+    assert len(seen) == 2
+    assert BUDGET - int(table.lengths.max()) < seen[0] == seen[1] <= BUDGET
+    rehearse(trainer, table, MemoryPlan(BUDGET))
+    assert len(seen) == 2, "no rehearsal was asked for"
+
+
+def test_a_plan_that_does_not_fit_recomputes_more_then_takes_fewer_tokens(base: Path) -> None:
+    from job.training.rehearsal import rehearse
+
+    trainer = _trainer(base, fits=lambda n, mode: mode == "second")
+    assert rehearse(trainer, make_table(40, 1), MemoryPlan(BUDGET, rehearse=True)) is None
+    assert (trainer.token_budget, trainer.recompute) == (BUDGET, "second")
+    trainer = _trainer(base, fits=lambda n, mode: mode == "all" and n <= 60)
+    assert rehearse(trainer, make_table(40, 1), MemoryPlan(BUDGET, rehearse=True)) is None
+    assert (trainer.token_budget, trainer.recompute) == (BUDGET // 4, "all")
+    losses, _ = _steps(trainer, 2)
+    assert len(losses) == 2
+
+
+def test_a_sample_that_fits_in_no_plan_is_infeasible_with_the_reason(base: Path) -> None:
+    from job.training.rehearsal import rehearse
+
+    trainer = _trainer(base, fits=lambda n, mode: n < 10)
+    reason = rehearse(trainer, make_table(40, 1), MemoryPlan(BUDGET, rehearse=True))
+    assert reason == "the longest sample does not fit the GPU's memory: planted"
+
+
+def test_a_trial_that_does_not_fit_ends_infeasible_before_its_first_step(
+    base: Path, tmp_path: Path
 ) -> None:
-    end, controller = play(f'[ "$JOB_COMPLETION_INDEX" != 1 ] || exit {code}', tmp_path)
-    assert end == "Failed: FailedIndexes"
-    assert controller.failed == {1}
-    assert attempts(controller) == dict.fromkeys(range(12), 1) | {1: 7}
-    assert controller.waits == [(1, 10), (1, 20), (1, 40), (1, 80), (1, 160), (1, 320)]
+    import torch
 
+    from job.training.fit import FitInputs, fit
+    from job.training.model import load_base
 
-def test_a_bad_node_costs_a_slot_no_more_than_its_own_tries(tmp_path: Path) -> None:
-    script = "f=$OUT/$JOB_COMPLETION_INDEX; echo >> $f; [ $(wc -l < $f) -gt 6 ] || exit 72"
-    end, controller = play(script, tmp_path)
-    assert end == "Complete", "six failures each, 72 in all, and every slot has one try left"
-    assert attempts(controller) == dict.fromkeys(range(12), 7)
+    def refuse(_: Any, __: Any) -> None:
+        raise torch.OutOfMemoryError("planted")
 
+    class Nobody:
+        resume_dir = None
 
-def test_a_slot_given_up_is_not_tried_again(tmp_path: Path) -> None:
-    end, controller = play('[ "$JOB_COMPLETION_INDEX" != 3 ] || exit 69', tmp_path)
-    assert end == "Failed: FailedIndexes"
-    assert (controller.failed, controller.waits) == ({3}, [])
-    assert attempts(controller) == dict.fromkeys(range(12), 1)
+        def report(self, **progress: Any) -> None:
+            assert progress["step"] == 0
 
-
-@pytest.mark.parametrize("code", [64, 65, 77])
-def test_what_only_a_person_can_mend_ends_the_job_at_once(code: int, tmp_path: Path) -> None:
-    end, controller = play(f'[ "$JOB_COMPLETION_INDEX" != 2 ] || exit {code}', tmp_path)
-    assert end == "Failed: PodFailurePolicy"
-    assert attempts(controller) == {0: 1, 1: 1, 2: 1}
-
-
-def test_a_fourth_lost_slot_ends_the_job(tmp_path: Path) -> None:
-    end, controller = play('[ "$JOB_COMPLETION_INDEX" -ge 8 ] || exit 69', tmp_path)
-    assert end == "Failed: MaxFailedIndexesExceeded"
-    assert attempts(controller) == {0: 1, 1: 1, 2: 1, 3: 1}
-
-
-def test_preemptions_never_use_up_a_slot(tmp_path: Path) -> None:
-    script = "f=$OUT/$JOB_COMPLETION_INDEX; echo >> $f; [ $(wc -l < $f) -gt 40 ] || exit 75"
-    end, controller = play(script, tmp_path, completions=1)
-    assert end == "Complete"
-    assert attempts(controller) == {0: 41}
-    assert controller.failures == {}
-
-
-def test_a_drained_pod_costs_no_try_whatever_its_code(tmp_path: Path) -> None:
-    """A pod that is drained before the job listens for signals dies of SIGTERM: 143."""
-
-    def disturb(pod: Pod) -> None:
-        if pod.attempt <= 10:
-            pod.wait_for_line("ready")
-            pod.evict(grace_seconds=5, condition=True)
-
-    script = "echo >> $OUT/n; echo ready >&2; [ $(wc -l < $OUT/n) -gt 10 ] || exec sleep 60"
-    controller = JobController(
-        lambda _: ["sh", "-c", script],
-        overrides={"OUT": str(tmp_path)},
-        on_pod=disturb,
-        completions=1,
+    cpu, table = torch.device("cpu"), make_table(12, seed=2)
+    model = load_base(str(base), None, cpu)
+    model.base_model.register_forward_pre_hook(refuse)
+    inputs = FitInputs(
+        base=model,
+        train_table=table,
+        eval_table=table,
+        memory=MemoryPlan(BUDGET, rehearse=True),
+        out_of_time=lambda state: None,
+        stop_early=lambda state: None,
+        measure_step_0=True,
+        max_adapter_bytes=200_000_000,
     )
-    assert controller.run() == "Complete"
-    assert [pod.code for pod in controller.pods] == [143] * 10 + [0]
-    assert controller.failures == {}
-
-
-def test_with_kueue_several_slots_run_at_once_and_no_slot_twice(tmp_path: Path) -> None:
-    # The first four each wait for the other three, so they end only if they run together.
-    script = """
-        mkdir $OUT/$JOB_COMPLETION_INDEX || exit 70
-        [ $JOB_COMPLETION_INDEX -ge 4 ] || while [ $(ls $OUT | wc -l) -lt 4 ]; do sleep 0.02; done
-    """
-    end, controller = play(script, tmp_path, parallelism=4)
-    assert end == "Complete"
-    assert attempts(controller) == dict.fromkeys(range(12), 1)
-
-
-def test_a_deaf_trial_is_ended_within_what_a_spot_machine_leaves(tmp_path: Path) -> None:
-    """Process 1 is the real one; its trial ignores SIGTERM. GKE leaves 15 s and no condition."""
-    script = (
-        '[ -e "$OUT/again" ] && exit 0; : > "$OUT/again"; trap "" TERM; echo deaf >&2;'
-        " while :; do sleep 1; done"
+    fitted = fit(
+        make_recipe(),
+        inputs,
+        device=cpu,
+        work_dir=tmp_path,
+        keeper=Nobody(),  # type: ignore[arg-type]
+        should_stop=lambda: None,
     )
-    seconds: list[float] = []
-
-    def disturb(pod: Pod) -> None:
-        if pod.attempt == 1:
-            pod.wait_for_line("deaf")
-            started = time.monotonic()
-            pod.evict(grace_seconds=15, condition=False)
-            seconds.append(time.monotonic() - started)
-
-    controller = JobController(
-        lambda _: [sys.executable, "-c", PARENT, script],
-        overrides={"OUT": str(tmp_path), "JOB_GRACE_SECONDS": "5"},  # of the 15, to save time
-        on_pod=disturb,
-        completions=1,
-    )
-    assert controller.run() == "Complete"
-    assert [pod.code for pod in controller.pods] == [75, 0]
-    assert seconds[0] < 5, "killed by process 1, not by the kubelet"
-    assert controller.failures == {}
+    assert (fitted.status, fitted.state.step, fitted.state.best) == ("infeasible", 0, None)
+    assert fitted.reason.startswith("the longest sample does not fit the GPU's memory")
 
 
-@pytest.mark.slow
-def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
-    """Slot 0 gets GKE's bare SIGTERM, slot 1 loses its node; both are committed once."""
-    assert ENTRY_POINT[1:] == ["-m", "job"]
-    inputs = make_inputs(tmp_path) | {
-        "dataset_uri": f"file://{tmp_path}/rows.jsonl",
-        "output_uri": f"file://{tmp_path}/out",
-        "device": "cpu", "max_steps": 40, "num_epochs": 20, "num_trials": 2,
-        "lease_seconds": 2, "checkpoint_minutes": 0.01, "grace_seconds": 15,
-    }  # fmt: skip
-    make_base(tmp_path / "base", vocab_size=600)
+def test_recomputing_changes_no_loss_and_no_weight_by_a_bit(base: Path) -> None:
+    import torch
 
-    def disturb(pod: Pod) -> None:
-        if pod.attempt > 1:
-            return
-        if pod.index == 0:
-            pod.wait_for_line("step 10/40")
-            pod.evict(grace_seconds=15, condition=False)
-        else:
-            pod.wait_for_line("checkpoint at step")  # a published one, or it starts over
-            pod.lose_node()
+    results = []
+    for mode in ("none", "second", "all"):
+        trainer = _trainer(base)
+        trainer.set_plan(BUDGET, mode)
+        results.append(_steps(trainer, 3))
+    for losses, adapter in results[1:]:
+        assert losses == results[0][0]
+        assert all(torch.equal(adapter[name], results[0][1][name]) for name in adapter)
 
-    controller = JobController(
-        lambda _: [sys.executable, *ENTRY_POINT[1:]],
-        overrides={f"JOB_{name.upper()}": str(value) for name, value in inputs.items()}
-        | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        on_pod=disturb,
-        completions=2,
-        maxFailedIndexes=1,
-    )
-    assert controller.run() == "Complete", "\n".join(pod.log for pod in controller.pods)
-    codes = [(pod.index, pod.code) for pod in controller.pods]
-    assert codes == [(0, 75), (0, 0), (1, 137), (1, 0)]
-    assert controller.failures == {}
-    for index in range(2):
-        (path,) = tmp_path.glob(f"out/sweeps/s/slots/{index:04}/result.json")
-        result = json.loads(path.read_text())
-        assert (result["status"], result["steps"], result["attempts"]) == ("completed", 40, 2)
-    resumed = [pod.log for pod in controller.pods if pod.attempt == 2]
-    assert all("going on from the checkpoint at step" in log for log in resumed)
+
+def test_a_checkpoint_keeps_budget_and_mode(base: Path, tmp_path: Path) -> None:
+    trainer, other = _trainer(base), _trainer(base)
+    trainer.set_plan(77, "second")
+    _steps(trainer, 1)
+    other.restore(tmp_path, trainer.save(tmp_path))
+    assert (other.token_budget, other.recompute) == (77, "second")
+    layers = [m for m in other.model.modules() if hasattr(m, "self_attn")]
+    assert [layer.gradient_checkpointing for layer in layers] == [True, False]
+
+
+def test_the_loss_scale_and_its_growth_are_part_of_a_snapshot(base: Path) -> None:
+    """The CPU has a loss scaler of its own to try it with."""
+    import torch
+
+    from job.training.snapshot import put_back, take_snapshot
+
+    trainer = _trainer(base)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4096.0, growth_interval=1000)
+    scaler.scale(torch.ones(()))  # made on first use
+    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 7})
+    snapshot = take_snapshot(trainer.model, trainer.optimizer, scaler)
+    other = torch.amp.GradScaler("cpu")
+    other.scale(torch.ones(()))
+    put_back(snapshot, trainer.model, trainer.optimizer, other)
+    assert other.state_dict() == scaler.state_dict()
+    assert other.get_scale() == 4096.0
+
+
+def test_an_overflow_skips_the_step_and_halves_the_loss_scale(base: Path) -> None:
+    import torch
+
+    from job.training.state import TrainState
+
+    trainer, table, state = _trainer(base), make_table(40, seed=1), TrainState()
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    before = trainer.snapshot().weights
+    trainer.step(table, state)  # the scaled loss overflows fp32
+    assert state.skipped_in_a_row == 1
+    assert trainer.scaler.get_scale() == 2.0**126
+    assert all(torch.equal(w, before[name]) for name, w in trainer.snapshot().weights.items())
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 256.0})
+    trainer.step(table, state)
+    assert state.skipped_in_a_row == 0
+    assert any(not torch.equal(w, before[n]) for n, w in trainer.snapshot().weights.items())
