@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,10 +88,9 @@ def _settings(**given: str) -> Settings:
 def _run(_options: argparse.Namespace) -> int:
     from job.supervisor import run_one
 
-    code = run_one(_settings())
-    if code == ExitCode.BUG:  # the trial may have died without a word
-        return _last_words(code, "the trial ended by a bug or was killed, see above")
-    return code
+    code, last_words = run_one(_settings())
+    # The trial says its own end, unless it died without a word.
+    return code if last_words is None else _last_words(code, last_words)
 
 
 def _queue(_options: argparse.Namespace) -> int:
@@ -99,15 +99,27 @@ def _queue(_options: argparse.Namespace) -> int:
     return _last_words(*run_queue(_settings()))
 
 
-def _trial(_options: argparse.Namespace) -> int:
+def _trial(options: argparse.Namespace) -> int:
+    from job.pulse import beat, open_beat
     from job.trial import run_trial
+    from job.watchdog import Watchdog
 
     _end_with_parent()
+    faulthandler.enable()  # our parent sends SIGABRT if this process runs no Python any more
     settings = _settings()
     stop = Stop(settings.grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.set)
-    return _last_words(ExitCode.OK, run_trial(settings, stop))
+    watchdog = Watchdog(stop, _end_hung, pulse=partial(beat, open_beat(options.pulse_fd)))
+    return _last_words(ExitCode.OK, run_trial(settings, stop, watchdog))
+
+
+def _end_hung(reason: str) -> None:
+    os._exit(_last_words(ExitCode.OUTAGE, reason))  # the main thread would never get there
+
+
+def _trial_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)  # given by the parent
 
 
 def _end_with_parent() -> None:
@@ -158,7 +170,7 @@ class Verb:
 # Without a word, `run`. What a verb needs is imported inside its function: --help stays quick.
 _VERBS = {
     "run": Verb(_run, "run one trial as a supervised child process (the default)"),
-    "trial": Verb(_trial, "run one trial in this very process"),
+    "trial": Verb(_trial, "run one trial in this very process", _trial_arguments),
     "queue": Verb(_queue, "run all trials of the sweep, one after another"),
     "status": Verb(_status, "print the sweep's slots"),
     "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),

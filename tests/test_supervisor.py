@@ -28,7 +28,7 @@ set_up_logging("text")
 settings, _ = load_settings()
 waits = []
 if sys.argv[1] == "run":
-    code = supervisor.run_one(settings)
+    code, _ = supervisor.run_one(settings)
 else:
     wait = None if sys.argv[1] == "really wait" else waits.append
     code, _ = supervisor.run_queue(settings, wait)

@@ -18,6 +18,7 @@ from job.settings import Settings
 from job.stop import Stop
 from job.store.base import Store
 from job.trial import Training, run_trial_on
+from job.watchdog import Watchdog
 from tests.fake_training import FAKE_TRAINING
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -83,10 +84,14 @@ def _work(given: dict[str, Any], store: Store, training: Training) -> int:
     signal.signal(signal.SIGTERM, stop.set)
     logging.disable(logging.CRITICAL)
     try:
-        run_trial_on(store, settings, stop, training)
+        run_trial_on(store, settings, stop, training, Watchdog(stop, _never_started))
     except JobError as error:
         return int(error.exit_code)
     return 0
+
+
+def _never_started(reason: str) -> None:
+    raise AssertionError(reason)
 
 
 def wait_for(pid: int, timeout_seconds: float = 60) -> int:
