@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from job.log import log
@@ -56,13 +56,16 @@ class Watchdog:
         *,
         patience: Patience | None = None,
         pulse: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`die` ends the process with a reason; `pulse` is called at every tick."""
         self._stop = stop
         self._die = die
         self._patience = patience or Patience()
         self._pulse = pulse
+        self._clock = clock
         self._phase = _Phase("start-up", by_bytes=True, extra_seconds=0)
+        self._phases_entered = 0
         self._step_seconds: deque[float] = deque(maxlen=50)
         self._last_step: tuple[int, float] | None = None
         self._signs: tuple[object, ...] = ()
@@ -80,15 +83,17 @@ class Watchdog:
     ) -> Iterator[None]:
         """What the process does meanwhile; a phase that waits for a store knows outages."""
         before = self._phase
+        self._phases_entered += 1
         self._phase = _Phase(name, by_bytes, 60 * outage_minutes)
         try:
             yield
         finally:
-            self._phase = replace(before)  # another object: a sign of life
+            self._phases_entered += 1
+            self._phase = before
 
     def hear(self, progress: Json) -> None:
         """Take note of the optimizer step that an attempt reports."""
-        step, at = progress.get("step"), time.monotonic()
+        step, at = progress.get("step"), self._clock()
         if step is None:
             return
         if self._last_step is not None and step == self._last_step[0] + 1:
@@ -112,7 +117,7 @@ class Watchdog:
         if moved - self._bytes_seen < self._patience.sign_bytes:
             moved = self._bytes_seen
         self._bytes_seen = moved
-        signs = (id(phase), self._stop.checks, moved if phase.by_bytes else 0)
+        signs = (self._phases_entered, self._stop.checks, moved if phase.by_bytes else 0)
         if signs != self._signs:
             self._signs, self._silence = signs, 0.0
             return None
@@ -126,11 +131,11 @@ class Watchdog:
         )
 
     def _run(self) -> None:
-        last = time.monotonic()
+        last = self._clock()
         while True:
             time.sleep(self._patience.tick_seconds)
             self._pulse()
-            lived, last = time.monotonic() - last, time.monotonic()
+            lived, last = self._clock() - last, self._clock()
             if (reason := self.look(lived)) is not None:
                 break
         log.error("%s", reason)

@@ -37,6 +37,7 @@ ROOMS = [
     "report",
     "operations",
     "garbage",
+    "verbs",
     "pulse",
     "supervisor",
     "__main__",
