@@ -13,17 +13,23 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import job
 from job.errors import ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
 from job.settings import Settings, load_settings, variable
 from job.stop import Stop
+from job.verbs import add_exclude, add_gc, add_redo, run_exclude, run_gc, run_redo
+
+if TYPE_CHECKING:
+    from job.ledger import Ledger
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -87,10 +93,9 @@ def _settings(**given: str) -> Settings:
 def _run(_options: argparse.Namespace) -> int:
     from job.supervisor import run_one
 
-    code = run_one(_settings())
-    if code == ExitCode.BUG:  # the trial may have died without a word
-        return _last_words(code, "the trial ended by a bug or was killed, see above")
-    return code
+    code, last_words = run_one(_settings())
+    # The trial says its own end, unless it died without a word.
+    return code if last_words is None else _last_words(code, last_words)
 
 
 def _queue(_options: argparse.Namespace) -> int:
@@ -99,15 +104,27 @@ def _queue(_options: argparse.Namespace) -> int:
     return _last_words(*run_queue(_settings()))
 
 
-def _trial(_options: argparse.Namespace) -> int:
+def _trial(options: argparse.Namespace) -> int:
+    from job.pulse import beat, open_beat
     from job.trial import run_trial
+    from job.watchdog import Watchdog
 
     _end_with_parent()
+    faulthandler.enable()  # our parent sends SIGABRT if this process runs no Python any more
     settings = _settings()
     stop = Stop(settings.grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.set)
-    return _last_words(ExitCode.OK, run_trial(settings, stop))
+    watchdog = Watchdog(stop, _end_hung, pulse=partial(beat, open_beat(options.pulse_fd)))
+    return _last_words(ExitCode.OK, run_trial(settings, stop, watchdog))
+
+
+def _end_hung(reason: str) -> None:
+    os._exit(_last_words(ExitCode.OUTAGE, reason))  # the main thread would never get there
+
+
+def _trial_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)  # given by the parent
 
 
 def _end_with_parent() -> None:
@@ -116,28 +133,44 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
-def _status(_options: argparse.Namespace) -> int:
-    from rich.console import Console
-
+def _open_ledger() -> tuple[Settings, Ledger]:
     from job.ledger import Ledger
-    from job.report import best_row, slot_rows, slot_table
     from job.spec import load_sweep
     from job.store import open_store
 
     settings = _settings(dataset_uri="not-needed")
     _, sweep = load_sweep(settings)
-    ledger = Ledger(
-        open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes), sweep
-    )
+    store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
+    return settings, Ledger(store, sweep)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from job.report import attempts_table, best_row, slot_rows, slot_table
+
+    settings, ledger = _open_ledger()
     rows = slot_rows(ledger, settings.num_trials)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(f"sweep {sweep} in {ledger.store.uri}")
+    console.print(f"sweep {ledger.sweep} in {ledger.store.uri}")
     console.print(slot_table(rows))
+    if options.attempts:
+        console.print(attempts_table(ledger, settings.num_trials))
     if (best := best_row(rows)) is not None:
         console.print(
             f"best: slot {best.slot}, {ledger.store.uri}/{best.adapter_key}", soft_wrap=True
         )
     return ExitCode.OK
+
+
+def _change(
+    verb: Callable[[Settings, Ledger, argparse.Namespace], str], options: argparse.Namespace
+) -> int:
+    return _last_words(ExitCode.OK, verb(*_open_ledger(), options))
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--attempts", action="store_true", help="also every attempt and its cost")
 
 
 def _demo(_options: argparse.Namespace) -> int:
@@ -158,9 +191,12 @@ class Verb:
 # Without a word, `run`. What a verb needs is imported inside its function: --help stays quick.
 _VERBS = {
     "run": Verb(_run, "run one trial as a supervised child process (the default)"),
-    "trial": Verb(_trial, "run one trial in this very process"),
+    "trial": Verb(_trial, "run one trial in this very process", _trial_arguments),
     "queue": Verb(_queue, "run all trials of the sweep, one after another"),
-    "status": Verb(_status, "print the sweep's slots"),
+    "status": Verb(_status, "print the sweep's slots", _status_arguments),
+    "redo": Verb(partial(_change, run_redo), "begin a slot again, from step 0", add_redo),
+    "exclude": Verb(partial(_change, run_exclude), "take a slot out of the sweep", add_exclude),
+    "gc": Verb(partial(_change, run_gc), "delete what nothing refers to any more", add_gc),
     "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
 }
 

@@ -25,7 +25,7 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
         raise SlotError(f"slot {slot} was given up: {reason}")
     if ledger.is_open(slot):
         return [slot]
-    if ledger.spec(slot) is None:
+    if ledger.spec(slot) is None and ledger.exclusion(slot) is None:
         raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
     return []
 
@@ -35,6 +35,14 @@ def slot_name(settings: Settings, sweep: str) -> str:
     if settings.completion_index is None:
         return f"sweep {sweep}, all {settings.num_trials} slots"
     return f"slot {settings.completion_index}"
+
+
+def nothing_to_do(settings: Settings, ledger: Ledger) -> str:
+    """The last line of a run that finds its slots closed."""
+    slot = settings.completion_index
+    if slot is not None and (reason := ledger.exclusion(slot)) is not None:
+        return f"slot {slot}: was excluded ({reason}), nothing to do"
+    return f"{slot_name(settings, ledger.sweep)}: committed before, nothing to do"
 
 
 def check_progress(ledger: Ledger, lease: Lease) -> None:

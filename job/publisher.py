@@ -26,6 +26,7 @@ from job.errors import JobError, SlotError, StoreError
 from job.lease import Lease
 from job.ledger import Ledger
 from job.log import log
+from job.store.documents import Json
 
 KEPT_CHECKPOINTS = 2
 
@@ -36,6 +37,7 @@ class _Upload:
     sealed: PublishedFolder
     checkpoint_step: int | None = None  # None: a best adapter
     best: str | None = None  # key of the best adapter that the checkpoint refers to
+    clock_seconds: float = 0.0  # training clock in the checkpoint
 
 
 class Publisher:
@@ -48,9 +50,14 @@ class Publisher:
         *,
         interval_seconds: float,
         seconds_left: Callable[[], float | None],
+        clock_of: Callable[[Path], float],
+        on_report: Callable[[Json], None] = lambda _: None,
         resume_dir: Path | None = None,
     ) -> None:
+        """`clock_of`: the training clock in a checkpoint; `on_report` hears of progress, too."""
         self.resume_dir = resume_dir
+        self._clock_of = clock_of
+        self._on_report = on_report
         self._interval_seconds = interval_seconds
         self._seconds_left = seconds_left
         self._last_checkpoint = time.monotonic()
@@ -103,11 +110,12 @@ class Publisher:
             )
             return
         self._last_checkpoint = time.monotonic()
-        self._line.put(_Upload(folder, sealed, step, best))
+        self._line.put(_Upload(folder, sealed, step, best, self._clock_of(folder)))
 
     def report(self, **progress: Any) -> None:
         """Note progress for the lease's next renewal."""
         self._lease.report(**progress)
+        self._on_report(progress)
 
     def _seconds_to_upload(self, num_bytes: int) -> float | None:
         if self._bytes_per_second is None:
@@ -147,6 +155,7 @@ class Publisher:
             "sha256": upload.sealed.sha256,
             "step": upload.checkpoint_step,
             "best": upload.best,
+            "clock_seconds": round(upload.clock_seconds, 1),
         }
         known = [entry, *self._lease.content["checkpoints"]]
         kept = known[:KEPT_CHECKPOINTS]

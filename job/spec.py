@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import job
+from job.attempts import now as now  # noqa: PLC0414  # others find it here
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.errors import SettingsError, SweepError
@@ -134,10 +134,11 @@ def observe(
     observations = []
     step_0_loss = None
     for slot in range(num_trials):
-        spec = ledger.spec(slot) if slot != but else None
-        if spec is None or ledger.failure(slot) is not None:
+        view = ledger.pin(slot)
+        spec = view.spec(slot) if slot != but else None
+        if spec is None or view.failure(slot) is not None or view.exclusion(slot) is not None:
             continue
-        result = ledger.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
+        result = view.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
         observations.append(
             Observation(slot, spec["params"], result["status"], result["eval_loss"])
         )
@@ -174,17 +175,23 @@ def check_vocabulary(base: BaseModel, data: PreparedData) -> None:
 
 
 def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
-    """GPU-hours of all attempts at all slots, as far as they were told to the bucket."""
+    """GPU-hours of all attempts at all slots: ended, killed and running, as of the last renewal.
+
+    Also those of excluded slots, and of what came before a redo: they were paid for.
+    """
     seconds = 0.0
     for slot in range(num_trials):
-        if (result := ledger.result(slot)) is not None:
-            seconds += result["gpu_seconds"]
-        elif (lease := read_document(ledger.store, lease_key(ledger, slot))) is not None:
-            own = lease.content["attempt"].get("gpu_seconds", 0.0)
-            seconds += lease.content["gpu_seconds_before"] + own
+        for generation in range(ledger.generation(slot) + 1):
+            seconds += _gpu_seconds(ledger.pin(slot, generation), slot)
     return seconds / 3600
 
 
-def now() -> str:
-    """The time for people to read; nothing compares it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _gpu_seconds(ledger: Ledger, slot: int) -> float:
+    result = ledger.result(slot)
+    committed = float(result["gpu_seconds"]) if result is not None else 0.0
+    lease = read_document(ledger.store, lease_key(ledger, slot))
+    if lease is None:
+        return committed
+    own = lease.content["attempt"].get("gpu_seconds", 0.0)
+    # Of a slot that two attempts worked on at once, the lease knows of both.
+    return max(committed, float(lease.content["gpu_seconds_before"] + own))

@@ -21,6 +21,7 @@ class Stop:
         self._clock = clock
         self._event = threading.Event()
         self._deadline: float | None = None
+        self.checks = 0  # how often `check` was asked: the main thread's sign of life
 
     def set(self, *_: object) -> None:
         """Tell the process to end; fits `signal.signal`. A second call changes nothing."""
@@ -30,6 +31,7 @@ class Stop:
 
     def check(self) -> None:
         """Raise `PreemptedError` if the process was told to end."""
+        self.checks += 1
         if self._event.is_set():
             raise PreemptedError("told to end")
 

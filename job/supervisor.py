@@ -18,6 +18,7 @@ from types import FrameType
 
 from job.errors import ExitCode
 from job.log import log
+from job.pulse import Ear, Hearing
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
@@ -29,7 +30,9 @@ TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
 class Supervisor:
     """Runs children one at a time; on SIGTERM or SIGINT ends the running one within the grace."""
 
-    def __init__(self, grace_seconds: float) -> None:
+    def __init__(self, grace_seconds: float, hearing: Hearing | None = None) -> None:
+        self._hearing = hearing
+        self.last_words: str | None = None  # of the last trial, where it said none itself
         self._end = threading.Event()
         self._grace_seconds = grace_seconds
         self._child: subprocess.Popen[bytes] | None = None
@@ -46,14 +49,20 @@ class Supervisor:
         """Run one trial in a process group of its own; return the exit code to pass on."""
         if self.told_to_end:
             return ExitCode.PREEMPTED
-        self._child = subprocess.Popen(TRIAL_COMMAND, env=environ, process_group=0)
+        ear = Ear(self._hearing)
+        command = [*TRIAL_COMMAND, "--pulse-fd", str(ear.write_end)]
+        self._child = subprocess.Popen(
+            command, env=environ, process_group=0, pass_fds=(ear.write_end,)
+        )
+        ear.listen(self._child.pid)
         if self.told_to_end:  # the signal came between two children
             self._signal_group(signal.SIGTERM)
         status = self._wait(self._child.pid)
+        ear.close()
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
         self._child = None
-        return self._exit_code(os.waitstatus_to_exitcode(status))
+        return self._exit_code(os.waitstatus_to_exitcode(status), hung=ear.found_silent)
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless and until told to end."""
@@ -67,13 +76,19 @@ class Supervisor:
             if pid == child:
                 return status
 
-    def _exit_code(self, code: int) -> int:
+    def _exit_code(self, code: int, *, hung: bool) -> int:
+        self.last_words = None
         if self.told_to_end and code not in (ExitCode.OK, ExitCode.OUTAGE):
             return ExitCode.PREEMPTED
+        if hung:
+            self.last_words = "hang: the trial ran no Python any more and was killed, see above"
+            return ExitCode.OUTAGE
         if code < 0:
             log.error("the trial was killed by %s", signal.Signals(-code).name)
+        if code not in list(ExitCode):
+            self.last_words = "the trial ended by a bug or was killed, see above"
             return ExitCode.BUG
-        return code if code in list(ExitCode) else ExitCode.BUG
+        return code
 
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         if self.told_to_end:
@@ -96,9 +111,13 @@ class Supervisor:
                 os.killpg(self._child.pid, number)
 
 
-def run_one(settings: Settings) -> int:
-    """Run the slot that the environment names, or the first open one; the trial says its end."""
-    return Supervisor(settings.grace_seconds).run(_trial_environ())
+def run_one(settings: Settings) -> tuple[int, str | None]:
+    """Run the slot that the environment names, or the first open one.
+
+    Exit code, and the last line where the trial could not say its end itself.
+    """
+    supervisor = Supervisor(settings.grace_seconds)
+    return supervisor.run(_trial_environ()), supervisor.last_words
 
 
 def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from job.admission import (
     check_progress,
     check_undrawn,
     check_work_dir,
+    nothing_to_do,
     slot_name,
     slots,
 )
@@ -23,7 +23,7 @@ from job.base_model import BaseModel, resolve_base_model
 from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
-from job.errors import PreemptedError, SettingsError
+from job.errors import ExitCode, PreemptedError, SettingsError
 from job.gpu import preflight
 from job.lease import Lease, acquire
 from job.ledger import Ledger
@@ -47,7 +47,9 @@ from job.store.documents import Json
 from job.sweep.definition import SweepDefinition
 from job.training.memory import Samples, plan_memory
 from job.training.recipe import Recipe
-from job.training.state import unreadable
+from job.training.state import TrainState, saved_clock_seconds, unreadable
+from job.watchdog import Watchdog
+from job.workspace import attempt_folder
 
 if TYPE_CHECKING:
     import torch
@@ -65,23 +67,27 @@ class Training:
     fit: Callable[[Attempt, Publisher, Path], Fit]
 
 
-def run_trial(settings: Settings, stop: Stop) -> str:
+def run_trial(settings: Settings, stop: Stop, watchdog: Watchdog) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
 
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
-    return run_trial_on(store, settings, stop, TRAINING)
+    watchdog.start()
+    with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
+        return run_trial_on(store, settings, stop, TRAINING, watchdog)
 
 
-def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Training) -> str:
+def run_trial_on(
+    store: Store, settings: Settings, stop: Stop, training: Training, watchdog: Watchdog
+) -> str:
     """`run_trial` with the outside given: the store and the training."""
     started = time.monotonic()
     definition, sweep = load_sweep(settings)
     ledger = Ledger(store, sweep)
     open_slots = slots(settings, ledger)
     if not open_slots:
-        return f"{slot_name(settings, sweep)}: committed before, nothing to do"
+        return nothing_to_do(settings, ledger)
     check_work_dir(settings.work_dir)
     device = training.open_device(settings)
     probe(ledger.store)
@@ -95,7 +101,8 @@ def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Trainin
     check_vocabulary(base, data)
     prepared = time.monotonic()
     # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
-    model = training.load_base(base, device)
+    with watchdog.phase("loading the model"):
+        model = training.load_base(base, device)
     loaded = time.monotonic()
     log.info("model: %s loaded in %.1f s", base.name, loaded - prepared)
     ledger.open_sweep(sweep_identity(settings, definition, base, data))
@@ -110,7 +117,10 @@ def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Trainin
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
+    watchdog.last_act = partial(lease.end, ExitCode.OUTAGE)
     with lease:
+        ledger = lease.ledger
+        lease.open_account()
         check_progress(ledger, lease)
         spec = ledger.spec(lease.slot)
         if spec is None:
@@ -127,8 +137,9 @@ def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Trainin
             load_seconds=loaded - prepared,
         )
         attempt = Attempt(
-            settings, definition, ledger, lease, spec, base, data, device, model, clock, stop
-        )
+            settings, definition, ledger, lease, spec, base, data, device, model, clock, stop,
+            watchdog,
+        )  # fmt: skip
         return _train_and_commit(attempt, training)
 
 
@@ -147,10 +158,10 @@ class Attempt:
     model: Any  # the loaded base
     clock: AttemptClock
     stop: Stop
+    watchdog: Watchdog
 
     def check(self) -> None:
         """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
-        self.clock.report()
         if self.lease.lost:
             self.lease.ensure_held()
         self.stop.check()
@@ -166,18 +177,20 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
             f" {data.digest}; put the rows back, or start another sweep with JOB_SWEEP_NAME"
         )
     log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in spec["params"].items()))
-    with tempfile.TemporaryDirectory(dir=attempt.settings.work_dir, prefix="attempt-") as folder:
-        work_dir = Path(folder)
+    with attempt_folder(attempt.settings.work_dir) as work_dir:
         publisher = Publisher(
             ledger,
             lease,
             interval_seconds=attempt.settings.checkpoint_minutes * 60,
             seconds_left=attempt.stop.seconds_left,
+            clock_of=saved_clock_seconds,
+            on_report=attempt.watchdog.hear,
             resume_dir=restore(ledger, lease, work_dir, unreadable),
         )
         publisher.start()
         try:
-            fitted = training.fit(attempt, publisher, work_dir)
+            with attempt.watchdog.phase("training", by_bytes=False):
+                fitted = training.fit(attempt, publisher, work_dir)
         except PreemptedError:
             raise _saved(lease, publisher, attempt.stop) from None
         publisher.flush()
@@ -195,6 +208,8 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
         "committed_at": now(),
     }
     lease.ensure_held()  # with the create-once result, the second of two fences
+    if not ledger.is_current(slot):
+        raise PreemptedError(f"slot {slot}: was begun again meanwhile, this attempt ends")
     if not ledger.commit(slot, result):
         return f"slot {slot}: was committed by another attempt meanwhile, which holds"
     publisher.discard(keep=result["adapter_key"])
@@ -227,7 +242,7 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         ),
         budget_seconds=attempt.settings.trial_budget_hours * 3600,
         out_of_time=attempt.clock.out_of_time,
-        stop_early=partial(stop_early, attempt.definition, attempt.ledger, attempt.settings),
+        stop_early=partial(_stop_early, attempt),
         measure_step_0=attempt.spec["measure_step_0"],
         max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
     )
@@ -240,6 +255,12 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         keeper=publisher,
         should_stop=attempt.check,
     )
+
+
+def _stop_early(attempt: Attempt, state: TrainState) -> str | None:
+    """`stop_early`, which may wait for the store as long as an outage is borne."""
+    with attempt.watchdog.phase("the store", outage_minutes=attempt.settings.outage_minutes):
+        return stop_early(attempt.definition, attempt.ledger, attempt.settings, state)
 
 
 def _open_device(settings: Settings) -> torch.device:

@@ -13,7 +13,14 @@ from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.publisher import Publisher, restore
 from job.store.local import LocalStore
-from job.training.state import SCHEMA, TrainState, read_state, unreadable, write_state
+from job.training.state import (
+    SCHEMA,
+    TrainState,
+    read_state,
+    saved_clock_seconds,
+    unreadable,
+    write_state,
+)
 
 
 @pytest.fixture
@@ -30,7 +37,9 @@ def _lease(ledger: Ledger) -> Lease:
 def _publisher(
     ledger: Ledger, lease: Lease, left: Callable[[], float | None] = lambda: None
 ) -> Publisher:
-    publisher = Publisher(ledger, lease, interval_seconds=0, seconds_left=left)
+    publisher = Publisher(
+        ledger, lease, interval_seconds=0, seconds_left=left, clock_of=saved_clock_seconds
+    )
     publisher.start()
     return publisher
 

@@ -52,6 +52,11 @@ def read_state(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     return TrainState.from_json(content["state"]), content["trainer"]
 
 
+def saved_clock_seconds(folder: Path) -> float:
+    """The training clock in a checkpoint."""
+    return read_state(folder)[0].clock_seconds
+
+
 def unreadable(folder: Path) -> str | None:
     """Why this version of the code cannot go on from a verified checkpoint; None if it can."""
     schema = json.loads((folder / STATE_FILE).read_text()).get("schema")
