@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import job
-from job.errors import ExitCode, JobError, OutageError
+from job.errors import ExitCode, JobError, OutageError, SettingsError
 from job.log import log, mask_secrets, set_up_logging
 from job.settings import Settings, load_settings, variable
 from job.stop import Stop
@@ -121,11 +121,11 @@ def _status(_options: argparse.Namespace) -> int:
 
     from job.ledger import Ledger
     from job.report import best_row, slot_rows, slot_table
-    from job.spec import load_sweep
+    from job.spec import sweep_name
     from job.store import open_store
 
     settings = _settings(dataset_uri="not-needed")
-    _, sweep = load_sweep(settings)
+    sweep = sweep_name(settings)
     ledger = Ledger(
         open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes), sweep
     )
@@ -138,6 +138,37 @@ def _status(_options: argparse.Namespace) -> int:
             f"best: slot {best.slot}, {ledger.store.uri}/{best.adapter_key}", soft_wrap=True
         )
     return ExitCode.OK
+
+
+def _sweep_create(_options: argparse.Namespace) -> int:
+    from job.spec import load_sweep_file
+    from job.sweep.wandb import create_sweep, next_steps
+
+    settings = _settings(dataset_uri="not-needed", output_uri="not-needed")
+    sweep = create_sweep(settings, load_sweep_file(settings))
+    print(next_steps(settings, sweep))
+    return ExitCode.OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from job.ledger import Ledger
+    from job.mirror.confirmed import mirror_all
+    from job.spec import sweep_name
+    from job.store import open_store
+    from job.wandb_client import check_wanted
+
+    if not options.mirror:
+        raise SettingsError("report: say what: --mirror brings W&B up to date with the bucket")
+    settings = _settings(dataset_uri="not-needed")
+    check_wanted(settings)
+    ledger = Ledger(
+        open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes),
+        sweep_name(settings),
+    )
+    done, missing = mirror_all(settings, ledger)
+    if done < missing:
+        raise OutageError(f"W&B has confirmed {done} of {missing} trials; run this again")
+    return _last_words(ExitCode.OK, f"W&B has all committed trials, {done} of them new")
 
 
 def _demo(_options: argparse.Namespace) -> int:
@@ -161,6 +192,16 @@ _VERBS = {
     "trial": Verb(_trial, "run one trial in this very process"),
     "queue": Verb(_queue, "run all trials of the sweep, one after another"),
     "status": Verb(_status, "print the sweep's slots"),
+    "sweep": Verb(
+        _sweep_create,
+        "`sweep create`: register the sweep file with W&B",
+        lambda parser: parser.add_argument("action", choices=["create"]),
+    ),
+    "report": Verb(
+        _report,
+        "`report --mirror`: bring W&B up to date with the bucket",
+        lambda parser: parser.add_argument("--mirror", action="store_true", help="update W&B"),
+    ),
     "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
 }
 
