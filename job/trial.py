@@ -24,7 +24,7 @@ from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
 from job.drawing import Drawn, draw_for, drawable
-from job.errors import JobError, PreemptedError, SettingsError
+from job.errors import ExitCode, JobError, PreemptedError, SettingsError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
@@ -49,6 +49,7 @@ from job.sweep.definition import SweepDefinition
 from job.training.memory import plan_memory
 from job.training.recipe import Recipe
 from job.training.state import HISTORY_FILE, unreadable
+from job.wandb_client import leave
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,13 @@ def run_trial(settings: Settings, stop: Stop) -> str:
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
-    return run_trial_on(store, settings, stop, TRAINING)
+    try:
+        line = run_trial_on(store, settings, stop, TRAINING)
+    except JobError as error:
+        leave(error.exit_code)
+        raise
+    leave(ExitCode.OK)
+    return line
 
 
 def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Training) -> str:

@@ -6,8 +6,11 @@ does not answer, and a SIGTERM must be heard meanwhile.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,8 +21,6 @@ from job.settings import Settings
 DEFAULT_PROJECT = "qlora-sweep"
 POLL_SECONDS = 0.1
 REQUEST_SECONDS = 20.0  # that a question to W&B may take, the client's own retries included
-INIT_SECONDS = 30.0  # that opening a run may take
-FINISH_SECONDS = 30.0  # that a run's last upload may take; without a limit it waits for ever
 
 Result = TypeVar("Result")
 
@@ -32,9 +33,12 @@ QUIET = {
     "WANDB_DISABLE_GIT": "true",
     "WANDB_ERROR_REPORTING": "false",  # to Sentry
     "WANDB_PROGRAM": "job",  # else the path of the script
-    "WANDB_INIT_TIMEOUT": f"{INIT_SECONDS:g}",
-    "WANDB_FINISH_TIMEOUT": f"{FINISH_SECONDS:g}",
 }
+# How long opening a run and its last upload may take, if the environment does not say. Without the
+# second the client waits for ever.
+LIMITS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "30"}
+# What would make every run of this process the same one; `place_of` says which run it is.
+OTHER_RUNS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_NAME")
 
 
 def is_wanted(settings: Settings) -> bool:
@@ -59,9 +63,20 @@ def prepare(settings: Settings) -> None:
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         os.environ[name] = str(folder)
     os.environ.update(QUIET)
+    for name, value in LIMITS.items():
+        os.environ.setdefault(name, value)
+    for name in OTHER_RUNS:
+        os.environ.pop(name, None)
 
 
-def run_settings(on_stop: Callable[[], None] | None = None, *, finish_seconds: float) -> Any:
+def finish_seconds() -> float:
+    """How long a run's last upload may take."""
+    return float(os.environ.get("WANDB_FINISH_TIMEOUT") or LIMITS["WANDB_FINISH_TIMEOUT"])
+
+
+def run_settings(
+    on_stop: Callable[[], None] | None = None, *, upload_seconds: float | None = None
+) -> Any:
     """`wandb.Settings` of a run: system metrics, metadata, code, git and host stay here.
 
     `on_stop` is called, in a thread of the client's, when a person or `early_terminate` stops the
@@ -74,9 +89,8 @@ def run_settings(on_stop: Callable[[], None] | None = None, *, finish_seconds: f
         disable_code=True,
         disable_git=True,
         disable_job_creation=True,
-        finish_timeout=finish_seconds,
+        finish_timeout=upload_seconds or finish_seconds(),
         host="",
-        init_timeout=INIT_SECONDS,
         program="job",
         save_code=False,
         silent=True,
@@ -89,11 +103,11 @@ def run_settings(on_stop: Callable[[], None] | None = None, *, finish_seconds: f
     )
 
 
-def api() -> Any:
+def api(seconds: float = REQUEST_SECONDS) -> Any:
     """`wandb.Api()`, which looks at once whether the key is good."""
     import wandb
 
-    return wandb.Api(timeout=int(REQUEST_SECONDS))
+    return wandb.Api(timeout=max(1, round(min(seconds, REQUEST_SECONDS))))
 
 
 def call(
@@ -131,16 +145,16 @@ def retried(
     attempt: Callable[[], Result], *, seconds: float, pause: Callable[[float], None]
 ) -> Result:
     """`attempt()` again and again while W&B is down, for `seconds`; then the last error."""
-    spent, wait = 0.0, 1.0
+    deadline, wait = time.monotonic() + seconds, 1.0
     while True:
         try:
             return attempt()
         except OutageError as error:
-            if spent >= seconds:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise
             log.warning("%s; trying again", error)
-        pause(wait)
-        spent += wait
+        pause(min(wait, left))
         wait = min(2 * wait, 30.0)
 
 
@@ -180,6 +194,22 @@ def _http_status(error: BaseException) -> int:
 def _is_bad_key(error: Exception) -> bool:
     """Keys of a wrong length are refused by the client itself, in words."""
     return "error 401" in str(error) or "API key must" in str(error)
+
+
+def leave(exit_code: int) -> None:
+    """Have the process end with this code and without wandb's exit hook, if wandb was used.
+
+    The hook would wait for the network, and tell W&B that a run which goes on elsewhere has failed.
+    Exit hooks run last one first, so this one ends the process before wandb's.
+    """
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+    if "wandb" in sys.modules:
+        atexit.register(end)
 
 
 def _ignored() -> None:

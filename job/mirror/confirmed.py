@@ -16,7 +16,7 @@ from job.errors import CredentialsError, OutageError, SlotError
 from job.ledger import Ledger
 from job.log import log
 from job.mirror.rows import Rows
-from job.mirror.runs import end_run, finish_seconds, is_confirmed, open_run, place_of
+from job.mirror.runs import end_run, is_confirmed, open_run, place_of, upload_seconds
 from job.settings import Settings
 from job.store.documents import Json, create_document, read_document
 from job.wandb_client import call, is_wanted, prepare
@@ -61,7 +61,7 @@ def mirror_slot(settings: Settings, ledger: Ledger, slot: int, spec: Json, resul
         rows.read(history)
         rows.is_whole = True
     place = place_of(settings, ledger.sweep, slot, spec)
-    run = open_run(place, finish_seconds=finish_seconds(settings))
+    run = open_run(place, upload_seconds=upload_seconds(settings))
     is_taken = end_run(
         run,
         result,
@@ -98,7 +98,7 @@ def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
     """Mirror every committed slot that W&B has not confirmed; how many it has now, of how many."""
     prepare(settings)
     missing = unconfirmed(ledger, settings.num_trials)
-    seconds = 2 * finish_seconds(settings)
+    seconds = 2 * upload_seconds(settings)
     done = [
         _mirror_and_say(settings, ledger, *entry, check=lambda: None, seconds=seconds)
         for entry in missing

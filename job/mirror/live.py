@@ -6,9 +6,6 @@ is sent again, by the same thread, the next attempt or a later pod.
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +17,7 @@ from job.ledger import Ledger
 from job.log import log
 from job.mirror.confirmed import confirm
 from job.mirror.rows import Rows
-from job.mirror.runs import describe, end_run, finish_seconds, open_run, place_of, send_rows
+from job.mirror.runs import describe, end_run, open_run, place_of, send_rows, upload_seconds
 from job.settings import Settings
 from job.stop import Stop
 from job.store.documents import Json
@@ -80,14 +77,12 @@ class Mirror:
 
     def commit(self, result: Json) -> None:
         """Bring the run to the trial's end, as far as W&B takes it in time."""
-        self._end(result, 0, finish_seconds(self._settings) + CONFIRM_SECONDS)
+        self._end(result, 0, upload_seconds(self._settings) + CONFIRM_SECONDS)
 
     def fail(self, error: JobError) -> None:
-        """End the run as failed; if it is to go on elsewhere, leave it as it is."""
+        """End the run as failed; one that goes on elsewhere is left as it is."""
         if not isinstance(error, PreemptedError) and self._stop.seconds_left() is None:
             self._end(None, int(error.exit_code), FAIL_SECONDS)
-        elif self._is_on:
-            leave(int(error.exit_code))
 
     def _end(self, result: Json | None, exit_code: int, seconds: float) -> None:
         if not self._is_on or not self._thread.is_alive():
@@ -98,7 +93,6 @@ class Mirror:
         while not self._ended.wait(0.05):
             if self._stop.seconds_left() is not None or time.monotonic() >= deadline:
                 log.warning("W&B did not take the run's end in time; later: job report --mirror")
-                leave(exit_code)
                 return
 
     def _work(self) -> None:
@@ -132,7 +126,7 @@ class Mirror:
             self._run = open_run(
                 self._place,
                 on_stop=self.stop_requested.set,
-                finish_seconds=finish_seconds(self._settings),
+                upload_seconds=upload_seconds(self._settings),
             )
             self._sent = None
         if self._run is None:
@@ -159,7 +153,6 @@ class Mirror:
                 self._agent_run.release()
         except Exception as error:  # the bucket has it all; a later pod tells W&B
             self._warn(error)
-            leave(self._exit_code)
 
     def _complete(self, result: Json) -> None:
         run = self._run
@@ -181,18 +174,3 @@ class Mirror:
         log.warning("W&B: %s", brief(error))
         if self._agent_run is None:  # an agent's run stays open until the agent ends
             self._run = None
-
-
-def leave(exit_code: int) -> None:
-    """Have the process end without wandb's exit hook.
-
-    The hook would wait for the network, and tell W&B that a run which goes on elsewhere has failed.
-    Exit hooks run last one first, so this one ends the process before wandb's.
-    """
-
-    def end() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
-
-    atexit.register(end)

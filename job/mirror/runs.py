@@ -17,14 +17,14 @@ from job.settings import Settings
 from job.store.documents import Json
 from job.wandb_client import (
     DEFAULT_PROJECT,
-    FINISH_SECONDS,
     api,
     brief,
+    finish_seconds,
     is_refusal,
     run_settings,
 )
 
-UPLOAD_SECONDS = 600.0  # instead of FINISH_SECONDS, when the run carries the adapter itself
+UPLOAD_SECONDS = 600.0  # instead of WANDB_FINISH_TIMEOUT, when the run carries the adapter itself
 CONFIRM_TRIES = 4  # W&B shows what it was sent with a delay
 ENDED_WELL = ("completed", "truncated", "stopped")
 SUMMARY = (
@@ -70,7 +70,7 @@ def place_of(settings: Settings, sweep: str, slot: int, spec: Json) -> Place:
 
 
 def open_run(
-    place: Place, *, on_stop: Callable[[], None] | None = None, finish_seconds: float
+    place: Place, *, on_stop: Callable[[], None] | None = None, upload_seconds: float
 ) -> Any:
     """The run, new or the one that is there already. Raises what the client raises.
 
@@ -78,20 +78,20 @@ def open_run(
     the same group, tagged with the first one's id.
     """
     try:
-        return _init(place, on_stop, finish_seconds)
+        return _init(place, on_stop, upload_seconds)
     except Exception as error:
         if not is_refusal(error):
             raise
         log.warning("W&B refuses run %s: %s", place.run_id, brief(error))
     group, tag = place.group or place.sweep_id, f"resumed_from:{place.run_id}"
     again = replace(place, run_id=f"{place.run_id}-again", sweep_id=None, group=group, tags=(tag,))
-    return _init(again, on_stop, finish_seconds)
+    return _init(again, on_stop, upload_seconds)
 
 
-def _init(place: Place, on_stop: Callable[[], None] | None, finish_seconds: float) -> Any:
+def _init(place: Place, on_stop: Callable[[], None] | None, upload_seconds: float) -> Any:
     import wandb
 
-    settings = run_settings(on_stop, finish_seconds=finish_seconds)
+    settings = run_settings(on_stop, upload_seconds=upload_seconds)
     settings.sweep_id = place.sweep_id
     run = wandb.init(
         entity=place.entity,
@@ -154,9 +154,9 @@ def end_run(
     return is_taken
 
 
-def finish_seconds(settings: Settings) -> float:
+def upload_seconds(settings: Settings) -> float:
     """How long the last upload of a run may take."""
-    return UPLOAD_SECONDS if settings.wandb_artifact == "upload" else FINISH_SECONDS
+    return UPLOAD_SECONDS if settings.wandb_artifact == "upload" else finish_seconds()
 
 
 def _artifact(run_id: str, result: Json, kind: str, ledger: Ledger, folder: Path) -> Any:

@@ -83,15 +83,15 @@ def read_sweep(settings: Settings, check: Callable[[], None]) -> ServerSweep:
     is refused, `OutageError`.
     """
     prepare(settings)
-    path = sweep_path(settings)
+    path, limit = sweep_path(settings), 60 * settings.outage_minutes
 
     def ask() -> ServerSweep:
-        return call(f"reading sweep {path}", lambda: _fetch(path), check=check)
+        return call(f"reading sweep {path}", lambda: _fetch(path, limit), check=check)
 
     def pause(seconds: float) -> None:
         _pause(seconds, check)
 
-    return retried(ask, seconds=60 * settings.outage_minutes, pause=pause)
+    return retried(ask, seconds=limit, pause=pause)
 
 
 def wait_until_running(settings: Settings, check: Callable[[], None]) -> ServerSweep:
@@ -100,10 +100,10 @@ def wait_until_running(settings: Settings, check: Callable[[], None]) -> ServerS
     while (sweep := read_sweep(settings, check)).state == "PAUSED":
         if waited >= limit:
             raise PreemptedError(
-                f"sweep {sweep.path} is paused for {waited / 60:.0f} min: resume it on its page"
+                f"sweep {sweep.path} is paused, for {waited / 60:.2g} min now: resume it there"
             )
         if not waited:
-            log.warning("sweep %s is paused; waiting %.0f min at most", sweep.path, limit / 60)
+            log.warning("sweep %s is paused; waiting %.2g min at most", sweep.path, limit / 60)
         pause = min(PAUSE_SECONDS, max(POLL_SECONDS, limit - waited))
         _pause(pause, check)
         waited += pause
@@ -179,13 +179,15 @@ def check_params(definition: SweepDefinition, params: Mapping[str, Any]) -> None
         )
 
 
-def _fetch(path: SweepPath) -> ServerSweep:
-    client = api()
+def _fetch(path: SweepPath, limit: float) -> ServerSweep:
+    client = api(limit)
     entity = path.entity or client.default_entity
     found = replace(path, entity=entity)
     try:
         sweep = client.sweep(f"{entity}/{path.project}/{path.id}")
-    except ValueError as error:
+    except Exception as error:
+        if "Could not find sweep" not in str(error):
+            raise
         raise SettingsError(
             f"WANDB_SWEEP_ID: W&B has no sweep {found} (deleted, another entity or project, or not"
             " shown to this WANDB_API_KEY); give entity/project/id as its page shows them"

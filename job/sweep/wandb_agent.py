@@ -17,9 +17,7 @@ from job.errors import JobError, OutageError
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
 from job.sweep.wandb import SweepPath, check_params, check_same, read_sweep, wait_until_running
-from job.wandb_client import FINISH_SECONDS, POLL_SECONDS, as_job_error, run_settings
-
-AGENT_END_SECONDS = FINISH_SECONDS + 10
+from job.wandb_client import POLL_SECONDS, as_job_error, finish_seconds, run_settings
 
 # begin(params, run_id, path): freezes them; whether they are the ones that hold.
 Begin: TypeAlias = Callable[[Mapping[str, Any], str, SweepPath], bool]
@@ -47,7 +45,7 @@ class AgentRun:
             check()
             waited += POLL_SECONDS
             if waited >= seconds:
-                raise OutageError(f"W&B: no trial from sweep {self.path} in {seconds / 60:.0f} min")
+                raise OutageError(f"W&B: no trial from sweep {self.path} in {seconds / 60:g} min")
         if self.error is not None:
             raise as_job_error(f"drawing from sweep {self.path}", self.error) from self.error
         return self._handed_over.is_set()
@@ -55,7 +53,7 @@ class AgentRun:
     def release(self) -> None:
         """Let the agent end; its client is gone afterwards."""
         self._released.set()
-        self._thread.join(AGENT_END_SECONDS)
+        self._thread.join(finish_seconds() + 10)
 
     def _agent(self) -> None:
         import wandb
@@ -88,7 +86,7 @@ class AgentRun:
     def _open(self) -> bool:
         import wandb
 
-        run = wandb.init(settings=run_settings(finish_seconds=FINISH_SECONDS))
+        run = wandb.init(settings=run_settings())
         try:
             ours = self._begin(dict(run.config), run.id, self.path)
         except JobError as error:

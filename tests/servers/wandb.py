@@ -11,7 +11,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,6 +58,7 @@ class WandbServer:
     lock: threading.RLock = field(default_factory=threading.RLock)
     changed: threading.Condition = field(init=False)
     stopped: threading.Event = field(default_factory=threading.Event)
+    on_request: Callable[[str], None] = lambda name: None  # before a request is answered
     _http: ThreadingHTTPServer | None = None
     _port: int = 0
 
@@ -75,15 +76,22 @@ class WandbServer:
         self._port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
+    def listen_again(self) -> None:
+        """`listen`, if the port is closed."""
+        if self._http is None:
+            self.listen()
+
     def refuse(self) -> None:
         """Close the port: connections are refused until `listen`."""
         assert self._http is not None
         self._http.shutdown()
         self._http.server_close()
+        self._http = None
 
     def stop(self) -> None:
         self.stopped.set()
-        self.refuse()
+        if self._http is not None:
+            self.refuse()
 
     def wait_until(self, happened: Any, seconds: float = 60) -> None:
         """Return once `happened(state)` is true, looked at after every request."""
@@ -150,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = _name(self.path, body)
         with server.lock:
             server.requests.append(Request(name, self.path, dict(self.headers.items()), body))
+            server.on_request(name)
             fault = server.take_fault(name)
             server.changed.notify_all()
         if fault is not None and fault.kind == "status":

@@ -26,6 +26,8 @@ def answer(state: State, name: str, body: dict[str, Any], url: str) -> tuple[int
         return 200, {"data": handler(state, variables)}
     except LookupError as error:
         return 404, {"errors": [{"message": str(error.args[0])}]}
+    except FileExistsError as error:
+        return 409, {"errors": [{"message": str(error)}]}
     except PermissionError as error:
         return 403, {"errors": [{"message": str(error)}]}
 
@@ -109,6 +111,8 @@ def _upsert_bucket(state: State, variables: Variables) -> Answer:
     project = variables.get("project") or "uncategorized"
     name = variables.get("name") or variables["id"]
     inserted = name not in state.runs
+    if name in state.deleted or (inserted and "*" in state.deleted and "-again" not in name):
+        raise FileExistsError(f"run {name} was previously created and deleted; try a new run name")
     run = state.runs.setdefault(name, Run(name, project, entity))
     if variables.get("name"):
         run.starts += 1
@@ -262,6 +266,7 @@ _HANDLERS: dict[str, Callable[[State, Variables], Answer]] = {
     "UpsertBucket": _upsert_bucket,
     "UpsertSweep": _upsert_sweep,
     "GetSweep": _get_sweep,
+    "GetSweepLegacy": _get_sweep,
     "CreateAgent": _create_agent,
     "Heartbeat": _heartbeat,
     "CreateRunFiles": _create_run_files,

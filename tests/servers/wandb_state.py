@@ -67,6 +67,7 @@ class State:
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     agents: dict[str, Sweep] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)  # run ids that are refused; *: of new runs
     told_to_stop: set[str] = field(default_factory=set)
 
     def authorised(self, header: str) -> bool:
