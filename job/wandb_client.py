@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 import threading
 import time
@@ -34,9 +35,13 @@ QUIET = {
     "WANDB_ERROR_REPORTING": "false",  # to Sentry
     "WANDB_PROGRAM": "job",  # else the path of the script
 }
-# How long opening a run and its last upload may take, if the environment does not say. Without the
-# second the client waits for ever.
-LIMITS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "30"}
+# If the environment does not say: seconds that opening a run and its last upload may take (without
+# the second the client waits for ever), and between two uploads (15 otherwise: what a kill loses).
+LIMITS = {
+    "WANDB_INIT_TIMEOUT": "30",
+    "WANDB_FINISH_TIMEOUT": "30",
+    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "5",
+}
 # What would make every run of this process the same one; `place_of` says which run it is.
 OTHER_RUNS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_NAME")
 
@@ -84,6 +89,10 @@ def run_settings(
     """
     import wandb
 
+    def stopped() -> None:  # a function: wandb copies its settings deeply, and a lock cannot be
+        if on_stop is not None:
+            on_stop()
+
     return wandb.Settings(
         console="off",
         disable_code=True,
@@ -94,11 +103,10 @@ def run_settings(
         program="job",
         save_code=False,
         silent=True,
-        stop_fn=on_stop or _ignored,
+        stop_fn=stopped,  # without one a stop would interrupt the main thread
         x_disable_machine_info=True,
         x_disable_meta=True,
         x_disable_stats=True,
-        x_file_stream_transmit_interval=5,  # of 15: that much less is sent twice after a kill
         x_save_requirements=False,
     )
 
@@ -176,7 +184,7 @@ def brief(error: Exception) -> str:
 
 def is_refusal(error: Exception) -> bool:
     """W&B answered and said no, so that asking again would change nothing."""
-    refused = any(f"error {status}" in str(error) for status in (400, 403, 404, 409))
+    refused = re.search(r"\b(error|HTTP) (400|403|404|409)\b", str(error)) is not None
     return refused or any(400 <= _http_status(link) < 429 for link in _chain(error))
 
 
@@ -210,7 +218,3 @@ def leave(exit_code: int) -> None:
 
     if "wandb" in sys.modules:
         atexit.register(end)
-
-
-def _ignored() -> None:
-    """A stop that comes when it no longer matters; without this the client would interrupt us."""

@@ -105,6 +105,7 @@ class Workers:
             "WANDB_PROJECT": "qlora",
             "WANDB_INIT_TIMEOUT": "4",
             "WANDB_FINISH_TIMEOUT": "4",
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5",
             **(environ or {}),
         }
         if sweep is not None:
@@ -147,12 +148,39 @@ def _attempt(variables: dict[str, str], given: dict[str, Any], log_path: str) ->
             sys.modules["wandb"] = None  # type: ignore[assignment]
         else:
             _quicken()
-        line = run_trial_on(LocalStore(Path(given["output_uri"])), settings, stop, FAKE_TRAINING)
+        line = run_trial_on(_store(given["output_uri"], variables), settings, stop, FAKE_TRAINING)
     except JobError as error:
         code, line = int(error.exit_code), str(error)
     log.info("exit %d: %s", code, line)
     sys.stderr.flush()
     os._exit(code)
+
+
+class HeldStore(LocalStore):
+    """Holds back the first write of a key with `part` in it, until a file says go."""
+
+    def __init__(self, folder: Path, part: str, go: Path) -> None:
+        super().__init__(folder)
+        self._part, self._go = part, go
+
+    def upload(self, key: str, path: Path) -> None:
+        self._hold(key)
+        super().upload(key, path)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._hold(key)
+        return super().put_if_absent(key, data)
+
+    def _hold(self, key: str) -> None:
+        if self._part in key:
+            log.info("held: %s", key)
+            eventually(self._go.exists, 60)
+
+
+def _store(uri: str, variables: dict[str, str]) -> LocalStore:
+    if "HOLD" not in variables:
+        return LocalStore(Path(uri))
+    return HeldStore(Path(uri), variables["HOLD"], Path(uri) / "go")
 
 
 def _quicken() -> None:

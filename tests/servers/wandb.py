@@ -103,6 +103,11 @@ class WandbServer:
     def run(self, run_id: str) -> Run:
         return self.state.runs[run_id]
 
+    def rows(self, run_id: str) -> list[dict[str, Any]]:
+        """A run's rows; none of one that is not there."""
+        run = self.state.runs.get(run_id)
+        return run.rows if run is not None else []
+
     def named(self, name: str) -> list[Request]:
         return [request for request in self.requests if request.name == name]
 
