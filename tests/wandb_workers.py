@@ -105,7 +105,7 @@ class Workers:
             "WANDB_PROJECT": "qlora",
             "WANDB_INIT_TIMEOUT": "4",
             "WANDB_FINISH_TIMEOUT": "4",
-            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5",
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
             **(environ or {}),
         }
         if sweep is not None:
