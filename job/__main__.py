@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import job
-from job.errors import ExitCode, JobError, OutageError
+from job.errors import ExitCode, JobError, OutageError, SettingsError
 from job.log import log, mask_secrets, set_up_logging
 from job.settings import Settings, load_settings, variable
 from job.stop import Stop
@@ -135,13 +135,12 @@ def _end_with_parent() -> None:
 
 def _open_ledger() -> tuple[Settings, Ledger]:
     from job.ledger import Ledger
-    from job.spec import load_sweep
+    from job.spec import sweep_name
     from job.store import open_store
 
     settings = _settings(dataset_uri="not-needed")
-    _, sweep = load_sweep(settings)
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
-    return settings, Ledger(store, sweep)
+    return settings, Ledger(store, sweep_name(settings))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -173,6 +172,30 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attempts", action="store_true", help="also every attempt and its cost")
 
 
+def _sweep_create(_options: argparse.Namespace) -> int:
+    from job.spec import load_sweep_file
+    from job.sweep.wandb import create_sweep, next_steps
+
+    settings = _settings(dataset_uri="not-needed", output_uri="not-needed")
+    sweep = create_sweep(settings, load_sweep_file(settings))
+    print(next_steps(settings, sweep))
+    return ExitCode.OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from job.mirror.confirmed import mirror_all
+    from job.wandb_client import check_wanted
+
+    if not options.mirror:
+        raise SettingsError("report: say what: --mirror brings W&B up to date with the bucket")
+    settings, ledger = _open_ledger()
+    check_wanted(settings)
+    done, missing = mirror_all(settings, ledger)
+    if done < missing:
+        raise OutageError(f"W&B has confirmed {done} of {missing} trials; run this again")
+    return _last_words(ExitCode.OK, f"W&B has all committed trials, {done} of them new")
+
+
 def _demo(_options: argparse.Namespace) -> int:
     from job.demo.run import run_demo
 
@@ -197,6 +220,16 @@ _VERBS = {
     "redo": Verb(partial(_change, run_redo), "begin a slot again, from step 0", add_redo),
     "exclude": Verb(partial(_change, run_exclude), "take a slot out of the sweep", add_exclude),
     "gc": Verb(partial(_change, run_gc), "delete what nothing refers to any more", add_gc),
+    "sweep": Verb(
+        _sweep_create,
+        "`sweep create`: register the sweep file with W&B",
+        lambda parser: parser.add_argument("action", choices=["create"]),
+    ),
+    "report": Verb(
+        _report,
+        "`report --mirror`: bring W&B up to date with the bucket",
+        lambda parser: parser.add_argument("--mirror", action="store_true", help="update W&B"),
+    ),
     "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
 }
 

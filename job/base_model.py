@@ -131,14 +131,9 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseMo
     for file, info in sorted(files.items()):
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
-<<<<<<< HEAD
-    _download_model(uri, files, folder, outage_seconds)
-    config = _read_config(uri, folder / "config.json")
-=======
-    _download_model(uri, {"config.json": files["config.json"]}, folder)
+    _download_model(uri, {"config.json": files["config.json"]}, folder, outage_seconds)
     config = _read_config(uri, folder / "config.json")  # before gigabytes of weights
-    _download_model(uri, files, folder)
->>>>>>> room/training
+    _download_model(uri, files, folder, outage_seconds)
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 

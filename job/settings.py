@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     gpu_memory_gb: Positive | None = Field(None, description="GiB; caps a bigger card to a T4's")
     work_dir: Path = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
     wandb_artifact: Literal["none", "reference", "upload"] = Field(
-        "reference", description="the adapter as a W&B artifact (no effect yet)"
+        "reference", description="the adapter as a W&B artifact: where it is, or itself"
     )
     log_format: Literal["text", "json"] = Field("text", description="log lines")
     strict: bool = Field(False, description="1: any unknown JOB_* variable is an error")
@@ -127,6 +127,11 @@ class Settings(BaseSettings):
     # Other tools' own variables that the job must know of. Their values are never logged.
     wandb_sweep_id: str | None = Field(None, validation_alias="WANDB_SWEEP_ID")
     wandb_api_key: SecretStr | None = Field(None, validation_alias="WANDB_API_KEY")
+    wandb_entity: str | None = Field(None, validation_alias="WANDB_ENTITY")
+    wandb_project: str | None = Field(None, validation_alias="WANDB_PROJECT")
+    wandb_mode: Literal["online", "offline", "disabled"] = Field(
+        "online", validation_alias="WANDB_MODE"
+    )
     hf_token: SecretStr | None = Field(None, validation_alias="HF_TOKEN")
 
     @model_validator(mode="after")

@@ -23,18 +23,20 @@ from job.base_model import BaseModel, resolve_base_model
 from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
-from job.errors import ExitCode, PreemptedError, SettingsError
+from job.drawing import Drawn, draw_for, drawable
+from job.errors import ExitCode, JobError, PreemptedError, SettingsError
 from job.gpu import preflight
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
+from job.mirror.confirmed import catch_up
+from job.mirror.live import Mirror
 from job.outcome import AttemptClock, outcome, summary
 from job.publisher import Publisher, restore
 from job.settings import Settings
 from job.spec import (
     base_revision,
     check_vocabulary,
-    draw_spec,
     load_sweep,
     now,
     stop_early,
@@ -47,7 +49,8 @@ from job.store.documents import Json
 from job.sweep.definition import SweepDefinition
 from job.training.memory import Samples, plan_memory
 from job.training.recipe import Recipe
-from job.training.state import TrainState, saved_clock_seconds, unreadable
+from job.training.state import HISTORY_FILE, TrainState, saved_clock_seconds, unreadable
+from job.wandb_client import leave
 from job.watchdog import Watchdog
 from job.workspace import attempt_folder
 
@@ -74,8 +77,14 @@ def run_trial(settings: Settings, stop: Stop, watchdog: Watchdog) -> str:
     """
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
-    with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-        return run_trial_on(store, settings, stop, TRAINING, watchdog)
+    try:
+        with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
+            line = run_trial_on(store, settings, stop, TRAINING, watchdog)
+    except JobError as error:
+        leave(error.exit_code)
+        raise
+    leave(ExitCode.OK)
+    return line
 
 
 def run_trial_on(
@@ -83,12 +92,16 @@ def run_trial_on(
 ) -> str:
     """`run_trial` with the outside given: the store and the training."""
     started = time.monotonic()
-    definition, sweep = load_sweep(settings)
+    check_work_dir(settings.work_dir)
+    definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
+    catch_up(settings, ledger, stop.check)
     open_slots = slots(settings, ledger)
     if not open_slots:
         return nothing_to_do(settings, ledger)
-    check_work_dir(settings.work_dir)
+    open_slots = drawable(settings, ledger, open_slots, stop.check)
+    if not open_slots:
+        return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
     device = training.open_device(settings)
     probe(ledger.store)
     base = resolve_base_model(
@@ -123,24 +136,38 @@ def run_trial_on(
         lease.open_account()
         check_progress(ledger, lease)
         spec = ledger.spec(lease.slot)
-        if spec is None:
+        drawn = None if spec is None else Drawn(spec)
+        if drawn is None:
             check_undrawn(ledger, lease)
             if (spent := budget_spent(settings, ledger)) is not None:
                 return f"slot {lease.slot}: {spent}, no new trial is begun"
-            spec = draw_spec(settings, definition, ledger, lease.slot, data)
-        if spec is None:
-            return f"slot {lease.slot}: the search space has no point left, nothing to do"
+            drawn = draw_for(settings, definition, ledger, lease.slot, data, check=stop.check)
+        if drawn is None:
+            return f"slot {lease.slot}: never drawn, the sweep has no point left"
         clock = AttemptClock(
             settings,
             lease,
             prepare_seconds=prepared - started,
             load_seconds=loaded - prepared,
         )
+        mirror = Mirror(
+            settings,
+            ledger,
+            lease.slot,
+            drawn.spec,
+            drawn.agent_run,
+            is_ours=lambda: not lease.lost,
+            stop=stop,
+        )
         attempt = Attempt(
-            settings, definition, ledger, lease, spec, base, data, device, model, clock, stop,
-            watchdog,
+            settings, definition, ledger, lease, drawn.spec, base, data, device, model, clock, stop,
+            watchdog, mirror,
         )  # fmt: skip
-        return _train_and_commit(attempt, training)
+        try:
+            return _train_and_commit(attempt, training)
+        except JobError as error:
+            mirror.fail(error)
+            raise
 
 
 @dataclass(frozen=True)
@@ -159,6 +186,11 @@ class Attempt:
     clock: AttemptClock
     stop: Stop
     watchdog: Watchdog
+    mirror: Mirror
+
+    def stop_asked(self) -> str | None:
+        """That somebody ended the trial on W&B, in words."""
+        return "stopped on W&B" if self.mirror.stop_requested.is_set() else None
 
     def check(self) -> None:
         """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
@@ -188,12 +220,14 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
             resume_dir=restore(ledger, lease, work_dir, unreadable),
         )
         publisher.start()
+        attempt.mirror.follow(work_dir / HISTORY_FILE)
         try:
             with attempt.watchdog.phase("training", by_bytes=False):
                 fitted = training.fit(attempt, publisher, work_dir)
         except PreemptedError:
             raise _saved(lease, publisher, attempt.stop) from None
         publisher.flush()
+        attempt.mirror.read_to_end()
         history_key = publish_history(ledger.store, ledger.slot_prefix(slot), fitted.history_path)
     result = {
         **outcome(fitted, attempt.clock),
@@ -207,12 +241,15 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
         "history_key": history_key,
         "committed_at": now(),
     }
+    if (asked := attempt.stop_asked()) is not None and result["status"] == "completed":
+        result |= {"status": "stopped", "reason": f"{asked} after {result['reason']}"}
     lease.ensure_held()  # with the create-once result, the second of two fences
     if not ledger.is_current(slot):
         raise PreemptedError(f"slot {slot}: was begun again meanwhile, this attempt ends")
     if not ledger.commit(slot, result):
         return f"slot {slot}: was committed by another attempt meanwhile, which holds"
     publisher.discard(keep=result["adapter_key"])
+    attempt.mirror.commit(result)
     return f"slot {slot} committed: {summary(result)}"
 
 
@@ -245,6 +282,7 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         stop_early=partial(_stop_early, attempt),
         measure_step_0=attempt.spec["measure_step_0"],
         max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
+        stop_asked=attempt.stop_asked,
     )
 
     return fit(

@@ -28,10 +28,8 @@ from job.training.model import (
 )
 from job.training.recipe import Recipe
 from job.training.rehearsal import rehearse
-from job.training.state import TrainState, read_state, write_state
+from job.training.state import HISTORY_FILE, TrainState, read_state, write_state
 from job.training.trainer import StepReport, Trainer
-
-HISTORY_FILE = "history.jsonl"
 
 
 class Published(Protocol):
@@ -78,6 +76,7 @@ class FitInputs:
     measure_step_0: bool
     max_adapter_bytes: int
     budget_seconds: float | None = None  # of training clock, for the forecast
+    stop_asked: Callable[[], str | None] = lambda: None  # that a person ends the trial
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,7 @@ def fit(
                 measure_step_0=inputs.measure_step_0,
                 out_of_time=inputs.out_of_time,
                 stop_early=inputs.stop_early,
+                stop_asked=inputs.stop_asked,
                 on_step=run.on_step,
                 on_eval=run.on_eval,
                 on_best=run.on_best,
@@ -173,7 +173,7 @@ class _Run:
         keeper.report(first_step=self.state.step, step=self.state.step, trained_seconds=0.0)
 
     def __enter__(self) -> None:
-        self._history = self.history_path.open("a")
+        self._history = self.history_path.open("a", buffering=1)  # whole lines: it is read along
         planned = self._trainer.recipe.planned_steps
         self._progress = StepProgress("training", planned)
         self._progress.__enter__()
@@ -193,6 +193,7 @@ class _Run:
                 "grad_norm": report.grad_norm,
                 "tokens": report.num_tokens,
                 "seconds": round(report.seconds, 4),
+                **self._memory(),
             }
         )
         rate = report.num_tokens / report.seconds
@@ -203,6 +204,10 @@ class _Run:
         self._keeper.report(step=report.step, trained_seconds=round(trained, 1))
         if self._keeper.is_due():
             self._checkpoint()
+
+    def _memory(self) -> dict[str, int]:
+        peak = peak_memory_bytes(self._trainer.device)
+        return {} if peak is None else {"peak_memory_bytes": peak}
 
     def on_eval(self, step: int, loss: float, is_best: bool) -> None:
         self._write({"step": step, "eval/loss": loss})

@@ -41,22 +41,24 @@ def train(
     on_eval: Callable[[int, float, bool], None],
     on_best: Callable[[], dict[str, Any]],
     should_stop: ShouldStop,
+    stop_asked: Callable[[], str | None] = lambda: None,
 ) -> TrainOutcome:
     """Train to the planned end, to the end of patience, of the budget, or to divergence.
 
     `on_step` and `on_eval` (step, eval/loss, is it the best so far) report; `on_best` publishes the
     model's adapter and returns where; `should_stop` raises to end the trial between micro-batches;
-    `out_of_time` says why the trial has to be cut short, `stop_early` why it is not worth going on
-    (asked after an evaluation), or None. What comes next is read off
-    `state` alone, so it goes on exactly where a saved state stopped.
+    `out_of_time` says why the trial has to be cut short, `stop_asked` that a person ends it,
+    `stop_early` why it is not worth going on (asked after an evaluation), or None. What comes next
+    is read off `state` alone, so it goes on exactly where a saved state stopped.
     """
     recipe = trainer.recipe
     try:
         while True:
             cut_short = out_of_time(state) if state.step > 0 else None
+            stopped = stop_asked() if state.step > 0 else None
             planned = state.step in recipe.eval_steps or (measure_step_0 and state.step == 0)
             measured = bool(state.curve) and state.curve[-1][0] == state.step
-            if (planned or cut_short) and not measured:
+            if (planned or cut_short or stopped) and not measured:
                 loss = easing_on_oom(
                     trainer, lambda: trainer.evaluate(eval_table, state, should_stop)
                 )
@@ -64,7 +66,7 @@ def train(
                 on_eval(state.step, loss, is_best)
                 if is_best:
                     state.best = on_best()
-            hopeless = stop_early(state) if planned else None
+            hopeless = stopped or (stop_early(state) if planned else None)
             ending = _ending(recipe, state, cut_short=cut_short, hopeless=hopeless)
             if ending is not None:
                 return TrainOutcome(*ending, state)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 STATE_FILE = "state.json"
+HISTORY_FILE = "history.jsonl"  # a line for every optimizer step and evaluation
 SCHEMA = 1  # raise it when an older version could not go on from the checkpoint
 
 
