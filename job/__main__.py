@@ -22,11 +22,13 @@ from pathlib import Path
 import job
 from job.errors import ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
+from job.report.arguments import best_arguments, report_arguments, status_arguments
 from job.settings import Settings, load_settings, variable
 from job.stop import Stop
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+NO_ROWS = "not-needed"  # JOB_DATASET_URI of verbs that read no rows
 
 EXAMPLES = """\
 examples:
@@ -116,27 +118,24 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
-def _status(_options: argparse.Namespace) -> int:
-    from rich.console import Console
+def _status(options: argparse.Namespace) -> int:
+    from job.report.commands import show_status
 
-    from job.ledger import Ledger
-    from job.report import best_row, slot_rows, slot_table
-    from job.spec import load_sweep
-    from job.store import open_store
+    show_status(options, _settings(dataset_uri=NO_ROWS))
+    return ExitCode.OK
 
-    settings = _settings(dataset_uri="not-needed")
-    _, sweep = load_sweep(settings)
-    ledger = Ledger(
-        open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes), sweep
-    )
-    rows = slot_rows(ledger, settings.num_trials)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(f"sweep {sweep} in {ledger.store.uri}")
-    console.print(slot_table(rows))
-    if (best := best_row(rows)) is not None:
-        console.print(
-            f"best: slot {best.slot}, {ledger.store.uri}/{best.adapter_key}", soft_wrap=True
-        )
+
+def _report(options: argparse.Namespace) -> int:
+    from job.report.commands import write_report
+
+    write_report(options, _settings(dataset_uri=NO_ROWS))
+    return ExitCode.OK
+
+
+def _best(options: argparse.Namespace) -> int:
+    from job.report.commands import show_best
+
+    show_best(options, _settings(dataset_uri=NO_ROWS))
     return ExitCode.OK
 
 
@@ -160,7 +159,9 @@ _VERBS = {
     "run": Verb(_run, "run one trial as a supervised child process (the default)"),
     "trial": Verb(_trial, "run one trial in this very process"),
     "queue": Verb(_queue, "run all trials of the sweep, one after another"),
-    "status": Verb(_status, "print the sweep's slots"),
+    "status": Verb(_status, "print the sweep's slots", status_arguments),
+    "report": Verb(_report, "write a page about the sweep, and a summary", report_arguments),
+    "best": Verb(_best, "print, download or merge the best adapter", best_arguments),
     "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
 }
 
@@ -180,7 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"job {job.__version__}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="verb")
     for name, verb in _VERBS.items():
-        verb.add_arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
+        parser_of_verb = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_arguments(parser_of_verb)
     return parser
 
 
