@@ -1,0 +1,49 @@
+"""The parts of a plan in words."""
+
+from __future__ import annotations
+
+from job.base_model import BaseModel
+from job.data.prepared import PreparedData
+from job.plan.forecast import Pace, Span, Workload
+from job.report.importance import searched
+from job.report.words import duration
+from job.settings import Settings
+from job.sweep.definition import SweepDefinition
+from job.training.shape import ModelShape
+
+
+def describe_sweep(settings: Settings, definition: SweepDefinition, sweep: str) -> str:
+    names = ", ".join(searched(definition.parameters)) or "nothing"
+    return f"{sweep}: {settings.num_trials} trials, {definition.method} over {names}"
+
+
+def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
+    if shape is None:
+        family = base.config.get("model_type")
+        return f"{base.name} at {base.revision[:19]}: {family}, a family without predictions"
+    billions = (shape.quantised_weights + shape.plain_weights) / 1e9
+    return f"{base.name} at {base.revision[:19]}: {billions:.3g} B weights"
+
+
+def describe_rows(data: PreparedData) -> str:
+    counts = data.counts
+    return (
+        f"{counts.rows_read} read, {counts.train} to train on and {counts.eval} held out,"
+        f" {data.train.lengths.mean():.0f} tokens each on average, {data.train.lengths.max()} at most"
+    )
+
+
+def describe_time(
+    settings: Settings, work: Workload, pace: Pace, span: Span
+) -> dict[str, str]:
+    trial = (
+        f"{work.steps} steps, {work.train_tokens / 1e6:.3g} M tokens at {pace.slow:.0f} to"
+        f" {pace.fast:.0f} tokens/s ({pace.basis}): {duration(span.short)} to {duration(span.long)}"
+    )
+    sweep = span.times(settings.num_trials)
+    money = ""
+    if (price := settings.gpu_hourly_usd) is not None:
+        low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
+        money = f", ${low:.2f} to ${high:.2f}"
+    hours = f"{duration(sweep.short)} to {duration(sweep.long)} of GPU"
+    return {"trial": trial, "in all": f"{settings.num_trials} trials: {hours}{money}, at most"}
