@@ -68,6 +68,7 @@ def train_with_trainer(
     model: Any, table: SampleTable, recipe: Recipe, output_dir: Path
 ) -> list[PeerStep]:
     """Train `model` by the same recipe on the CPU; micro-batches are padded to their longest."""
+    model.get_base_model().set_attn_implementation("sdpa")  # ours takes packed rows only
     recorder = _Recorder()
     arguments = TrainingArguments(
         output_dir=str(output_dir),

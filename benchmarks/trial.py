@@ -136,7 +136,7 @@ def _training_table(base: Path, table: SampleTable, folder: Path) -> Table:
 
 
 def _model(base: Path, recipe: Recipe) -> Any:
-    return add_adapters(load_base(str(base), None, CPU), recipe, recompute=False)
+    return add_adapters(load_base(str(base), None, CPU), recipe)
 
 
 if __name__ == "__main__":

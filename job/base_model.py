@@ -17,8 +17,32 @@ from job.log import log
 from job.progress import StepProgress
 from job.store.objects import ObjectInfo, download_object, list_objects
 
-# Activations of these families overflow fp16 (their cards ask for bf16, which a T4 has not).
-FP16_UNSAFE_MODEL_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "umt5")
+# Families whose activations overflow fp16 (largest value 65504); a T4 has no bf16 to fall back to.
+# Sources: vLLM's models without float16 (vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS),
+# Unsloth's models forced to float32 (loader.py, FORCE_FLOAT32; unsloth-zoo pull 600 for Gemma 4),
+# transformers issues 36822 (Gemma 3), 4586 and 9295 (T5). For the first Gemma we found no report.
+_VLLM, _UNSLOTH = "vLLM refuses it in float16", "Unsloth trains it in float32 only"
+FP16_UNSAFE_MODEL_TYPES = {
+    "gemma": "its card asks for bf16",
+    "gemma2": _VLLM,
+    "gemma3": f"{_VLLM}, {_UNSLOTH}; transformers issue 36822",
+    "gemma3_text": f"{_VLLM}, {_UNSLOTH}; transformers issue 36822",
+    "gemma3n": _UNSLOTH,
+    "gemma3n_text": _UNSLOTH,
+    "gemma4": f"{_UNSLOTH}: its down_proj overflows",
+    "gemma4_text": f"{_UNSLOTH}: its down_proj overflows",
+    "glm4": _VLLM,
+    "glm4_moe": _UNSLOTH,
+    "glm4_moe_lite": _UNSLOTH,
+    "gpt_oss": _UNSLOTH,
+    "plamo2": _VLLM,
+    "qwen3_5": _UNSLOTH,
+    "qwen3_5_text": _UNSLOTH,
+    "qwen3_moe": _UNSLOTH,
+    "t5": "transformers issues 4586, 9295",
+    "mt5": "transformers issues 4586, 9295",
+    "umt5": "transformers issues 4586, 9295",
+}
 # What from_pretrained() reads of a folder: no pickles, no code, nothing in sub-folders.
 _MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
 
@@ -58,12 +82,6 @@ def resolve_base_model(name: str, revision: str, cache_dir: Path | None = None) 
         raise SettingsError(
             f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"
             " Face id (owner/name)"
-        )
-    model_type = model.config.get("model_type")
-    if model_type in FP16_UNSAFE_MODEL_TYPES:
-        raise SettingsError(
-            f"JOB_BASE_MODEL: {name} is of family {model_type}, which overflows in fp16, and a T4"
-            " has no bf16; take a Mistral, Llama, Qwen or Phi model"
         )
     return model
 
@@ -113,8 +131,9 @@ def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
     for file, info in sorted(files.items()):
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
+    _download_model(uri, {"config.json": files["config.json"]}, folder)
+    config = _read_config(uri, folder / "config.json")  # before gigabytes of weights
     _download_model(uri, files, folder)
-    config = _read_config(uri, folder / "config.json")
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 
@@ -199,4 +218,11 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise SettingsError(f"JOB_BASE_MODEL: {name}: {path} names no model_type")
+    family = config["model_type"]
+    if family in FP16_UNSAFE_MODEL_TYPES:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {name} is of family {family}, which overflows in fp16"
+            f" ({FP16_UNSAFE_MODEL_TYPES[family]}), and a T4 has no bf16; take a Mistral, Llama,"
+            " Qwen or Phi model"
+        )
     return config

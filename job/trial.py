@@ -44,7 +44,7 @@ from job.store import open_store, probe
 from job.store.base import Store
 from job.store.documents import Json
 from job.sweep.definition import SweepDefinition
-from job.training.memory import plan_memory
+from job.training.memory import Samples, plan_memory
 from job.training.recipe import Recipe
 from job.training.state import unreadable
 
@@ -198,7 +198,9 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
 
 
 def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
-    from job.training.fit import FitInputs, fit  # torch: not before there is something to train
+    # torch: not before there is something to train
+    from job.training.device import usable_memory_bytes
+    from job.training.fit import FitInputs, fit
 
     recipe = Recipe.from_json(attempt.spec["recipe"])
     inputs = FitInputs(
@@ -206,10 +208,20 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         train_table=attempt.data.train,
         eval_table=attempt.data.eval.head(attempt.settings.eval_rows),
         memory=plan_memory(
-            on_gpu=attempt.device.type == "cuda",
+            attempt.base.config,
+            Samples(
+                longest=int(attempt.data.train.lengths.max()),
+                mean=float(attempt.data.train.lengths.mean()),
+                per_step=recipe.samples_per_step,
+            ),
+            lora_r=recipe.lora_r,
+            lora_dropout=recipe.lora_dropout,
             per_device_train_batch_size=recipe.per_device_train_batch_size,
-            max_seq_length=attempt.settings.max_seq_length,
+            usable_bytes=usable_memory_bytes(
+                attempt.device, gpu_memory_gb=attempt.settings.gpu_memory_gb
+            ),
         ),
+        budget_seconds=attempt.settings.trial_budget_hours * 3600,
         out_of_time=attempt.clock.out_of_time,
         stop_early=partial(stop_early, attempt.definition, attempt.ledger, attempt.settings),
         measure_step_0=attempt.spec["measure_step_0"],

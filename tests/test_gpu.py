@@ -25,7 +25,7 @@ def trainer(tmp_path: Path) -> Any:
     device, recipe = torch.device("cuda", 0), make_recipe(lora_dropout=0.1)
     base = load_base(str(make_base(tmp_path)), None, device)
     return Trainer(
-        add_adapters(base, recipe, recompute=True), recipe, device=device, token_budget=80
+        add_adapters(base, recipe), recipe, device=device, token_budget=80, recompute="second"
     )
 
 

@@ -17,6 +17,7 @@ from job.errors import PreemptedError
 from job.log import log
 from job.progress import StepProgress
 from job.training.device import peak_memory_bytes
+from job.training.forecast import Pace
 from job.training.loop import TrainOutcome, train
 from job.training.memory import MemoryPlan
 from job.training.model import (
@@ -26,6 +27,7 @@ from job.training.model import (
     trainable_parameters,
 )
 from job.training.recipe import Recipe
+from job.training.rehearsal import rehearse
 from job.training.state import TrainState, read_state, write_state
 from job.training.trainer import StepReport, Trainer
 
@@ -75,6 +77,7 @@ class FitInputs:
     stop_early: Callable[[TrainState], str | None]  # why the trial is not worth going on
     measure_step_0: bool
     max_adapter_bytes: int
+    budget_seconds: float | None = None  # of training clock, for the forecast
 
 
 @dataclass(frozen=True)
@@ -102,17 +105,28 @@ def fit(
     When `should_stop` raises `PreemptedError`, the state of the last optimizer step is kept first.
     """
     should_stop()
-    model = add_adapters(inputs.base, recipe, recompute=inputs.memory.recompute)
+    model = add_adapters(inputs.base, recipe)
     num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
     log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
-    trainer = Trainer(model, recipe, device=device, token_budget=inputs.memory.token_budget)
-    run = _Run(trainer, keeper, work_dir)
+    trainer = Trainer(
+        model,
+        recipe,
+        device=device,
+        token_budget=inputs.memory.token_budget,
+        recompute=inputs.memory.recompute,
+    )
+    pace = Pace(recipe, len(inputs.eval_table.input_ids), inputs.budget_seconds)
+    run = _Run(trainer, keeper, work_dir, pace)
+    infeasible = None
     if 2 * num_parameters > inputs.max_adapter_bytes:
-        reason = (
+        infeasible = (
             f"adapter would be {2 * num_parameters / 1e6:.0f} MB, limit is"
             f" {inputs.max_adapter_bytes / 1e6:.0f} MB: lower lora_r or raise JOB_MAX_ADAPTER_MB"
         )
-        outcome = TrainOutcome("infeasible", reason, run.state)
+    elif keeper.resume_dir is None:  # a checkpoint's plan has proved itself
+        infeasible = rehearse(trainer, inputs.train_table, inputs.memory)
+    if infeasible is not None:
+        outcome = TrainOutcome("infeasible", infeasible, run.state)
     else:
         with run:
             outcome = train(
@@ -140,12 +154,13 @@ def fit(
 class _Run:
     """Keeps and shows what happens; a context manager around the training."""
 
-    def __init__(self, trainer: Trainer, keeper: Keeper, work_dir: Path) -> None:
+    def __init__(self, trainer: Trainer, keeper: Keeper, work_dir: Path, pace: Pace) -> None:
         self.history_path = work_dir / HISTORY_FILE
         self.state = TrainState()
         self._trainer = trainer
         self._keeper = keeper
         self._work_dir = work_dir
+        self._pace = pace
         self._saved_step = -1
         if keeper.resume_dir is None:
             self.history_path.touch()
@@ -182,6 +197,8 @@ class _Run:
         )
         rate = report.num_tokens / report.seconds
         self._progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
+        if line := self._pace.step(self.state, report.num_tokens, report.seconds):
+            log.info("%s", line)
         trained = self.state.clock_seconds - self._first_clock
         self._keeper.report(step=report.step, trained_seconds=round(trained, 1))
         if self._keeper.is_due():

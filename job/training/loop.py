@@ -15,8 +15,6 @@ from job.training.recipe import Recipe
 from job.training.state import TrainState
 from job.training.trainer import ShouldStop, StepReport, Trainer
 
-MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
-
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 Result = TypeVar("Result")
 
@@ -59,7 +57,7 @@ def train(
             planned = state.step in recipe.eval_steps or (measure_step_0 and state.step == 0)
             measured = bool(state.curve) and state.curve[-1][0] == state.step
             if (planned or cut_short) and not measured:
-                loss = _halving_on_oom(
+                loss = easing_on_oom(
                     trainer, lambda: trainer.evaluate(eval_table, state, should_stop)
                 )
                 is_best = _judge(loss, state)
@@ -71,7 +69,7 @@ def train(
             if ending is not None:
                 return TrainOutcome(*ending, state)
             should_stop()
-            on_step(_halving_on_oom(trainer, lambda: trainer.step(train_table, state, should_stop)))
+            on_step(easing_on_oom(trainer, lambda: trainer.step(train_table, state, should_stop)))
             if state.diverged:
                 return TrainOutcome("diverged", f"loss or gradients at step {state.step}", state)
     except torch.OutOfMemoryError:
@@ -110,16 +108,21 @@ def _ending(
     return None
 
 
-def _halving_on_oom(trainer: Trainer, action: Callable[[], Result]) -> Result:
-    """Run `action`; out of GPU memory, halve the token budget and run it again from its start."""
+def easing_on_oom(trainer: Trainer, action: Callable[[], Result]) -> Result:
+    """Run `action`; out of GPU memory, take the next smaller plan and run it again from its start.
+
+    Raises `torch.OutOfMemoryError` if there is none.
+    """
     while True:
         try:
             return action()
-        except torch.OutOfMemoryError:
-            if trainer.token_budget < MIN_TOKEN_BUDGET:
-                raise
+        except torch.OutOfMemoryError as error:
+            failure = str(error).partition("\n")[0]
         # Outside the handler: the exception's traceback keeps the failed step's tensors alive.
-        trainer.token_budget //= 2
-        log.warning("out of GPU memory: token budget halved to %d", trainer.token_budget)
-        if trainer.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if not trainer.ease():
+            raise torch.OutOfMemoryError(failure)
+        log.warning(
+            "out of GPU memory: from now on %d tokens a micro-batch, recomputing %s layers",
+            trainer.token_budget,
+            trainer.recompute,
+        )

@@ -5,25 +5,26 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
-from job.training.loss import target_nll
-from job.training.model import compute_dtype, trainable_parameters, write_tensors
+from job.training.footprint import Recompute
+from job.training.loss import has_chunked_loss, target_nll
+from job.training.model import compute_dtype, set_recompute, trainable_parameters
 from job.training.recipe import Recipe, derive_seed, learning_rate_at
+from job.training.snapshot import Snapshot, put_back, read_snapshot, take_snapshot
 from job.training.state import TrainState
 
+MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
-ADAPTER_FILE, OPTIMIZER_FILE = "adapter.safetensors", "optimizer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 ShouldStop = Callable[[], None]
 
@@ -48,17 +49,29 @@ class Trainer:
     """A model being trained by a recipe on one device."""
 
     def __init__(
-        self, model: Any, recipe: Recipe, *, device: torch.device, token_budget: int
+        self,
+        model: Any,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        token_budget: int,
+        recompute: Recompute = "none",
     ) -> None:
         self.model = model
         self.recipe = recipe
         self.device = device
-        self.token_budget = token_budget
+        self.set_plan(token_budget, recompute)
+        self._packed = has_chunked_loss(model.get_base_model())
         self.parameters = list(trainable_parameters(model).values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+        self.scaler = self._new_scaler()
+
+    def set_plan(self, token_budget: int, recompute: Recompute) -> None:
+        """What a micro-batch may hold from now on; changes no result but by rounding."""
+        self.token_budget, self.recompute = token_budget, recompute
+        set_recompute(self.model, recompute)
 
     def step(
         self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
@@ -73,22 +86,9 @@ class Trainer:
         torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
         learning_rate = learning_rate_at(self.recipe, state.step)
         self.optimizer.param_groups[0]["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.train()
         indices = samples_of_step(self.recipe, len(table), state.step)
-        batches = list(pack(table, indices, self.token_budget))
-        num_targets = sum(len(batch.targets) for batch in batches)
-        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for batch in batches:
-            should_stop()
-            nll = self._nll(batch)
-            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
-            total += nll.detach()
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
-        self._update(grad_norm, state)
-        train_loss = float(total) / num_targets
+        batches = list(pack(table, indices, self._row_budget))
+        train_loss, grad_norm = self.take_step(batches, state, should_stop)
         state.step += 1
         state.diverged = (
             not math.isfinite(train_loss) or state.skipped_in_a_row >= MAX_SKIPPED_STEPS
@@ -100,58 +100,100 @@ class Trainer:
         state.step_seconds += seconds
         return StepReport(state.step, train_loss, learning_rate, grad_norm, num_tokens, seconds)
 
+    def take_step(
+        self, batches: Sequence[MicroBatch], state: TrainState, should_stop: ShouldStop = _never
+    ) -> tuple[float, float]:
+        """Update the weights from `batches`; return the mean loss and the gradient's norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        num_targets = sum(len(batch.targets) for batch in batches)
+        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for batch in batches:
+            should_stop()
+            nll = self._nll(batch)
+            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
+            total += nll.detach()
+        self.scaler.unscale_(self.optimizer)
+        # The GPU is waited for here, and once more in the scaler: of a step's seconds, nothing.
+        grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
+        self._update(grad_norm, state)
+        return float(total) / num_targets, grad_norm
+
+    def heaviest(self, table: SampleTable) -> MicroBatch:
+        """The micro-batch that takes the most memory: the longest samples that share a row."""
+        longest_first = np.argsort(table.lengths)[::-1].tolist()
+        return next(pack(table, longest_first, self._row_budget))
+
+    def ease(self) -> bool:
+        """After a failed step: need less memory from now on. False if there is nothing to ease.
+
+        Recomputing costs a third more, a smaller budget mostly less; but only after recomputing
+        does one sample alone take the least, so this order is sure to come down to it.
+        """
+        if self.recompute != "all":
+            self.set_plan(self.token_budget, "second" if self.recompute == "none" else "all")
+        elif self.token_budget >= MIN_TOKEN_BUDGET:
+            self.set_plan(self.token_budget // 2, "all")
+        else:
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        # An OOM between unscaling and the update would leave the scaler refusing the next step.
+        self.scaler, old = self._new_scaler(), self.scaler.state_dict()
+        if old:
+            self.scaler.load_state_dict(old)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
     def evaluate(
         self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
     ) -> float:
         """eval/loss: summed NLL over all target tokens divided by their number, fp32 sums."""
         started = time.monotonic()
         self.model.eval()
-        total = 0.0
+        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            for batch in pack(table, range(len(table)), self.token_budget):
+            for batch in pack(table, range(len(table)), self._row_budget):
                 should_stop()
-                total += float(self._nll(batch))
+                total += self._nll(batch)
+        loss = float(total) / table.num_target_tokens
         state.clock_seconds += time.monotonic() - started
-        return total / table.num_target_tokens
+        return loss
+
+    def snapshot(self) -> Snapshot:
+        """Weights, moments and loss scale as they are now."""
+        return take_snapshot(self.model, self.optimizer, self.scaler)
+
+    def go_back(self, snapshot: Snapshot) -> None:
+        """To what `snapshot` saw."""
+        put_back(snapshot, self.model, self.optimizer, self.scaler)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write adapter and moments as safetensors; return what else `restore` needs, as JSON."""
-        named = trainable_parameters(self.model)
-        write_tensors(folder / ADAPTER_FILE, {n: p.detach().cpu() for n, p in named.items()})
-        moments: dict[str, torch.Tensor] = {}
-        num_updates = 0.0
-        for name, parameter in named.items():
-            slots = self.optimizer.state.get(parameter, {})
-            num_updates = float(slots.get("step", 0.0))
-            moments |= {f"{key}.{name}": slots[key].cpu() for key in MOMENTS if key in slots}
-        write_tensors(folder / OPTIMIZER_FILE, moments)
-        return {
-            "num_updates": num_updates,
-            "scaler": self.scaler.state_dict(),
-            "token_budget": self.token_budget,
-        }
+        plan = {"token_budget": self.token_budget, "recompute": self.recompute}
+        return {**self.snapshot().write(folder), **plan}
 
     def restore(self, folder: Path, saved: dict[str, Any]) -> None:
         """Put back what `save` wrote; the next step then computes what it would have computed."""
-        named = trainable_parameters(self.model)
-        weights, moments = load_file(folder / ADAPTER_FILE), load_file(folder / OPTIMIZER_FILE)
-        assert weights.keys() == named.keys(), "the checkpoint is of another adapter"
-        for name, parameter in named.items():
-            parameter.data.copy_(weights[name])
-            if moments:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(saved["num_updates"]),
-                    **{key: moments[f"{key}.{name}"].to(self.device) for key in MOMENTS},
-                }
-        if saved["scaler"]:
-            self.scaler.load_state_dict(saved["scaler"])
-        self.token_budget = saved["token_budget"]
+        self.go_back(read_snapshot(folder, saved))
+        # The mode was not written by the first version.
+        self.set_plan(saved["token_budget"], saved.get("recompute", self.recompute))
+
+    @property
+    def _row_budget(self) -> int:
+        """Samples of a family that we do not know share no row."""
+        return self.token_budget if self._packed else 1
 
     def _nll(self, batch: MicroBatch) -> torch.Tensor:
         # Entered here, around backbone and head alike; an autocast around an outer forward only
         # would not cover a backbone that is called directly.
         with self._autocast():
             return target_nll(self.model, batch.to(self.device))
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.device.type == "cpu":
