@@ -22,6 +22,7 @@ from pathlib import Path
 import job
 from job.errors import ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
+from job.plan.arguments import plan_arguments
 from job.report.arguments import best_arguments, report_arguments, status_arguments
 from job.settings import Settings, load_settings, variable
 from job.stop import Stop
@@ -118,6 +119,13 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from job.plan.command import run_plan
+
+    run_plan(options, _settings())
+    return ExitCode.OK
+
+
 def _status(options: argparse.Namespace) -> int:
     from job.report.commands import show_status
 
@@ -159,6 +167,7 @@ _VERBS = {
     "run": Verb(_run, "run one trial as a supervised child process (the default)"),
     "trial": Verb(_trial, "run one trial in this very process"),
     "queue": Verb(_queue, "run all trials of the sweep, one after another"),
+    "plan": Verb(_plan, "say what the sweep will need, take and cost; no GPU", plan_arguments),
     "status": Verb(_status, "print the sweep's slots", status_arguments),
     "report": Verb(_report, "write a page about the sweep, and a summary", report_arguments),
     "best": Verb(_best, "print, download or merge the best adapter", best_arguments),

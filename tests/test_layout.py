@@ -32,6 +32,7 @@ ROOMS = [
     "trial",
     "demo",
     "report",
+    "plan",
     "supervisor",
     "__main__",
 ]

@@ -16,37 +16,34 @@ from typing import Any
 from rich.console import Console
 
 from job.admission import check_work_dir
-from job.base_model import BaseModel, resolve_base_model
-from job.data.prepared import PreparedData
-from job.forecast import (
+from job.base_model import resolve_base_model
+from job.ledger import Ledger
+from job.plan import warnings
+from job.plan.forecast import (
     Pace,
-    Span,
-    Workload,
     pace_of_trials,
     pace_on_a_t4,
     pace_on_this_cpu,
     trial_seconds,
 )
-from job.ledger import Ledger
-from job.report.findings import BAYES_FROM_TRIALS, TRUNCATED_SHARE
-from job.report.importance import searched
-from job.report.overview import Overview, read_overview
-from job.report.words import duration
+from job.plan.words import (
+    describe_base,
+    describe_cost,
+    describe_rows,
+    describe_sweep,
+    describe_trial,
+)
+from job.plan.workload import Costliest, memory_of, workload_of
+from job.report.overview import read_overview
 from job.settings import Settings
 from job.spec import base_revision, check_vocabulary, load_sweep
-from job.stop import EXIT_MARGIN_SECONDS
 from job.store import open_store, probe
 from job.store.base import Store
-from job.sweep.definition import SweepDefinition
-from job.sweep.distributions import Choice, Constant, Distribution, IntRange
-from job.training.footprint import Footprint
-from job.training.memory import T4_USABLE_BYTES, MemoryPlan, Samples, plan_memory
-from job.training.recipe import plan_evaluations, plan_steps
+from job.training.memory import MemoryPlan
 from job.training.shape import ModelShape, model_shape
 from job.trial import prepare_data
 
 RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
-CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth a warning
 
 
 @dataclass
@@ -79,14 +76,12 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     check_work_dir(settings.work_dir)
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     rate = _try_store(store)
-    plan.numbers["upload_bytes_per_second"] = rate
+    plan.numbers["upload_bytes_per_second"] = round(rate)
     plan.sections["store"] = f"{store.uri}: conditional writes hold, {rate / 1e6:.0f} MB/s up"
     yield "store"
     ledger = Ledger(store, sweep)
-    overview = read_overview(ledger, settings.num_trials)
-    base = resolve_base_model(
-        settings.base_model, base_revision(settings, ledger), cache_dir=settings.work_dir
-    )
+    revision = base_revision(settings, ledger)
+    base = resolve_base_model(settings.base_model, revision, cache_dir=settings.work_dir)
     shape = model_shape(base.config)
     plan.sections["base"] = describe_base(base, shape)
     yield "base"
@@ -95,22 +90,23 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.numbers["data"] = {"digest": data.digest, **asdict(data.counts)}
     plan.sections["rows"] = describe_rows(data)
     yield "rows"
-    worst = Costliest.of(settings, definition)
-    memory = memory_of(settings, base, data, worst)
+    costliest = Costliest.of(settings, definition)
+    memory = memory_of(settings, base, data, costliest)
     plan.sections["memory"] = str(memory)
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
-    checkpoint_bytes = 12 * shape.adapter_weights(worst.lora_r) if shape else None
     if shape is not None:
-        pace = _pace(settings, overview, shape, memory)
-        work = workload_of(settings, data, worst)
+        work = workload_of(settings, data, costliest)
+        pace = _pace(settings, ledger, shape, memory)
         span = trial_seconds(work, pace, memory.recompute)
-        plan.sections |= describe_time(settings, work, pace, span)
         plan.numbers |= {"trial_seconds": asdict(span), "pace": asdict(pace), "work": asdict(work)}
+        plan.sections["trial"] = describe_trial(work, pace, span)
         yield "trial"
+        plan.sections["in all"] = describe_cost(settings, span)
         yield "in all"
+        checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)  # fp32, and two moments
         plan.warnings += warnings.of_time(settings, span)
-    plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
+        plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
     plan.warnings += warnings.of_rows(settings, data)
     plan.warnings += warnings.of_few(settings, definition)
 
@@ -129,18 +125,10 @@ def _try_store(store: Store) -> float:
     return RATE_PROBE_BYTES / seconds
 
 
-def _memory_numbers(memory: MemoryPlan) -> dict[str, Any]:
-    predicted: Footprint | None = memory.predicted
-    return {
-        "token_budget": memory.token_budget,
-        "recompute": memory.recompute,
-        "usable_bytes": memory.usable_bytes,
-        "predicted": {**asdict(predicted), "total": predicted.total} if predicted else None,
-    }
-
-
-def _pace(settings: Settings, overview: Overview, shape: ModelShape, memory: MemoryPlan) -> Pace:
-    measured = [v.tokens_per_second for v in overview.slots if v.judged and v.tokens_per_second]
+def _pace(settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryPlan) -> Pace:
+    """What committed trials of the sweep did; without one, an estimate."""
+    views = read_overview(ledger, settings.num_trials).slots
+    measured = [v.tokens_per_second for v in views if v.judged and v.tokens_per_second]
     if measured:
         return pace_of_trials(measured)
     if settings.device == "cpu":
@@ -148,3 +136,11 @@ def _pace(settings: Settings, overview: Overview, shape: ModelShape, memory: Mem
     return pace_on_a_t4(shape, memory.recompute)
 
 
+def _memory_numbers(memory: MemoryPlan) -> dict[str, Any]:
+    predicted = memory.predicted
+    return {
+        "token_budget": memory.token_budget,
+        "recompute": memory.recompute,
+        "usable_bytes": memory.usable_bytes,
+        "predicted": {**asdict(predicted), "total": predicted.total} if predicted else None,
+    }

@@ -26,15 +26,13 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
         )
 
 
-def of_checkpoints(
-    settings: Settings, checkpoint_bytes: int | None, rate: float
-) -> Iterator[str]:
-    left = settings.grace_seconds - EXIT_MARGIN_SECONDS
-    if checkpoint_bytes is not None and checkpoint_bytes / rate > left:
+def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> Iterator[str]:
+    left, seconds = settings.grace_seconds - EXIT_MARGIN_SECONDS, checkpoint_bytes / rate
+    if seconds > left:
         yield (
-            f"a checkpoint of {checkpoint_bytes / 1e6:.0f} MB takes {checkpoint_bytes / rate:.0f} s"
-            f" to upload and {left:.0f} s are left after SIGTERM: a preempted trial falls back by up"
-            f" to JOB_CHECKPOINT_MINUTES ({settings.checkpoint_minutes:g}); lower lora_r, or use a"
+            f"a checkpoint of {checkpoint_bytes / 1e6:.0f} MB takes {seconds:.0f} s to upload, and"
+            f" {left:.0f} s are left after SIGTERM: a preempted trial falls back by up to"
+            f" JOB_CHECKPOINT_MINUTES ({settings.checkpoint_minutes:g}); lower lora_r, or use a"
             " bucket in the nodes' region"
         )
 

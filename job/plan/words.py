@@ -26,24 +26,26 @@ def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
 
 
 def describe_rows(data: PreparedData) -> str:
-    counts = data.counts
+    counts, lengths = data.counts, data.train.lengths
     return (
         f"{counts.rows_read} read, {counts.train} to train on and {counts.eval} held out,"
-        f" {data.train.lengths.mean():.0f} tokens each on average, {data.train.lengths.max()} at most"
+        f" {lengths.mean():.0f} tokens each on average, {lengths.max()} at most"
     )
 
 
-def describe_time(
-    settings: Settings, work: Workload, pace: Pace, span: Span
-) -> dict[str, str]:
-    trial = (
+def describe_trial(work: Workload, pace: Pace, span: Span) -> str:
+    return (
         f"{work.steps} steps, {work.train_tokens / 1e6:.3g} M tokens at {pace.slow:.0f} to"
         f" {pace.fast:.0f} tokens/s ({pace.basis}): {duration(span.short)} to {duration(span.long)}"
     )
+
+
+def describe_cost(settings: Settings, span: Span) -> str:
     sweep = span.times(settings.num_trials)
-    money = ""
-    if (price := settings.gpu_hourly_usd) is not None:
-        low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
-        money = f", ${low:.2f} to ${high:.2f}"
     hours = f"{duration(sweep.short)} to {duration(sweep.long)} of GPU"
-    return {"trial": trial, "in all": f"{settings.num_trials} trials: {hours}{money}, at most"}
+    if (price := settings.gpu_hourly_usd) is None:
+        money = "dollars with JOB_GPU_HOURLY_USD"
+    else:
+        low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
+        money = f"${low:.2f} to ${high:.2f}"
+    return f"{settings.num_trials} trials: at most {hours}, {money}"
