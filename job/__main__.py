@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import job
-from job.errors import ExitCode, JobError, OutageError, SettingsError
+from job.errors import ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
+from job.plan.arguments import plan_arguments
+from job.report.arguments import best_arguments, report_arguments, status_arguments
 from job.settings import Settings, load_settings, variable
 from job.stop import Stop
 from job.verbs import add_exclude, add_gc, add_redo, run_exclude, run_gc, run_redo
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+NO_ROWS = "not-needed"  # JOB_DATASET_URI of verbs that read no rows
 
 EXAMPLES = """\
 examples:
@@ -134,31 +137,30 @@ def _end_with_parent() -> None:
 
 
 def _open_ledger() -> tuple[Settings, Ledger]:
-    from job.ledger import Ledger
-    from job.spec import sweep_name
-    from job.store import open_store
+    from job.report.commands import open_ledger
 
-    settings = _settings(dataset_uri="not-needed")
-    store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
-    return settings, Ledger(store, sweep_name(settings))
+    settings = _settings(dataset_uri=NO_ROWS)
+    return settings, open_ledger(settings)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from job.plan.command import run_plan
+
+    run_plan(options, _settings())
+    return ExitCode.OK
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.console import Console
+    from job.report.commands import show_status
 
-    from job.report import attempts_table, best_row, slot_rows, slot_table
+    show_status(options, *_open_ledger())
+    return ExitCode.OK
 
-    settings, ledger = _open_ledger()
-    rows = slot_rows(ledger, settings.num_trials)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(f"sweep {ledger.sweep} in {ledger.store.uri}")
-    console.print(slot_table(rows))
-    if options.attempts:
-        console.print(attempts_table(ledger, settings.num_trials))
-    if (best := best_row(rows)) is not None:
-        console.print(
-            f"best: slot {best.slot}, {ledger.store.uri}/{best.adapter_key}", soft_wrap=True
-        )
+
+def _best(options: argparse.Namespace) -> int:
+    from job.report.commands import show_best
+
+    show_best(options, *_open_ledger())
     return ExitCode.OK
 
 
@@ -166,10 +168,6 @@ def _change(
     verb: Callable[[Settings, Ledger, argparse.Namespace], str], options: argparse.Namespace
 ) -> int:
     return _last_words(ExitCode.OK, verb(*_open_ledger(), options))
-
-
-def _status_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--attempts", action="store_true", help="also every attempt and its cost")
 
 
 def _sweep_create(_options: argparse.Namespace) -> int:
@@ -183,12 +181,19 @@ def _sweep_create(_options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from job.report.commands import write_report
+
+    settings, ledger = _open_ledger()
+    if options.mirror:
+        return _mirror(settings, ledger)
+    write_report(options, settings, ledger)
+    return ExitCode.OK
+
+
+def _mirror(settings: Settings, ledger: Ledger) -> int:
     from job.mirror.confirmed import mirror_all
     from job.wandb_client import check_wanted
 
-    if not options.mirror:
-        raise SettingsError("report: say what: --mirror brings W&B up to date with the bucket")
-    settings, ledger = _open_ledger()
     check_wanted(settings)
     done, missing = mirror_all(settings, ledger)
     if done < missing:
@@ -216,7 +221,10 @@ _VERBS = {
     "run": Verb(_run, "run one trial as a supervised child process (the default)"),
     "trial": Verb(_trial, "run one trial in this very process", _trial_arguments),
     "queue": Verb(_queue, "run all trials of the sweep, one after another"),
-    "status": Verb(_status, "print the sweep's slots", _status_arguments),
+    "plan": Verb(_plan, "say what the sweep will need, take and cost; no GPU", plan_arguments),
+    "status": Verb(_status, "print the sweep's slots", status_arguments),
+    "report": Verb(_report, "write a page about the sweep, and a summary", report_arguments),
+    "best": Verb(_best, "print, download or merge the best adapter", best_arguments),
     "redo": Verb(partial(_change, run_redo), "begin a slot again, from step 0", add_redo),
     "exclude": Verb(partial(_change, run_exclude), "take a slot out of the sweep", add_exclude),
     "gc": Verb(partial(_change, run_gc), "delete what nothing refers to any more", add_gc),
@@ -224,11 +232,6 @@ _VERBS = {
         _sweep_create,
         "`sweep create`: register the sweep file with W&B",
         lambda parser: parser.add_argument("action", choices=["create"]),
-    ),
-    "report": Verb(
-        _report,
-        "`report --mirror`: bring W&B up to date with the bucket",
-        lambda parser: parser.add_argument("--mirror", action="store_true", help="update W&B"),
     ),
     "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
 }
@@ -253,7 +256,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="verb")
     for name, verb in _VERBS.items():
-        verb.add_arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
+        parser_of_verb = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_arguments(parser_of_verb)
     return parser
 
 

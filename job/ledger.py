@@ -64,6 +64,10 @@ class Ledger:
             generation += 1
         return generation
 
+    def report_key(self, file_name: str) -> str:
+        """Where `job report` writes a file for people."""
+        return f"{self._root}/{file_name}"
+
     def identity(self) -> Json | None:
         """What the sweep's first trial froze; None before it."""
         document = read_document(self.store, f"{self._root}/sweep.json")

@@ -235,11 +235,12 @@ def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
     seconds = 0.0
     for slot in range(num_trials):
         for generation in range(ledger.generation(slot) + 1):
-            seconds += _gpu_seconds(ledger.pin(slot, generation), slot)
+            seconds += gpu_seconds(ledger.pin(slot, generation), slot)
     return seconds / 3600
 
 
-def _gpu_seconds(ledger: Ledger, slot: int) -> float:
+def gpu_seconds(ledger: Ledger, slot: int) -> float:
+    """Of all attempts at the slot in the ledger's generation of it."""
     result = ledger.result(slot)
     committed = float(result["gpu_seconds"]) if result is not None else 0.0
     lease = read_document(ledger.store, lease_key(ledger, slot))

@@ -110,7 +110,7 @@ def run_trial_on(
         cache_dir=settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
     )
-    data = _prepare_data(settings, base, ledger, stop.check)
+    data = prepare_data(settings, base, ledger, stop.check)
     check_vocabulary(base, data)
     prepared = time.monotonic()
     # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
@@ -318,7 +318,7 @@ def _load_base(base: BaseModel, device: torch.device) -> Any:
 TRAINING = Training(_open_device, _load_base, _fit)
 
 
-def _prepare_data(
+def prepare_data(
     settings: Settings, base: BaseModel, ledger: Ledger, should_stop: Callable[[], None]
 ) -> PreparedData:
     should_stop()

@@ -39,6 +39,7 @@ ROOMS = [
     "trial",
     "demo",
     "report",
+    "plan",
     "operations",
     "garbage",
     "verbs",
