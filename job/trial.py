@@ -20,6 +20,7 @@ from job.admission import (
     slots,
 )
 from job.base_model import BaseModel, resolve_base_model
+from job.card import Provenance, adapter_card
 from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
@@ -283,6 +284,7 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         measure_step_0=attempt.spec["measure_step_0"],
         max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
         stop_asked=attempt.stop_asked,
+        card=partial(_card, attempt),
     )
 
     return fit(
@@ -293,6 +295,20 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         keeper=publisher,
         should_stop=attempt.check,
     )
+
+
+def _card(attempt: Attempt, state: TrainState) -> str:
+    origin = Provenance(
+        base_model=attempt.base.name,
+        base_model_revision=attempt.base.revision,
+        sweep=attempt.ledger.sweep,
+        slot=attempt.lease.slot,
+        recipe=attempt.spec["recipe"],
+        data_digest=attempt.data.digest,
+        train_rows=len(attempt.data.train),
+        eval_rows=min(len(attempt.data.eval), attempt.settings.eval_rows),
+    )
+    return adapter_card(origin, eval_loss=state.best_loss, step=state.step)
 
 
 def _stop_early(attempt: Attempt, state: TrainState) -> str | None:

@@ -15,19 +15,22 @@ from typing import Any
 
 from job.admission import STARTLESS_ATTEMPTS
 from job.errors import JobError, PreemptedError
+from job.lease import acquire
 from job.ledger import Ledger
+from job.operations import redo
 from job.settings import Settings
 from job.stop import Stop
 from job.store.local import LocalStore
 from job.training.recipe import Recipe, derive_seed
 from job.training.state import TrainState, read_state, write_state
 from job.trial import Training, run_trial_on
+from job.watchdog import Watchdog
 from tests.workers import make_inputs
 
 NUM_SLOTS = 20
 STATUSES = {3: "truncated", 5: "diverged", 7: "stopped", 9: "infeasible"}
 PREEMPTED_ONCE = (2, 6, 11)
-WAITING, GIVEN_UP, DAMAGED, EMPTY = 15, 16, 17, (18, 19)
+REDONE, EXCLUDED, RUNNING, WAITING, GIVEN_UP, DAMAGED, EMPTY = 4, 12, 14, 15, 16, 17, (18, 19)
 SECONDS_A_STEP = 5.2
 
 SWEEP = """\
@@ -83,7 +86,7 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         _keep_best(state, work_dir, keeper)
         keeper.report(step=step, eval_loss=state.curve[-1][1], tokens_per_second=365.0)
         halfway = step >= recipe.planned_steps / 2
-        if halfway and slot == WAITING:
+        if halfway and slot in (WAITING, RUNNING):
             raise _leave(state, work_dir, keeper, history)
         if halfway and slot in PREEMPTED_ONCE and attempt.lease.epoch == 1:
             raise _leave(state, work_dir, keeper, history)
@@ -130,6 +133,10 @@ def _nothing(*_: Any) -> Any:
     """No device is opened, no base is loaded."""
 
 
+def _never(reason: str) -> None:
+    raise AssertionError(reason)  # the watchdog is not started
+
+
 SCRIPTED = Training(open_device=_nothing, load_base=_nothing, fit=_fit)
 
 
@@ -144,16 +151,26 @@ def make_sweep(folder: Path) -> tuple[Ledger, dict[str, Any]]:
         settings = Settings(**given, completion_index=slot)
         for _ in range(2):
             try:
-                run_trial_on(store, settings, Stop(15), SCRIPTED)
+                stop = Stop(15)
+                run_trial_on(store, settings, stop, SCRIPTED, Watchdog(stop, _never))
             except JobError:
                 if slot not in PREEMPTED_ONCE:
                     break
+    redo(ledger, REDONE)
+    stop = Stop(15)
+    settings = Settings(**given, completion_index=REDONE)
+    run_trial_on(store, settings, stop, SCRIPTED, Watchdog(stop, _never))
     reason = f"{STARTLESS_ATTEMPTS} attempts in a row ended before their first step"
     return _spoil(ledger, folder, reason), given
 
 
 def _spoil(ledger: Ledger, folder: Path, reason: str) -> Ledger:
-    """What no sound run leaves: a slot given up, and one whose spec was deleted."""
+    """What no sound run leaves: slots at work, excluded, given up, and one that lost its spec."""
+    lease = acquire(ledger, [RUNNING], lease_seconds=120, should_stop=lambda: None)
+    assert lease is not None
+    lease.report(step=800, eval_loss=1.09, tokens_per_second=362.0, gpu_seconds=4300.0)
+    lease.renew()
+    ledger.exclude(EXCLUDED, "its rows were wrong")
     slots = folder / "out/sweeps/s/slots"
     for path in (slots / f"{GIVEN_UP:04d}").glob("result.json*"):
         path.unlink()

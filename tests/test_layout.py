@@ -35,6 +35,7 @@ ROOMS = [
     "admission",
     "drawing",
     "mirror",
+    "card",
     "outcome",
     "trial",
     "demo",

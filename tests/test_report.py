@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from job.ledger import Ledger
-from job.report.overview import Overview, read_overview
+from job.report.overview import Overview, State, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import stuck_slots, to_json, to_prometheus
 from job.store.local import LocalStore
@@ -71,13 +71,17 @@ def test_every_state_is_seen(overview: Overview) -> None:
     states = {view.slot: view.state for view in overview.slots}
     assert {slot: states[slot] for slot in every_state.STATUSES} == every_state.STATUSES
     assert states[every_state.WAITING] == "waiting"
+    assert states[every_state.RUNNING] == "running"
+    assert states[every_state.EXCLUDED] == "excluded"
+    running, redone = overview.slots[every_state.RUNNING], overview.slots[every_state.REDONE]
+    assert (running.step, running.eval_loss, running.attempts) == (800, 1.09, 2)
+    assert running.lease_age_seconds is not None
+    assert running.lease_age_seconds < 60
+    assert redone.gpu_seconds == pytest.approx(2 * redone.wasted_gpu_seconds, rel=0.01)
     assert states[every_state.GIVEN_UP] == "given up"
     assert states[every_state.DAMAGED] == "damaged"
     assert [states[slot] for slot in every_state.EMPTY] == ["empty", "empty"]
-    assert set(states.values()) - {"running"} == {
-        "completed", "truncated", "stopped", "diverged", "infeasible",
-        "waiting", "given up", "damaged", "empty",
-    }  # fmt: skip
+    assert set(states.values()) == set(get_args(State))
     for slot in every_state.PREEMPTED_ONCE:
         assert overview.slots[slot].attempts == 2
         assert overview.slots[slot].state == "completed"

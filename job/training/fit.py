@@ -32,6 +32,9 @@ from job.training.state import HISTORY_FILE, TrainState, read_state, write_state
 from job.training.trainer import StepReport, Trainer
 
 
+CARD_FILE = "README.md"
+
+
 class Published(Protocol):
     """Where a folder went."""
 
@@ -77,6 +80,7 @@ class FitInputs:
     max_adapter_bytes: int
     budget_seconds: float | None = None  # of training clock, for the forecast
     stop_asked: Callable[[], str | None] = lambda: None  # that a person ends the trial
+    card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # README.md of the best one
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def fit(
         recompute=inputs.memory.recompute,
     )
     pace = Pace(recipe, len(inputs.eval_table.input_ids), inputs.budget_seconds)
-    run = _Run(trainer, keeper, work_dir, pace)
+    run = _Run(trainer, keeper, work_dir, pace, inputs.card)
     infeasible = None
     if 2 * num_parameters > inputs.max_adapter_bytes:
         infeasible = (
@@ -154,13 +158,21 @@ def fit(
 class _Run:
     """Keeps and shows what happens; a context manager around the training."""
 
-    def __init__(self, trainer: Trainer, keeper: Keeper, work_dir: Path, pace: Pace) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        keeper: Keeper,
+        work_dir: Path,
+        pace: Pace,
+        card: Callable[[TrainState], str],
+    ) -> None:
         self.history_path = work_dir / HISTORY_FILE
         self.state = TrainState()
         self._trainer = trainer
         self._keeper = keeper
         self._work_dir = work_dir
         self._pace = pace
+        self._card = card
         self._saved_step = -1
         if keeper.resume_dir is None:
             self.history_path.touch()
@@ -201,7 +213,9 @@ class _Run:
         if line := self._pace.step(self.state, report.num_tokens, report.seconds):
             log.info("%s", line)
         trained = self.state.clock_seconds - self._first_clock
-        self._keeper.report(step=report.step, trained_seconds=round(trained, 1))
+        self._keeper.report(
+            step=report.step, trained_seconds=round(trained, 1), tokens_per_second=round(rate, 1)
+        )
         if self._keeper.is_due():
             self._checkpoint()
 
@@ -213,11 +227,14 @@ class _Run:
         self._write({"step": step, "eval/loss": loss})
         planned, note = self._trainer.recipe.planned_steps, ", the best so far" if is_best else ""
         log.info("step %d/%d: eval/loss %.4f%s", step, planned, loss, note)
+        if math.isfinite(loss):
+            self._keeper.report(eval_loss=loss)
 
     def on_best(self) -> dict[str, Any]:
         folder = self._work_dir / f"best-{self.state.step}"
         model = self._trainer.model
         save_adapter(model, adapter_state(model), folder)
+        (folder / CARD_FILE).write_text(self._card(self.state), encoding="utf-8")
         kept = self._keeper.put_best(folder)
         return {"key": kept.key, "sha256": kept.sha256, "bytes": kept.size_bytes}
 
