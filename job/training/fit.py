@@ -16,6 +16,7 @@ from job.data.samples import SampleTable
 from job.errors import PreemptedError
 from job.log import log
 from job.progress import StepProgress
+from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
 from job.training.forecast import Pace
 from job.training.loop import TrainOutcome, train
@@ -78,6 +79,7 @@ class FitInputs:
     measure_step_0: bool
     max_adapter_bytes: int
     budget_seconds: float | None = None  # of training clock, for the forecast
+    crew: CrewPlan | None = None  # several GPUs of this node share the steps
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ def fit(
     if infeasible is not None:
         outcome = TrainOutcome("infeasible", infeasible, run.state)
     else:
+        if inputs.crew is not None:
+            tables = (inputs.train_table, inputs.eval_table)
+            trainer.crew = Crew.gather(inputs.crew, recipe, tables, device)
         with run:
             outcome = train(
                 trainer,
@@ -142,6 +147,8 @@ def fit(
                 on_best=run.on_best,
                 should_stop=should_stop,
             )
+    if trainer.crew is not None:
+        trainer.crew.dismiss()
     return Fit(
         status=outcome.status,
         reason=outcome.reason,
