@@ -54,6 +54,11 @@ class SampleTable:
     def num_target_tokens(self) -> int:
         return int(self.is_target.sum())
 
+    def targets_of(self, indices: Sequence[int]) -> int:
+        """Target tokens of some samples."""
+        ends = ((self.offsets[index], self.offsets[index + 1]) for index in indices)
+        return sum(int(self.is_target[start:end].sum()) for start, end in ends)
+
     def head(self, num_samples: int) -> SampleTable:
         """The first `num_samples` samples (all, if there are fewer)."""
         offsets = self.offsets[: min(num_samples, len(self)) + 1]

@@ -16,6 +16,7 @@ from job.data.samples import SampleTable
 from job.errors import PreemptedError
 from job.log import log
 from job.progress import StepProgress
+from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
 from job.training.forecast import Pace
 from job.training.loop import TrainOutcome, train
@@ -30,7 +31,6 @@ from job.training.recipe import Recipe
 from job.training.rehearsal import rehearse
 from job.training.state import HISTORY_FILE, TrainState, read_state, write_state
 from job.training.trainer import StepReport, Trainer
-
 
 CARD_FILE = "README.md"
 
@@ -81,6 +81,7 @@ class FitInputs:
     budget_seconds: float | None = None  # of training clock, for the forecast
     stop_asked: Callable[[], str | None] = lambda: None  # that a person ends the trial
     card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # README.md of the best one
+    crew: CrewPlan | None = None  # several GPUs of this node share the steps
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,9 @@ def fit(
     if infeasible is not None:
         outcome = TrainOutcome("infeasible", infeasible, run.state)
     else:
+        if inputs.crew is not None:
+            tables = (inputs.train_table, inputs.eval_table)
+            trainer.crew = Crew.gather(inputs.crew, recipe, tables, device)
         with run:
             outcome = train(
                 trainer,
@@ -146,6 +150,8 @@ def fit(
                 on_best=run.on_best,
                 should_stop=should_stop,
             )
+    if trainer.crew is not None:
+        trainer.crew.dismiss()
     return Fit(
         status=outcome.status,
         reason=outcome.reason,

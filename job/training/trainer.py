@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
+from job.training.crew import Crew, Kind, Order, split_evenly, sum_up
 from job.training.footprint import Recompute
 from job.training.loss import has_chunked_loss, target_nll
 from job.training.model import compute_dtype, set_recompute, trainable_parameters
@@ -25,6 +26,9 @@ from job.training.state import TrainState
 
 MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
+
+# What a share's summed NLL is held in; the ranks must agree.
+TOTALS: dict[Kind, torch.dtype] = {"step": torch.float32, "evaluate": torch.float64}
 
 ShouldStop = Callable[[], None]
 
@@ -58,6 +62,7 @@ class Trainer:
         recompute: Recompute = "none",
     ) -> None:
         self.model = model
+        self.crew: Crew | None = None  # rank 0's followers
         self.recipe = recipe
         self.device = device
         self.set_plan(token_budget, recompute)
@@ -82,43 +87,52 @@ class Trainer:
         the step; partial gradients are dropped.
         """
         started = time.monotonic()
-        # Dropout must not depend on what ran before, or a resumed trial would differ.
-        torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
         learning_rate = learning_rate_at(self.recipe, state.step)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         indices = samples_of_step(self.recipe, len(table), state.step)
-        batches = list(pack(table, indices, self._row_budget))
-        train_loss, grad_norm = self.take_step(batches, state, should_stop)
+        num_targets = table.targets_of(indices)
+        # Dropout must not depend on what ran before, or a resumed trial would differ.
+        seed = derive_seed(self.recipe.seed, "step", state.step)
+        total = self._shared("step", table, indices, should_stop, seed=seed, targets=num_targets)
+        grad_norm = self._update(state)
+        train_loss = float(total) / num_targets
         state.step += 1
         state.diverged = (
             not math.isfinite(train_loss) or state.skipped_in_a_row >= MAX_SKIPPED_STEPS
         )
         seconds = time.monotonic() - started
-        num_tokens = sum(batch.num_tokens for batch in batches)
+        num_tokens = int(table.lengths[indices].sum())
         state.tokens += num_tokens
         state.clock_seconds += seconds
         state.step_seconds += seconds
         return StepReport(state.step, train_loss, learning_rate, grad_norm, num_tokens, seconds)
 
-    def take_step(
-        self, batches: Sequence[MicroBatch], state: TrainState, should_stop: ShouldStop = _never
-    ) -> tuple[float, float]:
-        """Update the weights from `batches`; return the mean loss and the gradient's norm."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.train()
+    def take_step(self, batches: Sequence[MicroBatch], state: TrainState) -> None:
+        """Update the weights from given micro-batches, on this rank alone."""
         num_targets = sum(len(batch.targets) for batch in batches)
-        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for batch in batches:
-            should_stop()
-            nll = self._nll(batch)
-            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
-            total += nll.detach()
-        self.scaler.unscale_(self.optimizer)
-        # The GPU is waited for here, and once more in the scaler: of a step's seconds, nothing.
-        grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
-        self._update(grad_norm, state)
-        return float(total) / num_targets, grad_norm
+        self._accumulate(batches, num_targets, _never)
+        self._update(state)
+
+    def compute_step(
+        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
+    ) -> torch.Tensor:
+        """A rank's share of a step: its summed NLL; its gradients stand in the parameters."""
+        torch.manual_seed(order.seed + rank)
+        batches = pack(table, order.shares[rank], self._row_budget)
+        return self._accumulate(batches, order.num_targets, should_stop)
+
+    def compute_nll(
+        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
+    ) -> torch.Tensor:
+        """A rank's share of an evaluation: its summed NLL."""
+        self.model.eval()
+        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            for batch in pack(table, order.shares[rank], self._row_budget):
+                should_stop()
+                total += self._nll(batch)
+        return total
 
     def heaviest(self, table: SampleTable) -> MicroBatch:
         """The micro-batch that takes the most memory: the longest samples that share a row."""
@@ -151,13 +165,7 @@ class Trainer:
     ) -> float:
         """eval/loss: summed NLL over all target tokens divided by their number, fp32 sums."""
         started = time.monotonic()
-        self.model.eval()
-        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.no_grad():
-            for batch in pack(table, range(len(table)), self._row_budget):
-                should_stop()
-                total += self._nll(batch)
+        total = self._shared("evaluate", table, list(range(len(table))), should_stop)
         loss = float(total) / table.num_target_tokens
         state.clock_seconds += time.monotonic() - started
         return loss
@@ -200,10 +208,58 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=compute_dtype(self.device))
 
-    def _update(self, grad_norm: float, state: TrainState) -> None:
-        """Step the optimizer, unless a gradient overflowed: then the scaler skips and shrinks."""
+    def _shared(
+        self,
+        kind: Kind,
+        table: SampleTable,
+        indices: list[int],
+        should_stop: ShouldStop,
+        *,
+        seed: int = 0,
+        targets: int = 1,
+    ) -> torch.Tensor:
+        """Have all ranks compute their share of `indices`; their sum."""
+        compute = self.compute_step if kind == "step" else self.compute_nll
+        plan = (self.token_budget, self.recompute)
+        if self.crew is None:
+            return compute(table, Order(kind, [indices], *plan, seed, targets), 0, should_stop)
+        shares = split_evenly(table.lengths[indices].tolist(), indices, self.crew.size)
+        order = Order(kind, shares, *plan, seed, targets, self.scaler.state_dict())
+        self.crew.give(order, self.parameters)
+        total, failed = torch.zeros((), dtype=TOTALS[kind], device=self.device), False
+        try:
+            total = compute(table, order, 0, should_stop)
+        except torch.OutOfMemoryError:
+            failed = True
+        sum_up(total, self.parameters if kind == "step" else None, failed=failed)
+        return total
+
+    def _accumulate(
+        self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop
+    ) -> torch.Tensor:
+        """Gradients of the mean over `num_targets` targets; the summed NLL."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for batch in batches:
+            should_stop()
+            nll = self._nll(batch)
+            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
+            total += nll.detach()
+        return total
+
+    def _update(self, state: TrainState) -> float:
+        """Step the optimizer; return the gradient's norm before clipping.
+
+        If a gradient overflowed, the scaler skips the step and shrinks.
+        """
+        self.scaler.unscale_(self.optimizer)
+        # The GPU is waited for here, and once more in the scaler: of a step's seconds, nothing.
+        grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
         skipped = not math.isfinite(grad_norm)
         if not skipped or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
         self.scaler.update()
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+        return grad_norm
