@@ -112,14 +112,34 @@ def _trial(options: argparse.Namespace) -> int:
     from job.trial import run_trial
     from job.watchdog import Watchdog
 
-    _end_with_parent()
+    if options.rank:
+        return _follow(options)
+    _end_with_parent(signal.SIGTERM)
     faulthandler.enable()  # our parent sends SIGABRT if this process runs no Python any more
     settings = _settings()
     stop = Stop(settings.grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.set)
     watchdog = Watchdog(stop, _end_hung, pulse=partial(beat, open_beat(options.pulse_fd)))
-    return _last_words(ExitCode.OK, run_trial(settings, stop, watchdog))
+    return _last_words(ExitCode.OK, run_trial(settings, stop, watchdog, options.meeting))
+
+
+def _follow(options: argparse.Namespace) -> int:
+    """One more GPU of a trial. Rank 0 saves at a SIGTERM; our parent ends us after it."""
+    from job.training.device import open_device
+    from job.training.follower import follow
+
+    _end_with_parent(signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    settings = _settings()
+    try:
+        device = open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
+        follow(options.meeting, rank=options.rank, size=settings.num_gpus, device=device)
+    except JobError as error:  # the last words are rank 0's
+        log.error("rank %d: %s", options.rank, error)
+        return int(error.exit_code)
+    return ExitCode.OK
 
 
 def _end_hung(reason: str) -> None:
@@ -127,13 +147,16 @@ def _end_hung(reason: str) -> None:
 
 
 def _trial_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)  # given by the parent
+    # Given by the parent.
+    parser.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--meeting", type=Path, help=argparse.SUPPRESS)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM when our parent dies, even by SIGKILL (Linux; see prctl(2))."""
+def _end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send a signal when our parent dies, even by SIGKILL (Linux; see prctl(2))."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 def _open_ledger() -> tuple[Settings, Ledger]:

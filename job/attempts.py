@@ -95,6 +95,7 @@ def wasted_gpu_seconds(lease: Json) -> float:
     """
     attempt = lease["attempt"]
     saved = saved_clock_seconds(lease) - attempt.get("clock_before", 0.0)
+    saved *= attempt.get("num_gpus", 1)
     useful = float(attempt.get("useful_seconds", saved))
     return round(max(0.0, float(attempt.get("gpu_seconds", 0.0)) - useful), 1)
 

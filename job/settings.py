@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto: the CUDA GPU, exit 72 without one; cpu has to be asked for"
     )
+    num_gpus: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="GPUs of one node that share a trial's steps"
+    )
     gpu_memory_gb: Positive | None = Field(None, description="GiB; caps a bigger card to a T4's")
     work_dir: Path = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
     wandb_artifact: Literal["none", "reference", "upload"] = Field(

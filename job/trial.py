@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,16 +72,26 @@ class Training:
     fit: Callable[[Attempt, Publisher, Path], Fit]
 
 
-def run_trial(settings: Settings, stop: Stop, watchdog: Watchdog) -> str:
+def run_trial(
+    settings: Settings, stop: Stop, watchdog: Watchdog, meeting: Path | None = None
+) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
+
+    `meeting`: the folder where the processes of `JOB_NUM_GPUS` meet; this is rank 0 of them.
 
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
+    if settings.num_gpus > 1 and meeting is None:
+        raise SettingsError(
+            f"JOB_NUM_GPUS: is {settings.num_gpus}, but `job trial` is one process alone: use"
+            " `job run` or `job queue`, which start one for each GPU"
+        )
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
     try:
         with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-            line = run_trial_on(store, settings, stop, TRAINING, watchdog)
+            training = replace(TRAINING, fit=partial(_fit, meeting=meeting))
+            line = run_trial_on(store, settings, stop, training, watchdog)
     except JobError as error:
         leave(error.exit_code)
         raise
@@ -254,8 +265,11 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
     return f"slot {slot} committed: {summary(result)}"
 
 
-def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
+def _fit(
+    attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Path | None = None
+) -> Fit:
     # torch: not before there is something to train
+    from job.training.crew import CrewPlan
     from job.training.device import usable_memory_bytes
     from job.training.fit import FitInputs, fit
 
@@ -269,7 +283,7 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
             Samples(
                 longest=int(attempt.data.train.lengths.max()),
                 mean=float(attempt.data.train.lengths.mean()),
-                per_step=recipe.samples_per_step,
+                per_step=math.ceil(recipe.samples_per_step / attempt.settings.num_gpus),
             ),
             lora_r=recipe.lora_r,
             lora_dropout=recipe.lora_dropout,
@@ -285,6 +299,11 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
         stop_asked=attempt.stop_asked,
         card=partial(_card, attempt),
+        crew=CrewPlan(
+            meeting, attempt.settings.num_gpus, attempt.base.location, attempt.base.hub_revision
+        )
+        if meeting is not None
+        else None,
     )
 
     return fit(

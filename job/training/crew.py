@@ -7,8 +7,9 @@ exactness are rank 0's alone, and a follower keeps nothing that could be lost.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from job.data.samples import SampleTable
+from job.errors import GpuError
 from job.log import log
 from job.training.footprint import Recompute
 from job.training.recipe import Recipe
@@ -78,6 +80,20 @@ def split_evenly(lengths: Sequence[int], indices: Sequence[int], num_ranks: int)
     return [[indices[place] for place in sorted(share)] for share in shares]
 
 
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """A message between ranks; one that is gone is told in a line. Raises `GpuError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo's and NCCL's own
+        first_line = str(error).partition("\n")[0]
+        raise GpuError(
+            f"another process of this trial is gone, its lines tell why ({first_line})"
+        ) from error
+
+
 class Crew:
     """Rank 0's followers."""
 
@@ -105,7 +121,7 @@ class Crew:
     def give(self, order: Order, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Send an order, and the weights it is to be computed with."""
         send_json(asdict(order))
-        dist.broadcast(_flat([p.data for p in parameters]), src=0)
+        _broadcast(_flat([p.data for p in parameters]))
 
     def dismiss(self) -> None:
         """The trial is over."""
@@ -119,7 +135,7 @@ def receive_order(parameters: Sequence[torch.nn.Parameter]) -> Order | None:
     if content["kind"] == "end":
         return None
     weights = torch.cat([p.data.reshape(-1) for p in parameters])
-    dist.broadcast(weights, src=0)
+    _broadcast(weights)
     for parameter, part in zip(parameters, _parts(weights, parameters), strict=True):
         parameter.data.copy_(part)
     return Order(**content)
@@ -133,33 +149,42 @@ def sum_up(
     Raises `torch.OutOfMemoryError` in every rank if any of them failed: then nothing was summed.
     """
     failures = torch.tensor([float(failed)])
-    dist.all_reduce(failures)
+    with _together():
+        dist.all_reduce(failures)
     if failures.item():
         raise torch.OutOfMemoryError(f"{failures.item():.0f} GPUs of this node ran out of memory")
-    dist.reduce(total, dst=0)
+    with _together():
+        dist.reduce(total, dst=0)
     if parameters is None:
         return
     # A rank whose share is empty has no gradients.
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     summed = _flat(gradients)
-    dist.reduce(summed, dst=0)
+    with _together():
+        dist.reduce(summed, dst=0)
     for parameter, part in zip(parameters, _parts(summed, parameters), strict=True):
         parameter.grad = part.clone()
+
+
+def _broadcast(tensor: torch.Tensor) -> None:
+    """From rank 0 to all, in place."""
+    with _together():
+        dist.broadcast(tensor, src=0)
 
 
 def send_json(content: dict[str, Any]) -> None:
     """From rank 0 to all. JSON, not torch's object collectives: those pickle."""
     data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
-    dist.broadcast(torch.tensor([len(data)]), src=0)
-    dist.broadcast(data, src=0)
+    _broadcast(torch.tensor([len(data)]))
+    _broadcast(data)
 
 
 def receive_json() -> dict[str, Any]:
     """What rank 0 sent."""
     size = torch.zeros(1, dtype=torch.int64)
-    dist.broadcast(size, src=0)
+    _broadcast(size)
     data = torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(data, src=0)
+    _broadcast(data)
     content: dict[str, Any] = json.loads(bytes(data.numpy()))
     return content
 
@@ -168,7 +193,7 @@ def send_table(table: SampleTable) -> None:
     """From rank 0 to all: followers need neither the store nor the rows."""
     send_json({"tokens": len(table.input_ids), "samples": len(table)})
     for array, dtype in _arrays(table):
-        dist.broadcast(torch.from_numpy(array.astype(dtype)), src=0)
+        _broadcast(torch.from_numpy(array.astype(dtype)))
 
 
 def receive_table() -> SampleTable:
@@ -178,7 +203,7 @@ def receive_table() -> SampleTable:
     is_target = torch.empty(sizes["tokens"], dtype=torch.uint8)
     offsets = torch.empty(sizes["samples"] + 1, dtype=torch.int64)
     for tensor in (input_ids, is_target, offsets):
-        dist.broadcast(tensor, src=0)
+        _broadcast(tensor)
     return SampleTable(input_ids.numpy(), is_target.numpy().astype(np.bool_), offsets.numpy())
 
 
