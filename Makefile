@@ -10,9 +10,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint check-manifests bench image smoke \
-	check-tag release-image release-manifest publish-release pin clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench image clean
+.PHONY: check-manifests smoke check-tag release-image release-manifest publish-release pin
+
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
+BUILD_ARGS = --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,11 +68,6 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
-
-VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
-BUILD_ARGS = --build-arg VERSION=$(VERSION) \
-	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
-	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
 image:  ## build the container image (needs Docker)
 	docker build --tag $(IMAGE) $(BUILD_ARGS) .

@@ -24,7 +24,6 @@ from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
 from job.errors import PreemptedError, SettingsError
-from job.gpu import preflight
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
@@ -228,6 +227,8 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
 
 
 def _open_device(settings: Settings) -> torch.device:
+    from job.gpu import preflight
+
     preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
     from job.training.device import open_device  # torch: not for a slot that is done
 
