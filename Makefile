@@ -11,18 +11,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test test-fast test-gpu chaos lint check-manifests bench image smoke \
-	check-tag release-image release-manifest publish-release pin clean
-KUBERNETES_VERSIONS := 1.30 1.33 1.37
-=======
 .PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu image clean
->>>>>>> room/training
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the pinned packages
+
+.PHONY: check-manifests smoke check-tag release-image release-manifest publish-release pin
+
+KUBERNETES_VERSIONS := 1.30 1.33 1.37
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
+BUILD_ARGS = --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
 # A build from TORCH_INDEX (2.13.0+cpu, 2.13.0+cu126) sorts above PyPI's 2.13.0, so pip takes it.
 $(STAMP): pyproject.toml constraints.txt
@@ -72,11 +74,6 @@ bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against 
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
 	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
-
-VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
-BUILD_ARGS = --build-arg VERSION=$(VERSION) \
-	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
-	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
 image:  ## build the container image (needs Docker)
 	docker build --tag $(IMAGE) $(BUILD_ARGS) .

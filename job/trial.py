@@ -27,7 +27,6 @@ from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
 from job.drawing import Drawn, draw_for, drawable
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError
-from job.gpu import preflight
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
@@ -337,6 +336,8 @@ def _stop_early(attempt: Attempt, state: TrainState) -> str | None:
 
 
 def _open_device(settings: Settings) -> torch.device:
+    from job.gpu import preflight
+
     preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
     from job.training.device import open_device  # torch: not for a slot that is done
 

@@ -1,4 +1,4 @@
-"""The queue rehearsed: k8s/sweep-job.yaml as processes. `pytest tests/test_queue_rehearsal.py`
+"""k8s/sweep-job.yaml played with processes. `pytest tests/test_queue_rehearsal.py`
 
 A rehearsal, not a cluster: tests/job_controller.py says what it plays. Pods are `python -m job`
 where a trial matters, its real process 1 over a scripted trial where signals do, and scripts where
