@@ -32,6 +32,7 @@ from rich.table import Table
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.selection import Choice, Selection
 from job.data.sources import open_source
+from job.data.tokens import load_tokenizer
 from job.store.local import LocalStore
 from tests.table_content import content_sha256
 from tests.tiny_tokenizer import TEXTS, byte_level_tokenizer
@@ -106,7 +107,8 @@ def _settings(path: Path, **changes: Any) -> DataSettings:
 
 def _prepare(path: Path, store: Path, disk: Path) -> tuple[PreparedData, str]:
     """The data, and the seconds on the clock and of CPU, which a busy machine does not stretch."""
-    tokenizer = byte_level_tokenizer()
+    byte_level_tokenizer().save_pretrained(disk.parent / "tokenizer")
+    tokenizer = load_tokenizer(str(disk.parent / "tokenizer"))  # as a trial does: imports torch
     started, cpu_started = time.monotonic(), time.process_time()
     data = prepare(
         _settings(path),
@@ -174,7 +176,7 @@ def _formats(lines: Path, folder: Path) -> dict[str, Path]:
 def _measure_memory(console: Console, folder: Path, num_rows: int) -> None:
     lines = _write(_rows(num_rows, num_texts=2000), folder / "rows.jsonl")
     table = Table("stage", "MB read", "rows kept", "seconds", "peak MB", box=box.MARKDOWN)
-    for stage in ("imports only", "subsample", "subsample and tokenise"):
+    for stage in ("imports only", "subsample", "tokenizer only", "subsample and tokenise"):
         shown = subprocess.run(
             [sys.executable, "-m", "benchmarks.data", "--stage", stage, str(lines)],
             capture_output=True,
@@ -195,6 +197,9 @@ def _stage(stage: str, lines: Path) -> None:
             with Selection(Choice(None, 17, 0.15), folder) as selection:
                 selection.read(open_source(str(lines), folder), lambda: None)
                 kept = sum(1 for _ in selection.rows())
+        elif stage == "tokenizer only":
+            byte_level_tokenizer().save_pretrained(folder)
+            load_tokenizer(str(folder))
         elif stage != "imports only":
             data, _ = _prepare(lines, folder / "store", folder / "disk")
             kept = len(data.train) + len(data.eval)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
 import random
+import resource
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -26,7 +28,7 @@ from job.data.table_parquet import TableWriter, read_table
 from job.data.table_parquet import content_sha256 as file_content_sha256
 from job.data.templates import load_template
 from job.data.tokens import Sample
-from job.errors import DataError
+from job.errors import DataError, OutageError
 from tests.table_content import content_sha256
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -273,6 +275,25 @@ def test_a_table_survives_its_file_in_any_number_of_row_groups(
     assert (again.input_ids.dtype, again.is_target.dtype) == (np.int32, np.bool_)
     assert again.offsets.tolist() == expected.offsets.tolist()
     assert file_content_sha256(writer.lengths, tmp_path / "b") == content_sha256(expected)
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    writer = TableWriter(tmp_path / "whole")
+    writer.add(Sample(np.arange(20_000, dtype=np.int32), np.arange(20_000) > 0, truncated=False))
+    writer.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # EFBIG, the nearest to a full disk
+    sample = Sample(np.arange(5000, dtype=np.int32), np.arange(5000) > 0, truncated=False)
+    broken = TableWriter(tmp_path / "broken")
+    try:
+        with pytest.raises(OutageError, match="JOB_WORK_DIR.*free disk space"):
+            read_table(tmp_path / "whole")
+        with pytest.raises(OutageError, match="JOB_WORK_DIR.*free disk space"):
+            collections.deque(map(broken.add, [sample] * 1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    broken.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_the_content_of_a_table_is_pinned(rows: Path) -> None:

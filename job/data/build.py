@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Between two looks at should_stop, or CHECK_ROWS rows. A tokenised batch holds 100 bytes of Python
-# objects a character: 2 million took 60 MB more at the peak.
+# objects a character: 2 million took 30 MB more at the peak.
 _BATCH_CHARACTERS = 300_000
 
 

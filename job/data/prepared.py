@@ -233,5 +233,5 @@ def _publish(
 def _summary(data: PreparedData) -> str:
     return (
         f"{len(data.train)} train and {len(data.eval)} eval rows, "
-        f"{data.train.num_target_tokens} train target tokens"
+        f"{len(data.train.input_ids)} train tokens"
     )

@@ -153,8 +153,7 @@ class GcsBucket:
     def _resuming(self) -> Any:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        seconds = min(self._limits.sdk_seconds, self._limits.outage_seconds)
-        return DEFAULT_RETRY.with_timeout(seconds)
+        return DEFAULT_RETRY.with_timeout(self._limits.seconds_in_sdk)
 
 
 class _Watched:

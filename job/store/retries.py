@@ -33,6 +33,11 @@ class Limits:
     sdk_seconds: float = 120  # of those tries together; then ours begin anew
     pause_seconds: float = 1  # before our first retry; doubles up to half a minute
 
+    @property
+    def seconds_in_sdk(self) -> float:
+        """How long the SDK may try one request again by itself."""
+        return min(self.sdk_seconds, self.outage_seconds)
+
 
 class FaultKind(Enum):
     """What a failed request means for the next one."""

@@ -174,7 +174,7 @@ def _connect(limits: Limits) -> Any:
     # (tests/test_store_pace.py sees it if they move).
     pools = client._endpoint.http_session._pool_classes_by_scheme
     pools.update(keep_pace(pools, limits.pace))
-    client.meta.events.register("request-created.s3", partial(_end_retries, limits.sdk_seconds))
+    client.meta.events.register("request-created.s3", partial(_end_retries, limits.seconds_in_sdk))
     client.meta.events.register("response-received.s3", _note_answer)
     return client
 

@@ -71,8 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
     bucket: Bucket
 
     def do_GET(self) -> None:
-        if urlsplit(self.path).path == f"/storage/v1/b/{self.bucket.name}":
-            self._json(200, {"kind": "storage#bucket", "name": self.bucket.name})
+        if asked := re.fullmatch(r"/storage/v1/b/([^/]+)", urlsplit(self.path).path):
+            if asked[1] == self.bucket.name:
+                self._json(200, {"kind": "storage#bucket", "name": self.bucket.name})
+            else:
+                self._error(404, "The specified bucket does not exist.")
             return
         key, query = self._parse()
         if key is None:
