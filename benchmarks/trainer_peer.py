@@ -73,7 +73,10 @@ def train_with_trainer(
 
     On a GPU in fp16, with all layers recomputed.
     """
-    model.get_base_model().set_attn_implementation("sdpa")  # ours takes packed rows only
+    # Nothing of ours: transformers' attention, PEFT's own forward pass.
+    model.get_base_model().set_attn_implementation("sdpa")
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
     recorder = _Recorder()
     arguments = TrainingArguments(
         output_dir=str(output_dir),
@@ -89,8 +92,7 @@ def train_with_trainer(
         logging_steps=1,
         use_cpu=not on_gpu,
         fp16=on_gpu,
-        gradient_checkpointing=on_gpu,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
+        activation_checkpointing=on_gpu,
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,

@@ -47,44 +47,47 @@ def main() -> None:
     parser.add_argument("--trl-python", default="", help="a Python that has TRL (trl_peer.py)")
     arguments = parser.parse_args()
     console = Console(width=120, highlight=False)
-    sustained = _sustained_flops() if arguments.device == "cuda" else None
-    console.print(_machine(sustained, arguments.gpu_memory_gb))
+    sustained = sustained_flops(torch.device(arguments.device))
+    console.print(_machine(sustained, arguments))
     for name in arguments.shapes.split(","):
         with tempfile.TemporaryDirectory() as folder:
             console.print(_shape_table(name, Path(folder), arguments, sustained))
 
 
-def _machine(sustained: float | None, gpu_memory_gb: float | None) -> str:
+def _machine(sustained: float, arguments: argparse.Namespace) -> str:
     text = f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, torch"
     text += f" {torch.__version__}, "
-    if sustained is None:
-        threads = torch.get_num_threads()
-        return text + f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread"
-    cap = f" capped to {gpu_memory_gb} GiB" if gpu_memory_gb else ""
-    return (
-        f"{text}{torch.cuda.get_device_name(0)}{cap},"
-        f" fp16 products of 8192 sustained at {sustained / 1e12:.0f} TFLOPS"
-    )
+    if arguments.device == "cpu":
+        text += f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
+    else:
+        text += torch.cuda.get_device_name(0)
+        cap = arguments.gpu_memory_gb
+        text += f" capped to {cap} GiB" if cap else ""
+    return f"{text}; large matrix products sustained at {sustained / 1e12:.3g} TFLOPS"
 
 
-def _sustained_flops(size: int = 8192, seconds: float = 5.0) -> float:
-    """FLOP/s of fp16 matrix products over some seconds: hot, as in training."""
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.float16) for _ in range(2))
-    num_products, started = 0, 0.0
-    for warm in (True, False):
-        torch.cuda.synchronize()
+def sustained_flops(device: torch.device, size: int = 0, seconds: float = 3.0) -> float:
+    """FLOP/s of matrix products over some seconds, fp16 on a GPU: hot, as in training."""
+    on_gpu = device.type == "cuda"
+    size = size or (8192 if on_gpu else 1024)
+    dtype = torch.float16 if on_gpu else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def run(at_least: float) -> float:
         num_products, started = 0, time.monotonic()
-        while time.monotonic() - started < (1.0 if warm else seconds):
+        while time.monotonic() - started < at_least:
             for _ in range(8):
-                a @ b
-            torch.cuda.synchronize()
+                torch.mm(a, b)
+            if on_gpu:
+                torch.cuda.synchronize()
             num_products += 8
-    return num_products * 2 * size**3 / (time.monotonic() - started)
+        return num_products * 2 * size**3 / (time.monotonic() - started)
+
+    run(seconds / 3)
+    return run(seconds)
 
 
-def _shape_table(
-    name: str, folder: Path, arguments: argparse.Namespace, sustained: float | None
-) -> Table:
+def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustained: float) -> Table:
     recipe = _recipe(arguments.steps, 0.05 if arguments.device == "cuda" else 0.0)
     table = log_normal_rows(recipe.samples_per_step * arguments.steps, SHAPES[name]["vocab_size"])
     write_model(folder / "model", name)
@@ -126,26 +129,28 @@ def _show(
     runs: dict[str, list[dict[str, Any]]],
     our_tokens: list[int],
     config: dict[str, Any],
-    sustained: float | None,
+    sustained: float,
 ) -> Table:
     shown = Table(
         title=f"{name}: {len(next(iter(runs.values())))} rounds in turn, real (non-padding) tokens",
         box=box.SIMPLE,
         title_justify="left",
+        caption_justify="left",
     )
     columns = ["", "tokens/s", "lowest", "highest", "peak MB", f"loss, step {len(our_tokens)}"]
-    for column in [*columns, *(["FLOP used"] if sustained else []), "ratio", "how"]:
-        shown.add_column(column, justify="left" if column in ("", "how") else "right")
+    for column in [*columns, "FLOP used", "ratio"]:
+        shown.add_column(column, justify="right" if column else "left")
     rates = {}
+    notes = []
     for side, results in runs.items():
         if failure := next((r["failure"] for r in results if "failure" in r), None):
-            shown.add_row(NAMES[side], "failed", *[""] * (len(shown.columns) - 3), failure)
+            shown.add_row(NAMES[side], "failed")
+            notes.append(f"{NAMES[side]}: {failure}")
             continue
         rates[side] = [_rate(result, our_tokens) for result in results]
         ratio = statistics.median(a / b for a, b in zip(rates["job"], rates[side], strict=True))
         peak = max(result["peak_bytes"] for result in results)
         median = statistics.median(rates[side])
-        used = [f"{median * _flops_of_a_token(config) / sustained:.0%}"] if sustained else []
         shown.add_row(
             NAMES[side],
             f"{median:.0f}",
@@ -153,10 +158,11 @@ def _show(
             f"{max(rates[side]):.0f}",
             f"{peak / 1e6:.0f}{_predicted(results[0])}",
             f"{results[0]['losses'][-1]:.5f}",
-            *used,
+            f"{median * _flops_of_a_token(config) / sustained:.0%}",
             f"{ratio:.2f}",
-            results[0]["plan"],
         )
+        notes.append(f"{NAMES[side]}: {results[0]['plan']}")
+    shown.caption = "\n".join(notes)
     return shown
 
 

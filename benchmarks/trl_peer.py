@@ -130,7 +130,8 @@ def _trainer(folder: Path, recipe: dict[str, Any], on_gpu: bool) -> tuple[SFTTra
             use_cpu=not on_gpu,
             bf16=False,
             fp16=on_gpu,
-            gradient_checkpointing=on_gpu,
+            activation_checkpointing=on_gpu,
+            gradient_checkpointing=None,  # TRL's default overrides the new name
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,9 +99,7 @@ def test_the_predicted_peak_is_the_traced_one_within_5_percent(
 
 
 @pytest.mark.slow
-def test_the_prediction_for_fp16_autocast_holds_within_5_percent(
-    tmp_path: Path, cuda_autocast_flag: None
-) -> None:
+def test_the_prediction_for_fp16_autocast_holds_within_5_percent(tmp_path: Path) -> None:
     """What a GPU's dtypes do, on the CPU; but for dropout masks (bool there) and cuBLAS."""
     import torch
 
@@ -132,16 +129,6 @@ def test_the_prediction_for_fp16_autocast_holds_within_5_percent(
         traced = standing + peak_bytes(micro_batch)
         assert parts.weights + parts.adapter == pytest.approx(standing, rel=0.02), mode
         assert parts.total == pytest.approx(traced, rel=0.05), mode
-
-
-@pytest.fixture
-def cuda_autocast_flag() -> Iterator[None]:
-    """PEFT asks for CUDA's flag whether to cast inputs to fp32; on the CPU it does nothing else."""
-    import torch
-
-    torch.set_autocast_enabled("cuda", True)
-    yield
-    torch.set_autocast_enabled("cuda", False)
 
 
 def _plan(config: dict[str, Any] = MISTRAL_7B, **changes: Any) -> Any:

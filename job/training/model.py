@@ -19,6 +19,7 @@ from job.log import log
 from job.training.attention import enable_packed_attention
 from job.training.families import PACKED_FAMILIES
 from job.training.footprint import EVERY_N_LAYERS, Recompute
+from job.training.lora import enable_lean_forward
 from job.training.loss import has_chunked_loss
 from job.training.recipe import Recipe, derive_seed
 
@@ -141,6 +142,7 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    enable_lean_forward(peft_model)
     if has_chunked_loss(model):
         enable_packed_attention(model)
     else:
