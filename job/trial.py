@@ -213,7 +213,8 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
 
 
 def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
-    from job.training.fit import FitInputs, fit  # torch: not before there is something to train
+    # torch: not before there is something to train
+    from job.training.fit import FitInputs, fit_where_there_is_room
 
     recipe = Recipe.from_json(attempt.spec["recipe"])
     inputs = FitInputs(
@@ -231,7 +232,7 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
         max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
     )
 
-    return fit(
+    return fit_where_there_is_room(
         recipe,
         inputs,
         device=attempt.device,
