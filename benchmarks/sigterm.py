@@ -71,22 +71,27 @@ def measure(case: Case, folder: Path) -> Outcome:
     """Run the trial to the phase, signal its parent twice, and wait for the end of all."""
     folder.mkdir()
     settings = _inputs(folder, case)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.sigterm", "parent", json.dumps(settings), case.phase,
-         str(case.megabytes), str(case.rate)],
-        stdout=subprocess.PIPE, text=True, stderr=(folder / "log").open("w"),
-        env={**os.environ, **{f"JOB_{k.upper()}": str(v) for k, v in settings.items()}},
-    )  # fmt: skip
-    out = process.stdout
-    if out is None or not any(line.strip() == case.phase for line in out):
-        raise RuntimeError((folder / "log").read_text())
-    time.sleep(0.3)  # well into the phase
-    started = time.monotonic()
-    process.send_signal(case.number)
-    process.send_signal(case.number)
-    out.read()  # until the last process that holds it has ended
-    code = process.wait(timeout=60)
-    return Outcome(time.monotonic() - started, code, *_steps(folder / "out"))
+    command = [
+        sys.executable, "-m", "benchmarks.sigterm", "parent", json.dumps(settings), case.phase,
+        str(case.megabytes), str(case.rate),
+    ]  # fmt: skip
+    environ = {**os.environ, **{f"JOB_{k.upper()}": str(v) for k, v in settings.items()}}
+    pipe = subprocess.PIPE
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=pipe, text=True, stderr=log, env=environ) as process,
+    ):
+        out = process.stdout
+        if out is None or not any(line.strip() == case.phase for line in out):
+            raise RuntimeError((folder / "log").read_text())
+        time.sleep(0.3)  # well into the phase
+        started = time.monotonic()
+        process.send_signal(case.number)
+        process.send_signal(case.number)
+        out.read()  # until the last process that holds it has ended
+        code = process.wait(timeout=60)
+        seconds = time.monotonic() - started
+    return Outcome(seconds, code, *_steps(folder / "out"))
 
 
 def _inputs(folder: Path, case: Case) -> dict[str, object]:
