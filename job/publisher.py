@@ -67,6 +67,7 @@ class Publisher:
         self._line: queue.Queue[_Upload | None] = queue.Queue()
         self._error: BaseException | None = None
         self._bytes_per_second: float | None = None
+        self._under_way = (0, 0.0)  # bytes of the upload that the thread is at, since when
         self._thread = threading.Thread(target=self._run, daemon=True, name="publisher")
         self._bests = {entry["best"] for entry in lease.content["checkpoints"]} - {None}
 
@@ -121,7 +122,10 @@ class Publisher:
         if self._bytes_per_second is None:
             return None
         queued = sum(u.sealed.size_bytes for u in list(self._line.queue) if u is not None)
-        return float((queued + num_bytes) / self._bytes_per_second)
+        under_way, since = self._under_way
+        done = self._bytes_per_second * (time.monotonic() - since)
+        ahead = queued + max(0.0, under_way - done)
+        return float((ahead + num_bytes) / self._bytes_per_second)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all is uploaded; False if that takes longer than `timeout` seconds."""
@@ -143,7 +147,9 @@ class Publisher:
     def _publish(self, upload: _Upload) -> None:
         self._lease.ensure_held()
         started = time.monotonic()
+        self._under_way = (upload.sealed.size_bytes, started)
         upload_folder(self._store, upload.sealed, upload.folder)
+        self._under_way = (0, started)
         seconds = max(1e-3, time.monotonic() - started)
         self._bytes_per_second = upload.sealed.size_bytes / seconds
         shutil.rmtree(upload.folder, ignore_errors=True)

@@ -270,7 +270,7 @@ def _fit(
     # torch: not before there is something to train
     from job.training.crew import CrewPlan
     from job.training.device import usable_memory_bytes
-    from job.training.fit import FitInputs, fit
+    from job.training.fit import FitInputs, fit_where_there_is_room
 
     recipe = Recipe.from_json(attempt.spec["recipe"])
     inputs = FitInputs(
@@ -305,7 +305,7 @@ def _fit(
         else None,
     )
 
-    return fit(
+    return fit_where_there_is_room(
         recipe,
         inputs,
         device=attempt.device,

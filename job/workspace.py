@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from job.errors import work_dir_error
 from job.log import log
 
 PREFIX = "attempt-"
@@ -18,7 +20,10 @@ LOCK = "lock"  # held as long as the attempt lives; the kernel frees it with the
 
 @contextlib.contextmanager
 def attempt_folder(work_dir: Path) -> Iterator[Path]:
-    """A folder for this attempt alone, removed with it; those whose process is gone are swept."""
+    """A folder for this attempt alone, removed with it; those whose process is gone are swept.
+
+    Raises `OutageError` if the volume is full, whoever notices it in the folder.
+    """
     sweep(work_dir)
     # Locked before it has the name that is swept: no other worker ever sees it unlocked.
     new = Path(tempfile.mkdtemp(dir=work_dir, prefix=f"new-{PREFIX}"))
@@ -28,6 +33,10 @@ def attempt_folder(work_dir: Path) -> Iterator[Path]:
     try:
         (top / "files").mkdir()
         yield top / "files"
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise work_dir_error(work_dir, error) from error
+        raise
     finally:
         shutil.rmtree(top, ignore_errors=True)
         os.close(lock)

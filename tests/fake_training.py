@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -59,6 +60,7 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         while state.step < recipe.planned_steps and (not state.step or not attempt.stop_asked()):
             attempt.check()
             time.sleep(STEP_SECONDS)  # a step takes time, or nothing could fall into one
+            _count_step()
             value = hashlib.sha256(f"{value}{state.step}".encode()).hexdigest()
             state.step += 1
             keeper.report(step=state.step)
@@ -84,6 +86,13 @@ def _write_line(history: Path, state: TrainState, value: str) -> None:
         entry["eval/loss"] = state.curve[-1][1]
     with history.open("a") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def _count_step() -> None:
+    """A byte for every step that was computed, whatever becomes of it: benchmarks count them."""
+    if path := os.environ.get("FAKE_TRAINING_LOG"):
+        with Path(path).open("a") as file:
+            file.write(".")
 
 
 def _evaluate(state: TrainState, value: str, work_dir: Path, keeper: Any) -> None:

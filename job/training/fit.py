@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from job.data.samples import SampleTable
-from job.errors import PreemptedError
+from job.errors import GpuError, PreemptedError
 from job.log import log
 from job.progress import StepProgress
 from job.training.crew import Crew, CrewPlan
@@ -261,3 +261,37 @@ class _Run:
         # JSON has no NaN: a loss that overflowed stands as null.
         plain = {k: v if math.isfinite(v) else None for k, v in entry.items()}
         self._history.write(json.dumps(plain, allow_nan=False) + "\n")
+
+
+def fit_where_there_is_room(
+    recipe: Recipe,
+    inputs: FitInputs,
+    *,
+    device: torch.device,
+    work_dir: Path,
+    keeper: Keeper,
+    should_stop: Callable[[], None],
+) -> Fit:
+    """`fit`; an adapter that cannot even be attached beside the base makes the trial infeasible.
+
+    Raises `GpuError` if it was attached in an earlier attempt: then it is this node's fault.
+    """
+    try:
+        return fit(
+            recipe,
+            inputs,
+            device=device,
+            work_dir=work_dir,
+            keeper=keeper,
+            should_stop=should_stop,
+        )
+    except torch.OutOfMemoryError as error:  # what follows the attaching handles its own
+        if keeper.resume_dir is not None:
+            raise GpuError(
+                "out of GPU memory while attaching the adapter, which had room in an earlier"
+                " attempt: another process uses this card, or it is a smaller one"
+            ) from error
+    history_path = work_dir / HISTORY_FILE
+    history_path.touch()
+    reason = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
+    return Fit("infeasible", reason, TrainState(), history_path, peak_memory_bytes(device))
