@@ -12,7 +12,7 @@ from job.attempts import FRESH, account, read_accounts, taken_over, wasted_gpu_s
 from job.errors import ExitCode, PreemptedError, StoreError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
-from job.report import attempts_table
+from job.report.attempts_table import attempts_table
 from job.spec import gpu_hours_spent
 from job.store.local import LocalStore
 

@@ -15,7 +15,7 @@ from job.errors import PreemptedError, SettingsError, SlotError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.operations import exclude, redo, slot_argument
-from job.report import best_row, slot_rows
+from job.report.overview import read_overview
 from job.settings import Settings
 from job.spec import observe
 from job.store.local import LocalStore
@@ -65,7 +65,7 @@ def _files(ledger: Ledger) -> dict[str, bytes]:
 
 
 def _states(ledger: Ledger) -> list[str]:
-    return [row.state for row in slot_rows(ledger, 3)]
+    return [view.state for view in read_overview(ledger, 3).slots]
 
 
 def test_redo_of_a_committed_slot_keeps_its_parameters_and_all_it_held(ledger: Ledger) -> None:
@@ -81,7 +81,7 @@ def test_redo_of_a_committed_slot_keeps_its_parameters_and_all_it_held(ledger: L
     assert spec["wandb_run_id"] != "first", "another run of its own"
     lease = _taken(ledger)
     assert (lease.epoch, lease.content["checkpoints"]) == (1, []), "from the start"
-    assert slot_rows(ledger, 1)[0].note == "redo 1"
+    assert read_overview(ledger, 1).slots[0].generation == 1
 
 
 def test_the_engine_sees_a_redone_slot_as_running_until_it_is_committed(ledger: Ledger) -> None:
@@ -193,7 +193,7 @@ def test_an_excluded_trial_is_never_told_and_never_the_best(ledger: Ledger) -> N
     after = _files(ledger)
     assert {name: after[name] for name in before} == before
     assert _states(ledger) == ["excluded", "completed", "completed"]
-    best = best_row(slot_rows(ledger, 3))
+    best = read_overview(ledger, 3).best
     assert best is not None
     assert best.slot == 1
     assert [o.slot for o in observe(ledger, 3)[0]] == [1, 2]

@@ -43,6 +43,7 @@ class SlotView:
     best_step: int | None = None
     curve: tuple[tuple[int, float], ...] = ()  # (step, eval/loss), finite ones
     attempts: int = 0
+    generation: int = 0  # how often a person began it again
     node: str | None = None
     tokens_per_second: float | None = None
     lease_age_seconds: float | None = None  # since the holder last renewed it
@@ -124,7 +125,12 @@ def _view(ledger: Ledger, slot: int, now: datetime) -> SlotView:
         )
         # Paid for, and nothing of it counts.
         wasted = view.wasted_gpu_seconds + earlier
-        return replace(view, gpu_seconds=view.gpu_seconds + earlier, wasted_gpu_seconds=wasted)
+        return replace(
+            view,
+            generation=current.generation(slot),
+            gpu_seconds=view.gpu_seconds + earlier,
+            wasted_gpu_seconds=wasted,
+        )
     except (SlotError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning("slot %d is damaged: %s", slot, error)
         return SlotView(slot, "damaged", str(error))
@@ -139,13 +145,13 @@ def _view_generation(ledger: Ledger, slot: int, now: datetime) -> SlotView:
         reason = "it has a result.json but no spec.json" if result is not None else None
         return SlotView(slot, "damaged" if reason else "empty", reason)
     if result is not None:
-        view = _committed(slot, spec, result)
+        view = _committed(ledger, slot, spec, result)
     else:
         view = _open(ledger, slot, spec, failure, now)
     return replace(view, state="excluded", reason=excluded) if excluded is not None else view
 
 
-def _committed(slot: int, spec: Json, result: Json) -> SlotView:
+def _committed(ledger: Ledger, slot: int, spec: Json, result: Json) -> SlotView:
     if result["status"] not in COMMITTED:
         raise SlotError(f"slot {slot}: result.json has the status {result['status']!r}")
     return SlotView(
@@ -156,17 +162,17 @@ def _committed(slot: int, spec: Json, result: Json) -> SlotView:
         step=result["steps"],
         planned_steps=spec["recipe"]["planned_steps"],
         eval_loss=result["eval_loss"],
-        best_step=result["best_step"],
+        best_step=result.get("best_step"),
         curve=tuple((step, loss) for step, loss in result["curve"] if loss is not None),
-        attempts=result["attempts"],
-        tokens_per_second=result["tokens_per_second"],
-        gpu_seconds=result["gpu_seconds"],
-        wasted_gpu_seconds=result["wasted_gpu_seconds"],
+        attempts=result.get("attempts", 0),
+        tokens_per_second=result.get("tokens_per_second"),
+        gpu_seconds=gpu_seconds(ledger, slot),
+        wasted_gpu_seconds=result.get("wasted_gpu_seconds", 0.0),
         training_seconds=result.get("training_seconds"),
-        peak_memory_bytes=result["peak_memory_bytes"],
+        peak_memory_bytes=result.get("peak_memory_bytes"),
         adapter_key=result["adapter_key"],
-        adapter_bytes=result["adapter_bytes"],
-        committed_at=result["committed_at"],
+        adapter_bytes=result.get("adapter_bytes"),
+        committed_at=result.get("committed_at"),
         result=result,
     )
 

@@ -42,7 +42,7 @@ def slot_table(overview: Overview) -> Table:
         ("GPU", [duration(view.gpu_seconds) if view.gpu_seconds else "" for view in views]),
         ("node", [view.node or "" for view in views]),
         ("lease", [_lease(view) for view in views]),
-        ("", ["best" if view is overview.best else "" for view in views]),
+        ("", [_note(overview, view) for view in views]),
     ]
     table = Table(box=box.SIMPLE)
     shown = [(name, cells) for name, cells in columns if any(cells)]
@@ -114,6 +114,11 @@ def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]
 def _as_dict(view: SlotView) -> dict[str, Any]:
     shown = {key: value for key, value in vars(view).items() if key not in ("result", "curve")}
     return {**shown, "params": dict(view.params), "curve": [list(point) for point in view.curve]}
+
+
+def _note(overview: Overview, view: SlotView) -> str:
+    redone = f"redo {view.generation}" if view.generation else ""
+    return " ".join(word for word in ("best" if view is overview.best else "", redone) if word)
 
 
 def _steps(view: SlotView) -> str:
