@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import job
 from job.admission import (
@@ -20,13 +17,14 @@ from job.admission import (
     slot_name,
     slots,
 )
+from job.attempt import Attempt, Training
 from job.base_model import BaseModel, resolve_base_model
-from job.card import Provenance, adapter_card
 from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
 from job.drawing import Drawn, draw_for, drawable
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError
+from job.fitting import real_training
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
@@ -40,35 +38,15 @@ from job.spec import (
     check_vocabulary,
     load_sweep,
     now,
-    stop_early,
     sweep_identity,
 )
 from job.stop import Stop
 from job.store import open_store, probe
 from job.store.base import Store
-from job.store.documents import Json
-from job.sweep.definition import SweepDefinition
-from job.training.memory import Samples, plan_memory
-from job.training.recipe import Recipe
-from job.training.state import HISTORY_FILE, TrainState, saved_clock_seconds, unreadable
+from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.wandb_client import leave
 from job.watchdog import Watchdog
 from job.workspace import attempt_folder
-
-if TYPE_CHECKING:
-    import torch
-
-    from job.training.fit import Fit
-
-
-@dataclass(frozen=True)
-class Training:
-    """The training that a trial uses; tests give one without torch."""
-
-    open_device: Callable[[Settings], torch.device]
-    load_base: Callable[[BaseModel, torch.device], Any]
-    # Trains the attempt's spec in a work folder; the publisher keeps what must survive.
-    fit: Callable[[Attempt, Publisher, Path], Fit]
 
 
 def run_trial(
@@ -89,8 +67,7 @@ def run_trial(
     watchdog.start()
     try:
         with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-            training = replace(TRAINING, fit=partial(_fit, meeting=meeting))
-            line = run_trial_on(store, settings, stop, training, watchdog)
+            line = run_trial_on(store, settings, stop, real_training(meeting), watchdog)
     except JobError as error:
         leave(error.exit_code)
         raise
@@ -181,35 +158,6 @@ def run_trial_on(
             raise
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """All that one attempt at a slot rests on."""
-
-    settings: Settings
-    definition: SweepDefinition
-    ledger: Ledger
-    lease: Lease
-    spec: Json
-    base: BaseModel
-    data: PreparedData
-    device: torch.device
-    model: Any  # the loaded base
-    clock: AttemptClock
-    stop: Stop
-    watchdog: Watchdog
-    mirror: Mirror
-
-    def stop_asked(self) -> str | None:
-        """That somebody ended the trial on W&B, in words."""
-        return "stopped on W&B" if self.mirror.stop_requested.is_set() else None
-
-    def check(self) -> None:
-        """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
-        if self.lease.lost:
-            self.lease.ensure_held()
-        self.stop.check()
-
-
 def _train_and_commit(attempt: Attempt, training: Training) -> str:
     """Train the slot from where it stands, and commit it."""
     ledger, lease, spec, data = attempt.ledger, attempt.lease, attempt.spec, attempt.data
@@ -262,96 +210,6 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
     publisher.discard(keep=result["adapter_key"])
     attempt.mirror.commit(result)
     return f"slot {slot} committed: {summary(result)}"
-
-
-def _fit(
-    attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Path | None = None
-) -> Fit:
-    # torch: not before there is something to train
-    from job.training.crew import CrewPlan
-    from job.training.device import usable_memory_bytes
-    from job.training.fit import FitInputs, fit_where_there_is_room
-
-    recipe = Recipe.from_json(attempt.spec["recipe"])
-    inputs = FitInputs(
-        base=attempt.model,
-        train_table=attempt.data.train,
-        eval_table=attempt.data.eval.head(attempt.settings.eval_rows),
-        memory=plan_memory(
-            attempt.base.config,
-            Samples(
-                longest=int(attempt.data.train.lengths.max()),
-                mean=float(attempt.data.train.lengths.mean()),
-                per_step=math.ceil(recipe.samples_per_step / attempt.settings.num_gpus),
-            ),
-            lora_r=recipe.lora_r,
-            lora_dropout=recipe.lora_dropout,
-            per_device_train_batch_size=recipe.per_device_train_batch_size,
-            usable_bytes=usable_memory_bytes(
-                attempt.device, gpu_memory_gb=attempt.settings.gpu_memory_gb
-            ),
-        ),
-        budget_seconds=attempt.settings.trial_budget_hours * 3600,
-        out_of_time=attempt.clock.out_of_time,
-        stop_early=partial(_stop_early, attempt),
-        measure_step_0=attempt.spec["measure_step_0"],
-        max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
-        stop_asked=attempt.stop_asked,
-        card=partial(_card, attempt),
-        crew=CrewPlan(
-            meeting, attempt.settings.num_gpus, attempt.base.location, attempt.base.hub_revision
-        )
-        if meeting is not None
-        else None,
-    )
-
-    return fit_where_there_is_room(
-        recipe,
-        inputs,
-        device=attempt.device,
-        work_dir=work_dir,
-        keeper=publisher,
-        should_stop=attempt.check,
-    )
-
-
-def _card(attempt: Attempt, state: TrainState) -> str:
-    origin = Provenance(
-        base_model=attempt.base.name,
-        base_model_revision=attempt.base.revision,
-        sweep=attempt.ledger.sweep,
-        slot=attempt.lease.slot,
-        recipe=attempt.spec["recipe"],
-        data_digest=attempt.data.digest,
-        train_rows=len(attempt.data.train),
-        eval_rows=min(len(attempt.data.eval), attempt.settings.eval_rows),
-    )
-    return adapter_card(origin, eval_loss=state.best_loss, step=state.step)
-
-
-def _stop_early(attempt: Attempt, state: TrainState) -> str | None:
-    """`stop_early`, which may wait for the store as long as an outage is borne."""
-    with attempt.watchdog.phase("the store", outage_minutes=attempt.settings.outage_minutes):
-        return stop_early(attempt.definition, attempt.ledger, attempt.settings, state)
-
-
-def _open_device(settings: Settings) -> torch.device:
-    from job.gpu import preflight
-
-    preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
-    from job.training.device import open_device  # torch: not for a slot that is done
-
-    return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
-
-
-def _load_base(base: BaseModel, device: torch.device) -> Any:
-    from job.training.model import load_base
-
-    return load_base(base.location, base.hub_revision, device)
-
-
-# torch, peft and bitsandbytes, as far as a trial needs them.
-TRAINING = Training(_open_device, _load_base, _fit)
 
 
 def prepare_data(

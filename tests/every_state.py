@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from job.admission import STARTLESS_ATTEMPTS
+from job.attempt import Training
 from job.errors import JobError, PreemptedError
 from job.lease import acquire
 from job.ledger import Ledger
@@ -23,7 +24,7 @@ from job.stop import Stop
 from job.store.local import LocalStore
 from job.training.recipe import Recipe, derive_seed
 from job.training.state import TrainState, read_state, write_state
-from job.trial import Training, run_trial_on
+from job.trial import run_trial_on
 from job.watchdog import Watchdog
 from tests.workers import make_inputs
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from job.fitting import real_training
 from job.ledger import Ledger
 from job.store.base import Store, Stored
 from job.store.local import LocalStore
-from job.trial import TRAINING
 from tests.tiny_model import make_base
 from tests.workers import check_accounts, make_inputs, start_worker, wait_for
 
@@ -151,7 +151,7 @@ def real_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def _run_real(inputs: dict[str, Any], out: Path, store: Any) -> int:
     settings = inputs | {"output_uri": str(out), "num_trials": 1, "completion_index": 0}
-    return wait_for(start_worker(settings, lambda: store, training=TRAINING))
+    return wait_for(start_worker(settings, lambda: store, training=real_training()))
 
 
 @pytest.fixture(scope="module")

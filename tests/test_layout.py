@@ -37,6 +37,8 @@ ROOMS = [
     "mirror",
     "card",
     "outcome",
+    "attempt",
+    "fitting",
     "trial",
     "demo",
     "report",

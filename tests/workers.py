@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from job.attempt import Training
 from job.attempts import read_accounts
 from job.data.tokens import load_tokenizer
 from job.errors import JobError
@@ -21,7 +22,7 @@ from job.settings import Settings
 from job.stop import Stop
 from job.store.base import Store
 from job.store.documents import read_document
-from job.trial import Training, run_trial_on
+from job.trial import run_trial_on
 from job.watchdog import Watchdog
 from tests.fake_training import FAKE_TRAINING
 from tests.tiny_tokenizer import byte_level_tokenizer
