@@ -41,7 +41,7 @@ def describe_trial(work: Workload, pace: Pace, span: Span) -> str:
 
 
 def describe_cost(settings: Settings, span: Span) -> str:
-    sweep = span.times(settings.num_trials)
+    sweep = span.times(settings.num_trials * settings.num_gpus)
     hours = f"{duration(sweep.short)} to {duration(sweep.long)} of GPU"
     if (price := settings.gpu_hourly_usd) is None:
         money = "dollars with JOB_GPU_HOURLY_USD"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from job.base_model import BaseModel
@@ -57,7 +58,9 @@ def memory_of(
         Samples(
             longest=int(data.train.lengths.max()),
             mean=float(data.train.lengths.mean()),
-            per_step=settings.per_device_train_batch_size * max(worst.accumulation),
+            per_step=math.ceil(
+                settings.per_device_train_batch_size * max(worst.accumulation) / settings.num_gpus
+            ),
         ),
         lora_r=worst.lora_r,
         lora_dropout=worst.lora_dropout,
