@@ -1,12 +1,13 @@
 """What a node's driver says of its GPU, and what follows: pytest tests/test_gpu_preflight.py
 
 The driver's library is a small one of our own, built here and loaded through the same ctypes calls;
-environment variables say what it answers. No real GPU was asked so far.
+environment variables say what it answers. No real GPU was asked so far (`make test-gpu`).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,5 +177,20 @@ def test_a_node_without_gpu_ends_with_72_before_anything_is_fetched(tmp_path: Pa
         timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 72, done.stderr
-    assert "exit 72 (gpu)" in done.stderr.splitlines()[-1]
+    # In the words of the preflight: torch, which would see it too, was not asked.
+    assert re.search(
+        r"exit 72 \(gpu\): (no GPU can be used|CUDA_VISIBLE_DEVICES)", done.stderr.splitlines()[-1]
+    )
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_is_described_as_torch_sees_it() -> None:
+    import torch
+
+    gpu = read_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    properties = torch.cuda.get_device_properties(0)
+    assert gpu.name == properties.name
+    assert gpu.capability == (properties.major, properties.minor)
+    assert abs(gpu.total_bytes / properties.total_memory - 1) < 0.1
+    preflight("cuda", gpu_memory_gb=1.0)
