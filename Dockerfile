@@ -98,7 +98,6 @@ ENV PATH=/opt/venv/bin:$PATH \
 ENV HF_HOME=/work/huggingface \
     HOME=/work \
     JOB_WORK_DIR=/work \
-    MPLCONFIGDIR=/work/matplotlib \
     TMPDIR=/work \
     TORCHINDUCTOR_CACHE_DIR=/work/torchinductor \
     USER=job \
