@@ -18,7 +18,7 @@ from typing import Any
 
 INTERVAL_SECONDS = 1.0
 MEAN_SECONDS = 2 * INTERVAL_SECONDS  # of an attempt's training before it is ended
-NUM_STEPS = 4000
+NUM_STEPS = 10_000
 SEED = 17
 
 

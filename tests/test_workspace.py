@@ -18,6 +18,7 @@ def _child(work_dir: Path) -> int:
             (folder / "checkpoint-1").mkdir()
             (folder / "checkpoint-1" / "adapter.safetensors").write_bytes(bytes(1000))
             os.write(told, b".")
+            signal.alarm(60)  # whatever becomes of the test
             signal.pause()
         os._exit(0)
     assert os.read(ready, 1) == b"."
