@@ -3,6 +3,7 @@
 `python -m benchmarks.waste`: real lease, publisher and trial code in real processes, training that
 sleeps and resumes (tests/fake_training.py). The times between two kills are drawn from an
 exponential distribution whose mean is two checkpoint intervals. Prints a table.
+An argument is the seed of those times.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import random
 import select
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,20 +20,19 @@ from typing import Any
 
 INTERVAL_SECONDS = 1.0
 MEAN_SECONDS = 2 * INTERVAL_SECONDS  # of an attempt's training before it is ended
-NUM_STEPS = 10_000
+NUM_STEPS = 8000
 SEED = 17
 
 
 def main() -> None:
-    from tests.fake_training import STEP_SECONDS
-
+    seed = int(sys.argv[1]) if sys.argv[1:] else SEED
     print("| signal | kills | steps | done twice | share | steps a kill | intervals a kill |")
     print("|---|---|---|---|---|---|---|")
     for number in (signal.SIGKILL, signal.SIGTERM):
         with tempfile.TemporaryDirectory() as name:
-            kills, steps, twice, seconds = measure(number, Path(name))
+            kills, steps, twice, seconds = measure(number, Path(name), seed=seed)
         per_kill = twice / max(1, kills)
-        intervals = per_kill * max(STEP_SECONDS, seconds / steps) / INTERVAL_SECONDS
+        intervals = per_kill * seconds / (steps + twice) / INTERVAL_SECONDS
         print(
             f"| {number.name} | {kills} | {steps} | {twice} | {twice / steps:.1%} |"
             f" {per_kill:.2f} | {intervals:.2f} |",
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def measure(
-    number: signal.Signals, folder: Path, *, num_steps: int = NUM_STEPS
+    number: signal.Signals, folder: Path, *, num_steps: int = NUM_STEPS, seed: int = SEED
 ) -> tuple[int, int, int, float]:
     """Kills, steps of the trial, steps done twice, and the seconds that training took in all."""
     from job.ledger import Ledger
@@ -52,7 +53,7 @@ def measure(
         "checkpoint_minutes": INTERVAL_SECONDS / 60, "evals_per_trial": 2,
     }  # fmt: skip
     store = LocalStore(folder / "out")
-    draw = random.Random(SEED)  # noqa: S311  # when to kill, nothing secret
+    draw = random.Random(seed)  # noqa: S311  # when to kill, nothing secret
     kills = done = 0
     seconds = 0.0
     log = folder / "steps"

@@ -49,6 +49,7 @@ class Lease:
         self.ledger = ledger  # pinned to the slot's generation
         # Asked at every renewal for what changes by itself, such as the GPU-seconds.
         self.measure: Callable[[], Json] = dict
+        self.outcome = "nothing to do"  # why an attempt ended that no error ended
         self._content = document.content
         self._version = document.version
         self._lease_seconds = lease_seconds
@@ -122,7 +123,7 @@ class Lease:
         self, _kind: type[BaseException] | None, error: BaseException | None, *_: object
     ) -> None:
         try:
-            self.end(*_ending(error))
+            self.end(*((ExitCode.OK, self.outcome) if error is None else _ending(error)))
             if not self._lost and not isinstance(error, StoreError):  # else the next one writes it
                 write_account(self.ledger, self.slot, account(self._content, ended=True))
         except JobError as failure:  # must not hide how the attempt ended
@@ -231,10 +232,8 @@ def _try(
     return taken if taken.ours else None
 
 
-def _ending(error: BaseException | None) -> tuple[int, str]:
+def _ending(error: BaseException) -> tuple[int, str]:
     """Exit code and reason of an attempt that ends by `error`."""
-    if error is None:
-        return ExitCode.OK, "done"
     if isinstance(error, JobError):
         return error.exit_code, str(error).partition("\n")[0]
     return ExitCode.BUG, type(error).__name__

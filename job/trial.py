@@ -206,7 +206,9 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
     if not ledger.is_current(slot):
         raise PreemptedError(f"slot {slot}: was begun again meanwhile, this attempt ends")
     if not ledger.commit(slot, result):
+        lease.outcome = "another attempt had committed the slot"
         return f"slot {slot}: was committed by another attempt meanwhile, which holds"
+    lease.outcome = f"committed: {result['status']}"
     publisher.discard(keep=result["adapter_key"])
     attempt.mirror.commit(result)
     return f"slot {slot} committed: {summary(result)}"

@@ -135,7 +135,8 @@ def test_a_checkpoint_on_a_full_volume_ends_in_74_and_the_one_before_stands(
     """The first checkpoint (1 MB) fits, the second (8 MB) does not."""
     out = tmp_path / "out"
     given = inputs | {"work_dir": str(small_volume)}
-    if told_to_end:  # no second checkpoint is due before the signal
+    if told_to_end:
+        given |= {"checkpoint_minutes": 2 / 60}  # no second one is due before the signal
         code, _ = _stopped_at(given, out, "evaluation", megabytes=8, rate=100, eval_seconds=30)
     else:
         training = BigTraining(8, lambda _: None).training()

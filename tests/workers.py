@@ -105,6 +105,7 @@ def check_accounts(ledger: Ledger, slot: int) -> int:
     attempts = [a for a in told if a["epoch"] <= result["attempts"]]
     assert [a["epoch"] for a in attempts] == list(range(1, result["attempts"] + 1))
     if attempts[-1]["state"] == "ended" and attempts[-1]["exit_code"] == 0:
+        assert attempts[-1]["reason"] == f"committed: {result['status']}"
         for name in ("gpu_seconds", "wasted_gpu_seconds"):
             total = sum(a[name] for a in attempts)
             assert abs(total - result[name]) < 0.051 * len(attempts), (name, total, result[name])
