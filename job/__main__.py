@@ -11,9 +11,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import ctypes
-import errno
-import faulthandler
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,19 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import job
-from job.errors import ExitCode, JobError, OutageError
+from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
 from job.plan.arguments import plan_arguments
 from job.report.arguments import best_arguments, report_arguments, status_arguments
 from job.settings import Settings, load_settings, variable
-from job.stop import Stop
 from job.verbs import add_exclude, add_gc, add_redo, run_exclude, run_gc, run_redo
 
 if TYPE_CHECKING:
     from job.ledger import Ledger
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 NO_ROWS = "not-needed"  # JOB_DATASET_URI of verbs that read no rows
 
 EXAMPLES = """\
@@ -71,7 +66,7 @@ def _guarded(verb: Callable[[], int]) -> int:
     try:
         return verb()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in VOLUME_FULL:
             raise OutageError(f"{error.filename}: no space left: free or enlarge it") from error
         raise
 
@@ -108,38 +103,13 @@ def _queue(_options: argparse.Namespace) -> int:
 
 
 def _trial(options: argparse.Namespace) -> int:
-    from job.pulse import beat, open_beat
-    from job.trial import run_trial
-    from job.watchdog import Watchdog
+    from job.child import follow_rank_0, run_as_child
 
-    if options.rank:
-        return _follow(options)
-    _end_with_parent(signal.SIGTERM)
-    faulthandler.enable()  # our parent sends SIGABRT if this process runs no Python any more
     settings = _settings()
-    stop = Stop(settings.grace_seconds)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop.set)
-    watchdog = Watchdog(stop, _end_hung, pulse=partial(beat, open_beat(options.pulse_fd)))
-    return _last_words(ExitCode.OK, run_trial(settings, stop, watchdog, options.meeting))
-
-
-def _follow(options: argparse.Namespace) -> int:
-    """One more GPU of a trial. Rank 0 saves at a SIGTERM; our parent ends us after it."""
-    from job.training.device import open_device
-    from job.training.follower import follow
-
-    _end_with_parent(signal.SIGKILL)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    settings = _settings()
-    try:
-        device = open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
-        follow(options.meeting, rank=options.rank, size=settings.num_gpus, device=device)
-    except JobError as error:  # the last words are rank 0's
-        log.error("rank %d: %s", options.rank, error)
-        return int(error.exit_code)
-    return ExitCode.OK
+    if options.rank:  # one more GPU of a trial; the last words are rank 0's
+        return follow_rank_0(settings, options.rank, options.meeting)
+    line = run_as_child(settings, options.pulse_fd, options.meeting, die=_end_hung)
+    return _last_words(ExitCode.OK, line)
 
 
 def _end_hung(reason: str) -> None:
@@ -151,12 +121,6 @@ def _trial_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--meeting", type=Path, help=argparse.SUPPRESS)
-
-
-def _end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send a signal when our parent dies, even by SIGKILL (Linux; see prctl(2))."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 def _open_ledger() -> tuple[Settings, Ledger]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from pathlib import Path
 
-from job.errors import SettingsError, SlotError
+from job.errors import VOLUME_FULL, SettingsError, SlotError
 from job.lease import Lease
 from job.ledger import Ledger
 from job.settings import Settings
@@ -82,7 +81,7 @@ def check_work_dir(work_dir: Path) -> None:
         work_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=work_dir).close()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in VOLUME_FULL:
             raise
         raise SettingsError(
             f"JOB_WORK_DIR: {work_dir} cannot be written ({error.strerror}); give a folder that"

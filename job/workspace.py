@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -11,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from job.errors import work_dir_error
+from job.errors import VOLUME_FULL, work_dir_error
 from job.log import log
 
 PREFIX = "attempt-"
@@ -34,7 +33,7 @@ def attempt_folder(work_dir: Path) -> Iterator[Path]:
         (top / "files").mkdir()
         yield top / "files"
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in VOLUME_FULL:
             raise work_dir_error(work_dir, error) from error
         raise
     finally:

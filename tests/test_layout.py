@@ -47,6 +47,7 @@ ROOMS = [
     "garbage",
     "verbs",
     "pulse",
+    "child",
     "supervisor",
     "__main__",
 ]
