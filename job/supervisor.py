@@ -24,7 +24,7 @@ from job.pulse import Ear, Hearing
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
-FOLLOWERS_SECONDS = 3.0  # a follower may be gone that long before a rank 0 that ended
+FOLLOWERS_SECONDS = 3.0  # between the ends of two processes of a trial that has several
 TRIES_PER_SLOT = 3  # of `queue`, for a slot that fails; back-off as below between them
 BACK_OFF_SECONDS = (5.0, 30.0)
 TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
@@ -71,6 +71,9 @@ class Supervisor:
             ear.close()
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
+            for follower in self._followers:
+                if _ends_soon(follower):  # a driver may hold on to a killed process for a while
+                    os.waitpid(follower, 0)
             self._child = None
         return self._exit_code(os.waitstatus_to_exitcode(status), hung=ear.found_silent)
 
@@ -101,6 +104,7 @@ class Supervisor:
             if pid == child:
                 return status
             rank, code = self._followers.pop(pid, None), os.waitstatus_to_exitcode(status)
+            # If rank 0 is ending, too, the others only lost their connection to it.
             if rank is not None and code != 0 and not _ends_soon(child):
                 log.error("rank %d ended with %d; the trial cannot go on without it", rank, code)
                 self._failed_rank = (rank, code)
@@ -200,7 +204,7 @@ def _on_gpu(environ: Mapping[str, str], rank: int) -> dict[str, str]:
 
 
 def _ends_soon(pid: int) -> bool:
-    """Rank 0 is ending by itself: the others only lost their connection to it."""
+    """Whether a child of ours is gone, or will be within `FOLLOWERS_SECONDS`."""
     descriptor = os.pidfd_open(pid)
     try:
         return bool(select.select([descriptor], [], [], FOLLOWERS_SECONDS)[0])
