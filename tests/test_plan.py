@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from job.plan import warnings
@@ -22,7 +23,9 @@ from job.plan.forecast import (
     trial_seconds,
 )
 from job.settings import Settings
+from job.store import open_store
 from job.training.shape import model_shape
+from tests.servers import s3
 from tests.tiny_tokenizer import byte_level_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +84,31 @@ def test_a_checkpoint_too_large_for_the_grace_is_foretold() -> None:
     (line,) = warnings.of_checkpoints(_settings(), 250_000_000, 10e6)
     assert "250 MB takes 25 s" in line
     assert "11 s are left" in line
+
+
+@pytest.mark.slow
+def test_lifecycle_rules_that_delete_the_sweep_are_foretold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3.moto_server(tmp_path) as endpoint:
+        s3.use(monkeypatch, endpoint)
+        store = open_store(f"s3://{s3.BUCKET}/sweeps")
+        assert list(warnings.of_expiry(store)) == []
+        rules = [
+            {
+                "ID": "a",
+                "Status": "Enabled",
+                "Filter": {"Prefix": "swe"},
+                "Expiration": {"Days": 7},
+            },
+            {"ID": "b", "Status": "Enabled", "Filter": {"Prefix": "x/"}, "Expiration": {"Days": 1}},
+            {"ID": "c", "Status": "Disabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}},
+        ]
+        boto3.client("s3").put_bucket_lifecycle_configuration(
+            Bucket=s3.BUCKET, LifecycleConfiguration={"Rules": rules}
+        )
+        (line,) = warnings.of_expiry(store)
+        assert "under swe 7 days after they were written" in line
 
 
 @pytest.fixture(scope="module")

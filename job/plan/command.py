@@ -79,6 +79,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.numbers["upload_bytes_per_second"] = round(rate)
     plan.sections["store"] = f"{store.uri}: conditional writes hold, {rate / 1e6:.0f} MB/s up"
     yield "store"
+    plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
     revision = base_revision(settings, ledger)
     base = resolve_base_model(settings.base_model, revision, cache_dir=settings.work_dir)

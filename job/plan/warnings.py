@@ -10,6 +10,8 @@ from job.report.findings import BAYES_FROM_TRIALS
 from job.report.words import duration
 from job.settings import Settings
 from job.stop import EXIT_MARGIN_SECONDS
+from job.store.base import Store
+from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
 
 CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth a warning
@@ -34,6 +36,23 @@ def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> It
             f" {left:.0f} s are left after SIGTERM: a preempted trial falls back by up to"
             f" JOB_CHECKPOINT_MINUTES ({settings.checkpoint_minutes:g}); lower lora_r, or use a"
             " bucket in the nodes' region"
+        )
+
+
+def of_expiry(store: Store) -> Iterator[str]:
+    """Rules of the bucket that would delete a sweep's documents, live or finished."""
+    if not isinstance(store, BucketStore):
+        return
+    expiries = store.expiries()
+    if expiries is None:
+        yield (
+            f"{store.uri}: the bucket's lifecycle rules cannot be read with these credentials; make"
+            " sure that none deletes what a sweep needs"
+        )
+    for rule in expiries or []:
+        yield (
+            f"{store.uri}: a lifecycle rule deletes objects under {rule.prefix or '/'} {rule.when}:"
+            " a slot that loses its spec or result is damaged; leave this prefix out of it"
         )
 
 

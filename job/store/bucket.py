@@ -39,6 +39,13 @@ class Progress(Protocol):
         """That so many more bytes came; negative when a try starts over."""
 
 
+class Expiry(NamedTuple):
+    """A rule by which the service deletes objects under `prefix` by itself."""
+
+    prefix: str
+    when: str  # in words: "7 days after they were written"
+
+
 class Bucket(Protocol):
     """One service's requests, each tried once; keys are the bucket's own, in full.
 
@@ -66,6 +73,9 @@ class Bucket(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is no error."""
+
+    def expiries(self) -> list[Expiry]:
+        """Rules by which the service deletes objects by itself."""
 
     def diagnose(self, error: Exception) -> Fault | None:
         """What one of this bucket's errors means; None if it is not the service's."""
@@ -148,6 +158,23 @@ class BucketStore:
     @property
     def uri(self) -> str:
         return f"{self._bucket.uri}/{self._top}".rstrip("/")
+
+    def expiries(self) -> list[Expiry] | None:
+        """The bucket's rules that would delete something of ours; None where it does not say.
+
+        Asked once, without retries: it takes a permission that a trial does not need.
+        """
+        try:
+            rules = self._bucket.expiries()
+        except Exception as error:
+            if self._bucket.diagnose(error) is None:
+                raise
+            return None
+        return [
+            rule
+            for rule in rules
+            if rule.prefix.startswith(self._top) or self._top.startswith(rule.prefix)
+        ]
 
     def get(self, key: str) -> Stored | None:
         full = self._full(key)

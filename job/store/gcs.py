@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from job.errors import SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Listed, OnProgress, Progress
+from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
 from job.store.gcs_faults import diagnose, is_absent
 from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
@@ -128,6 +128,19 @@ class GcsBucket:
         except Exception as error:
             if not is_absent(error):
                 raise
+
+    def expiries(self) -> Sequence[Expiry]:
+        bucket = self._gcs()
+        bucket.reload(timeout=self._timeout, retry=None)
+        found = []
+        for rule in bucket.lifecycle_rules:
+            condition = rule.get("condition", {})
+            if rule.get("action", {}).get("type") != "Delete" or condition.get("isLive") is False:
+                continue  # versions that were overwritten are nothing of ours
+            age = condition.get("age")
+            when = "by another condition" if age is None else f"{age} days after they were written"
+            found += [Expiry(prefix, when) for prefix in condition.get("matchesPrefix", [""])]
+        return found
 
     def diagnose(self, error: Exception) -> Fault | None:
         return diagnose(error, self._name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Listed, OnProgress, Progress
+from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
 from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
 from job.store.s3_faults import diagnose, error_code
@@ -113,6 +113,20 @@ class S3Bucket:
     def delete(self, key: str) -> None:
         self._s3().delete_object(Bucket=self._name, Key=key)
 
+    def expiries(self) -> list[Expiry]:
+        try:
+            answer = self._s3().get_bucket_lifecycle_configuration(Bucket=self._name)
+        except Exception as error:
+            if error_code(error) == "NoSuchLifecycleConfiguration":
+                return []
+            raise
+        return [
+            Expiry(_prefix_of(rule), _when(rule["Expiration"]))
+            for rule in answer.get("Rules", [])
+            if rule.get("Status") == "Enabled"
+            and {"Days", "Date"} & set(rule.get("Expiration", {}))
+        ]
+
     def diagnose(self, error: Exception) -> Fault | None:
         return diagnose(error, self._name)
 
@@ -136,6 +150,20 @@ class S3Bucket:
             max_io_queue_size=200,  # of 256 kB: at most 50 MB wait for the disk
         )
         return TransferManager(self._s3(), config)
+
+
+def _prefix_of(rule: dict[str, Any]) -> str:
+    """A lifecycle rule's prefix, which has been in three places over the years."""
+    found = rule.get("Filter", {})
+    return str(
+        found.get("Prefix") or found.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
+    )
+
+
+def _when(expiration: dict[str, Any]) -> str:
+    if "Days" in expiration:
+        return f"{expiration['Days']} days after they were written"
+    return f"on {expiration['Date']:%Y-%m-%d}"
 
 
 class _Watcher:
