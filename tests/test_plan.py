@@ -95,14 +95,8 @@ def test_lifecycle_rules_that_delete_the_sweep_are_foretold(
         store = open_store(f"s3://{s3.BUCKET}/sweeps")
         assert list(warnings.of_expiry(store)) == []
         rules = [
-            {
-                "ID": "a",
-                "Status": "Enabled",
-                "Filter": {"Prefix": "swe"},
-                "Expiration": {"Days": 7},
-            },
-            {"ID": "b", "Status": "Enabled", "Filter": {"Prefix": "x/"}, "Expiration": {"Days": 1}},
-            {"ID": "c", "Status": "Disabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}},
+            {"Status": status, "Filter": {"Prefix": prefix}, "Expiration": {"Days": 7}}
+            for status, prefix in (("Enabled", "swe"), ("Enabled", "x/"), ("Disabled", ""))
         ]
         boto3.client("s3").put_bucket_lifecycle_configuration(
             Bucket=s3.BUCKET, LifecycleConfiguration={"Rules": rules}

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -74,7 +74,7 @@ class Bucket(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is no error."""
 
-    def expiries(self) -> list[Expiry]:
+    def expiries(self) -> Sequence[Expiry]:
         """Rules by which the service deletes objects by itself."""
 
     def diagnose(self, error: Exception) -> Fault | None:
@@ -159,7 +159,7 @@ class BucketStore:
     def uri(self) -> str:
         return f"{self._bucket.uri}/{self._top}".rstrip("/")
 
-    def expiries(self) -> list[Expiry] | None:
+    def expiries(self) -> Sequence[Expiry] | None:
         """The bucket's rules that would delete something of ours; None where it does not say.
 
         Asked once, without retries: it takes a permission that a trial does not need.

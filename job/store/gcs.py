@@ -7,6 +7,7 @@ SDK resumes where it broke off and checks by crc32c.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 

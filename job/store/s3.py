@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ class S3Bucket:
     def delete(self, key: str) -> None:
         self._s3().delete_object(Bucket=self._name, Key=key)
 
-    def expiries(self) -> list[Expiry]:
+    def expiries(self) -> Sequence[Expiry]:
         try:
             answer = self._s3().get_bucket_lifecycle_configuration(Bucket=self._name)
         except Exception as error:
@@ -123,8 +124,7 @@ class S3Bucket:
         return [
             Expiry(_prefix_of(rule), _when(rule["Expiration"]))
             for rule in answer.get("Rules", [])
-            if rule.get("Status") == "Enabled"
-            and {"Days", "Date"} & set(rule.get("Expiration", {}))
+            if rule["Status"] == "Enabled" and {"Days", "Date"} & set(rule.get("Expiration", ()))
         ]
 
     def diagnose(self, error: Exception) -> Fault | None:
@@ -155,9 +155,8 @@ class S3Bucket:
 def _prefix_of(rule: dict[str, Any]) -> str:
     """A lifecycle rule's prefix, which has been in three places over the years."""
     found = rule.get("Filter", {})
-    return str(
-        found.get("Prefix") or found.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
-    )
+    places = (found, found.get("And", {}), rule)
+    return next((str(place["Prefix"]) for place in places if place.get("Prefix")), "")
 
 
 def _when(expiration: dict[str, Any]) -> str:
