@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from job.report.svg import LEFT, RIGHT, WIDTH, Scale, dot, scale, text, x_scale
-from job.report.words import duration, number
+from job.report.words import amount, duration, number
 
 
 def test_a_scale_maps_its_ends_to_its_pixels() -> None:
@@ -52,6 +52,13 @@ def test_what_the_bucket_holds_cannot_break_out_of_a_drawing() -> None:
 )  # fmt: skip
 def test_numbers_are_short(value: float, words: str) -> None:
     assert number(value) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(7.25e9, "7.25 B"), (1.97e6, "1.97 M"), (46_800, "46.8 k"), (90, "90")]
+)
+def test_amounts_have_a_fitting_unit(count: float, words: str) -> None:
+    assert amount(count) == words
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(95, "95 s"), (720, "12 min"), (8640, "2.4 h")])

@@ -31,7 +31,7 @@ SETTINGS = {
     "JOB_DEVICE": "cpu",
     "JOB_SUBSAMPLE_FRACTION": "0.35",
     "JOB_MAX_SEQ_LENGTH": "256",
-    "JOB_MAX_STEPS": "45",
+    "JOB_MAX_STEPS": "90",
     "JOB_EVALS_PER_TRIAL": "3",
     "JOB_EVAL_ROWS": "96",
     # On two cores that something else uses too, two threads take up to ten times longer.

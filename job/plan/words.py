@@ -6,7 +6,7 @@ from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.plan.forecast import Pace, Span, Workload
 from job.report.importance import searched
-from job.report.words import duration
+from job.report.words import amount, duration
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
 from job.training.shape import ModelShape
@@ -21,8 +21,8 @@ def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
     if shape is None:
         family = base.config.get("model_type")
         return f"{base.name} at {base.revision[:19]}: {family}, a family without predictions"
-    billions = (shape.quantised_weights + shape.plain_weights) / 1e9
-    return f"{base.name} at {base.revision[:19]}: {billions:.3g} B weights"
+    weights = amount(shape.quantised_weights + shape.plain_weights)
+    return f"{base.name} at {base.revision[:19]}: {weights} weights"
 
 
 def describe_rows(data: PreparedData) -> str:
@@ -35,7 +35,7 @@ def describe_rows(data: PreparedData) -> str:
 
 def describe_trial(work: Workload, pace: Pace, span: Span) -> str:
     return (
-        f"{work.steps} steps, {work.train_tokens / 1e6:.3g} M tokens at {pace.slow:.0f} to"
+        f"{work.steps} steps, {amount(work.train_tokens)} tokens at {pace.slow:.0f} to"
         f" {pace.fast:.0f} tokens/s ({pace.basis}): {duration(span.short)} to {duration(span.long)}"
     )
 
@@ -47,5 +47,5 @@ def describe_cost(settings: Settings, span: Span) -> str:
         money = "dollars with JOB_GPU_HOURLY_USD"
     else:
         low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
-        money = f"${low:.2f} to ${high:.2f}"
+        money = f"${low:,.2f} to ${high:,.2f}"
     return f"{settings.num_trials} trials: at most {hours}, {money}"

@@ -11,6 +11,14 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def amount(count: float) -> str:
+    """Of tokens or weights: 46.8 k, 1.97 M, 7.25 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
+
+
 def duration(seconds: float) -> str:
     """For people: 95 s, 12 min, 2.4 h."""
     if seconds < 120:
