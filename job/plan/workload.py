@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
@@ -11,8 +13,10 @@ from job.plan.forecast import Workload
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
 from job.sweep.distributions import Choice, Constant, Distribution
+from job.training.footprint import FP32_CPU, Work, footprint
 from job.training.memory import T4_USABLE_BYTES, MemoryPlan, Samples, plan_memory
 from job.training.recipe import plan_evaluations, plan_steps
+from job.training.shape import model_shape
 
 
 @dataclass(frozen=True)
@@ -49,24 +53,30 @@ def _values(domain: Distribution | None, setting: float) -> tuple[float, ...]:
 def memory_of(
     settings: Settings, base: BaseModel, data: PreparedData, worst: Costliest
 ) -> MemoryPlan:
-    usable = None
-    if settings.device != "cpu":
-        gib = settings.gpu_memory_gb
-        usable = int(gib * 2**30) if gib else T4_USABLE_BYTES
-    return plan_memory(
+    """What a trial would plan on this machine's CPU, or on the card that the settings describe."""
+    lengths = data.train.lengths
+    per_step = settings.per_device_train_batch_size * max(worst.accumulation)
+    samples = Samples(
+        longest=int(lengths.max()),
+        mean=float(lengths.mean()),
+        per_step=math.ceil(per_step / settings.num_gpus),
+    )
+    gib = settings.gpu_memory_gb
+    usable = int(gib * 2**30) if gib else T4_USABLE_BYTES
+    plan = plan_memory(
         base.config,
-        Samples(
-            longest=int(data.train.lengths.max()),
-            mean=float(data.train.lengths.mean()),
-            per_step=math.ceil(
-                settings.per_device_train_batch_size * max(worst.accumulation) / settings.num_gpus
-            ),
-        ),
+        samples,
         lora_r=worst.lora_r,
         lora_dropout=worst.lora_dropout,
         per_device_train_batch_size=settings.per_device_train_batch_size,
-        usable_bytes=usable,
+        usable_bytes=None if settings.device == "cpu" else usable,
     )
+    shape = model_shape(base.config)
+    if settings.device != "cpu" or shape is None:
+        return plan
+    tokens = min(plan.token_budget, int(np.sort(lengths)[-samples.per_step :].sum()))
+    work = Work(tokens, tokens, worst.lora_r, worst.lora_dropout > 0, plan.recompute)
+    return replace(plan, predicted=footprint(shape, work, FP32_CPU))
 
 
 def workload_of(settings: Settings, data: PreparedData, worst: Costliest) -> Workload:

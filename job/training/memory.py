@@ -50,13 +50,11 @@ class MemoryPlan:
     def __str__(self) -> str:
         layers = {"none": "no layer", "second": "every second layer", "all": "all layers"}
         text = f"{self.token_budget} tokens a micro-batch, {layers[self.recompute]} recomputed"
-        if self.predicted is None or self.usable_bytes is None:
+        if self.predicted is None:
             return text
+        limit = "" if self.usable_bytes is None else f" of {_gib(self.usable_bytes)}"
         parts = ", ".join(f"{name} {_gib(size)}" for name, size in vars(self.predicted).items())
-        return (
-            f"{text}; predicted peak {_gib(self.predicted.total)} of {_gib(self.usable_bytes)} GiB"
-            f" ({parts})"
-        )
+        return f"{text}; predicted peak {_gib(self.predicted.total)}{limit} GiB ({parts})"
 
 
 def plan_memory(
