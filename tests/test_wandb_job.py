@@ -164,6 +164,3 @@ def test_verbs_say_what_is_missing(environ: dict[str, str]) -> None:
         _, err = _finish(process := _start(*verb, environ=keyless))
         assert process.returncode == 64
         assert "WANDB_API_KEY: not set" in err
-    _, err = _finish(process := _start("report", environ=environ))
-    assert process.returncode == 64
-    assert "--mirror" in err

@@ -24,6 +24,7 @@ from job.settings import Settings
 from job.stop import Stop
 from job.store.local import LocalStore
 from job.trial import run_trial_on
+from job.watchdog import Watchdog
 from tests.fake_training import FAKE_TRAINING
 from tests.servers.wandb import API_KEY, WandbServer
 from tests.workers import make_inputs
@@ -148,7 +149,9 @@ def _attempt(variables: dict[str, str], given: dict[str, Any], log_path: str) ->
             sys.modules["wandb"] = None  # type: ignore[assignment]
         else:
             _quicken()
-        line = run_trial_on(_store(given["output_uri"], variables), settings, stop, FAKE_TRAINING)
+        store = _store(given["output_uri"], variables)
+        watchdog = Watchdog(stop, sys.exit)  # never started
+        line = run_trial_on(store, settings, stop, FAKE_TRAINING, watchdog)
     except JobError as error:
         code, line = int(error.exit_code), str(error)
     log.info("exit %d: %s", code, line)

@@ -20,12 +20,13 @@ def merge_adapter(location: str, revision: str | None, adapter: Path, folder: Pa
 
     The base is quantised to 4 bits and back, as the adapter saw it in training: added to the
     original 16-bit weights, it would correct rounding errors that are not there. Runs on the CPU
-    and takes 2 bytes a parameter of memory.
+    and takes a little over 2 bytes a parameter of memory.
     """
     model = load_base(location, revision, torch.device("cpu"))
     model = model.dequantize(dtype=torch.float16).to(torch.float16)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.config.dtype = torch.float16
+    merged.config.use_cache = True  # off for training only
     try:
         merged.save_pretrained(folder, max_shard_size=MAX_SHARD)
         AutoTokenizer.from_pretrained(
