@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
     sweep_budget_gpu_hours: Positive | None = Field(None, description="no new slot past it")
     gpu_hourly_usd: Positive | None = Field(
-        None, description="price of a GPU-hour, for plan and report"
+        None, description="price, for plan and report"
     )
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
