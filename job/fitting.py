@@ -48,7 +48,7 @@ def _load_base(base: BaseModel, device: torch.device) -> Any:
 def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Path | None) -> Fit:
     # torch: not before there is something to train
     from job.training.crew import CrewPlan
-    from job.training.fit import FitInputs, fit_where_there_is_room
+    from job.training.fit import FitInputs, fit
 
     settings, base, recipe = (
         attempt.settings,
@@ -72,7 +72,7 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Pat
         card=partial(_card, attempt),
         crew=crew,
     )
-    return fit_where_there_is_room(
+    return fit(
         recipe,
         inputs,
         device=attempt.device,

@@ -103,9 +103,7 @@ class Settings(BaseSettings):
     patience: Count = Field(3, description="evaluations without improvement before stopping")
     trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
     sweep_budget_gpu_hours: Positive | None = Field(None, description="no new slot past it")
-    gpu_hourly_usd: Positive | None = Field(
-        None, description="price, for plan and report"
-    )
+    gpu_hourly_usd: Positive | None = Field(None, description="price, for plan and report")
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
     lease_seconds: Positive = Field(120, description="silence after which a lease is broken")

@@ -27,13 +27,13 @@ class FullCard:
 def _attempt(work_dir: Path, resume_dir: Path | None) -> Any:
     import torch
 
-    from job.training.fit import fit_where_there_is_room
+    from job.training.fit import fit
 
     inputs: Any = SimpleNamespace(
         base=FullCard(), memory=SimpleNamespace(recompute=False, token_budget=64)
     )
     keeper: Any = SimpleNamespace(resume_dir=resume_dir)
-    return fit_where_there_is_room(
+    return fit(
         make_recipe(), inputs, device=torch.device("cpu"), work_dir=work_dir, keeper=keeper,
         should_stop=lambda: None,
     )  # fmt: skip
