@@ -13,18 +13,15 @@ import argparse
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import job
+from job.command_line import parse
 from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
-from job.plan.arguments import plan_arguments
-from job.report.arguments import best_arguments, report_arguments, status_arguments
-from job.settings import Settings, load_settings, variable
-from job.verbs import add_exclude, add_gc, add_redo, run_exclude, run_gc, run_redo
+from job.settings import Settings, load_settings
+from job.verbs import run_exclude, run_gc, run_redo
 
 if TYPE_CHECKING:
     from job.ledger import Ledger
@@ -32,27 +29,16 @@ if TYPE_CHECKING:
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 NO_ROWS = "not-needed"  # JOB_DATASET_URI of verbs that read no rows
 
-EXAMPLES = """\
-examples:
-  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job          one trial: first open slot
-  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job queue    all trials, one after another
-  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job status   what the bucket holds
-  python -m job demo                                                   all of it on a laptop, no GPU
-
-exit codes: 0 committed or nothing to do, 64 settings, 65 data, 69 slot, 70 bug, 72 GPU,
-            74 store or network, 75 preempted, 77 credentials
-"""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the verb, turn its end into an exit code and a last line."""
     try:
-        options = _parser().parse_args(arguments)
+        options = parse(arguments)
     except SystemExit as end:  # argparse's 2 is no code of ours
         return ExitCode.SETTINGS if end.code else ExitCode.OK
     set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"))
     try:
-        return _guarded(partial(_VERBS[options.verb or "run"].run, options))
+        return _guarded(partial(_VERBS[options.verb], options))
     except JobError as error:
         return _last_words(error.exit_code, str(error))
     except KeyboardInterrupt:
@@ -114,13 +100,6 @@ def _trial(options: argparse.Namespace) -> int:
 
 def _end_hung(reason: str) -> None:
     os._exit(_last_words(ExitCode.OUTAGE, reason))  # the main thread would never get there
-
-
-def _trial_arguments(parser: argparse.ArgumentParser) -> None:
-    # Given by the parent.
-    parser.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--meeting", type=Path, help=argparse.SUPPRESS)
 
 
 def _open_ledger() -> tuple[Settings, Ledger]:
@@ -194,63 +173,21 @@ def _demo(_options: argparse.Namespace) -> int:
     return run_demo()
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A word on the command line; `run` takes the parsed line and gives the exit code."""
-
-    run: Callable[[argparse.Namespace], int]
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], object] = lambda _: None
-
-
-# Without a word, `run`. What a verb needs is imported inside its function: --help stays quick.
-_VERBS = {
-    "run": Verb(_run, "run one trial as a supervised child process (the default)"),
-    "trial": Verb(_trial, "run one trial in this very process", _trial_arguments),
-    "queue": Verb(_queue, "run all trials of the sweep, one after another"),
-    "plan": Verb(_plan, "say what the sweep will need, take and cost; no GPU", plan_arguments),
-    "status": Verb(_status, "print the sweep's slots", status_arguments),
-    "report": Verb(_report, "write a page about the sweep, and a summary", report_arguments),
-    "best": Verb(_best, "print, download or merge the best adapter", best_arguments),
-    "redo": Verb(partial(_change, run_redo), "begin a slot again, from step 0", add_redo),
-    "exclude": Verb(partial(_change, run_exclude), "take a slot out of the sweep", add_exclude),
-    "gc": Verb(partial(_change, run_gc), "delete what nothing refers to any more", add_gc),
-    "sweep": Verb(
-        _sweep_create,
-        "`sweep create`: register the sweep file with W&B",
-        lambda parser: parser.add_argument("action", choices=["create"]),
-    ),
-    "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
+# What a verb needs is imported inside its function: --help stays quick.
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "trial": _trial,
+    "queue": _queue,
+    "plan": _plan,
+    "status": _status,
+    "report": _report,
+    "best": _best,
+    "redo": partial(_change, run_redo),
+    "exclude": partial(_change, run_exclude),
+    "gc": partial(_change, run_gc),
+    "sweep": _sweep_create,
+    "demo": _demo,
 }
-
-
-def _parser() -> argparse.ArgumentParser:
-    settings = "\n".join(
-        f"  {variable(name):34} {info.description}"
-        for name, info in Settings.model_fields.items()
-        if info.description
-    )
-    parser = argparse.ArgumentParser(
-        prog="job",
-        description=f"{job.__doc__}\n\nsettings (environment variables):\n{settings}",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    # The Dockerfile sets IMAGE_REVISION to the commit that the image was built from.
-    commit = os.environ.get("IMAGE_REVISION", "not built as an image")
-    parser.add_argument(
-        "--version", action="version", version=f"job {job.__version__} (commit: {commit})"
-    )
-    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="verb")
-    for name, verb in _VERBS.items():
-        parser_of_verb = verbs.add_parser(
-            name,
-            help=verb.help,
-            description=verb.help,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        verb.add_arguments(parser_of_verb)
-    return parser
 
 
 if __name__ == "__main__":

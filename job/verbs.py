@@ -1,4 +1,4 @@
-"""The command line of the verbs that change a sweep: their arguments, and what they say at the end.
+"""The command line of the verbs that change a sweep: what they are given and say at the end.
 
 Heavy imports sit inside: `--help` stays quick.
 """
@@ -46,27 +46,3 @@ def run_gc(_settings: Settings, ledger: Ledger, options: argparse.Namespace) -> 
         unused_hours=unused_hours,
         say=print,
     )
-
-
-# Values are looked at by the verb, not by argparse: a mistake is then one line.
-
-
-def add_redo(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `redo`."""
-    parser.add_argument("slot", nargs="?", metavar="SLOT", help="its number")
-
-
-def add_exclude(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `exclude`."""
-    parser.add_argument("slot", nargs="?", metavar="SLOT", help="its number")
-    parser.add_argument("--reason", metavar="TEXT", help="why, for those who come later")
-
-
-def add_gc(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `gc`."""
-    parser.add_argument("--dry-run", action="store_true", help="say it, delete nothing")
-    parser.add_argument(
-        "--old-generations", action="store_true", help="also what slots held before a redo"
-    )
-    hours = "prepared data and probes go if an earlier gc, N hours ago, found them unused (24)"
-    parser.add_argument("--unused-hours", default="24", metavar="N", help=hours)

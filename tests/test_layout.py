@@ -49,6 +49,7 @@ ROOMS = [
     "pulse",
     "child",
     "supervisor",
+    "command_line",
     "__main__",
 ]
 TORCH_PACKAGES = {"torch", "peft", "bitsandbytes"}
