@@ -38,7 +38,7 @@ from job import trial
 from job.__main__ import main
 from tests.fake_training import FAKE_TRAINING
 job.__version__ = sys.argv[1]
-trial.TRAINING = FAKE_TRAINING
+trial.real_training = lambda meeting: FAKE_TRAINING
 sys.exit(main(["trial"]))
 """
 
