@@ -16,7 +16,8 @@
 FROM nvidia/cuda:12.6.3-base-ubuntu24.04 AS base
 # python3 without pip and venv, which only the build needs. ca-certificates: wandb's core is a Go
 # program and trusts only the system's certificates, unlike boto3 and the Hugging Face hub.
-# hadolint ignore=DL3008 (Ubuntu deletes superseded versions: a pinned one stops building)
+# Ubuntu deletes superseded versions: a pinned one stops building.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/*
@@ -31,6 +32,7 @@ RUN python3 -c 'import pathlib, tomllib; p = tomllib.loads(pathlib.Path("/pyproj
 
 # The packages, before any source: a change of the code rebuilds and pushes only small layers.
 FROM base AS dependencies
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/*
@@ -55,6 +57,18 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --only-binary :all: --constraint constraints.txt --requirement requirements.txt \
         --extra-index-url "$TORCH_INDEX" \
     && /opt/pip/bin/pip --python /opt/venv/bin/python check
+# After that check, off with what the wheels carry for other accelerators and for compiling and
+# testing torch. bitsandbytes keeps its CPU library and the one for this torch's CUDA, which it finds
+# by version. Triton (0.7 GB) builds each kernel's launcher with a C compiler and there is none here;
+# torch 2.13 uses it of its own accord for some products where it is installed, and would fail.
+RUN site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+    && cuda=$(sed -nE "s/^cuda.* = '([0-9]+)\.([0-9]+).*'/\1\2/p" "$site/torch/version.py") \
+    && find "$site/bitsandbytes" -name 'libbitsandbytes_*.so' ! -name libbitsandbytes_cpu.so \
+        ! -name "libbitsandbytes_cuda${cuda:-none}.so" -delete \
+    && test -e "$site/bitsandbytes/libbitsandbytes_${cuda:+cuda}${cuda:-cpu}.so" \
+    && rm -rf "$site/torch/include" "$site/torch/share/cmake" "$site/torch/test" \
+        "$site/triton" "$site"/triton-*.dist-info \
+    && find "$site/torch/bin" ! -type d ! -name torch_shm_manager -delete
 
 
 # The source with its bytecode: the root file system is read-only later, so Python could not keep
@@ -84,10 +98,8 @@ ENV PATH=/opt/venv/bin:$PATH \
 ENV HF_HOME=/work/huggingface \
     HOME=/work \
     JOB_WORK_DIR=/work \
-    MPLCONFIGDIR=/work/matplotlib \
     TMPDIR=/work \
     TORCHINDUCTOR_CACHE_DIR=/work/torchinductor \
-    TRITON_CACHE_DIR=/work/triton \
     USER=job \
     WANDB_ARTIFACT_DIR=/work/wandb/artifacts \
     WANDB_CACHE_DIR=/work/wandb/cache \
@@ -107,6 +119,8 @@ ENTRYPOINT ["/opt/venv/bin/python", "-m", "job"]
 # Last, because they change with every commit and cost no layer.
 ARG VERSION=0
 ARG REVISION=unknown
+# What `job --version` says; not JOB_*, which would be an unknown setting.
+ENV IMAGE_REVISION=$REVISION
 LABEL org.opencontainers.image.title="qlora-sweep-job" \
       org.opencontainers.image.description="One run = one trial of a QLoRA sweep on a 15 GB T4" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -4,18 +4,27 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TRL_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu image clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the pinned packages
+
+.PHONY: check-manifests smoke check-tag release-image release-manifest publish-release pin
+
+KUBERNETES_VERSIONS := 1.30 1.33 1.37
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
+BUILD_ARGS = --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
 # A build from TORCH_INDEX (2.13.0+cpu, 2.13.0+cu126) sorts above PyPI's 2.13.0, so pip takes it.
 $(STAMP): pyproject.toml constraints.txt
@@ -45,11 +54,57 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict job
 
+# Rendered overlays go to build/k8s; without kubectl they are left out here and in the tests.
+check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the usual linters
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/yamllint --strict k8s .github job
+	rm -rf build/k8s && mkdir -p build/k8s
+	if command -v kubectl >/dev/null; then for overlay in k8s/overlays/*; do \
+		kubectl kustomize $$overlay >build/k8s/$${overlay##*/}.yaml || exit 1; done; \
+		else echo "no kubectl: overlays are not rendered"; fi
+	for version in $(KUBERNETES_VERSIONS); do \
+		find k8s/sweep-job.yaml k8s/volume.yaml k8s/secret.example.yaml k8s/base/network-policy.yaml build/k8s -name '*.yaml' \
+		| xargs $(BIN)/kubernetes-validate --kubernetes-version $$version --strict --quiet || exit 1; done
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
+
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
+
+bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
 
 image:  ## build the container image (needs Docker)
-	docker build --tag $(IMAGE) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+	docker build --tag $(IMAGE) $(BUILD_ARGS) .
+
+smoke:  ## run the image on the CPU, restricted as in the cluster, SIGTERM included (needs Docker)
+	.ci/smoke $(IMAGE)
+
+check-tag:  ## fail unless TAG is the version of the code
+	test "$(TAG)" = "v$(VERSION)" || { echo "tag $(TAG), but job/__init__.py says $(VERSION)"; exit 1; }
+
+# The registry keeps the build cache: with the same constraints.txt the next version has the very
+# same layer of packages, and a node that holds the old image fetches a megabyte.
+release-image: LOWER = $(shell echo $(IMAGE) | tr A-Z a-z)
+release-image: check-tag  ## build and push the image with provenance and bill of materials
+	mkdir -p build
+	docker buildx build --platform linux/amd64 --push --provenance mode=max --sbom true \
+		--cache-from type=registry,ref=$(LOWER):buildcache \
+		--cache-to type=registry,ref=$(LOWER):buildcache,mode=max \
+		--metadata-file build/image.json --tag $(LOWER):$(VERSION) $(BUILD_ARGS) .
+	digest=$$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' build/image.json); \
+		test -n "$$digest" && echo "digest=$$digest" | tee -a $${GITHUB_OUTPUT:-/dev/null}
+
+release-manifest:  ## write the manifests of a release, IMAGE by its DIGEST, to build/release
+	$(PYTHON) .ci/release_manifest.py "$(IMAGE)" "$(DIGEST)" build/release
+
+publish-release: check-tag  ## make a GitHub release of build/release (needs gh)
+	gh release create $(TAG) --verify-tag --generate-notes \
+		build/release/sweep-job.yaml build/release/volume.yaml build/release/k8s.tar.gz
+
+pin:  ## pin the base image by digest and actions by commit where only a tag stands (needs a network)
+	$(PYTHON) .ci/pin.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,11 +1,13 @@
 """What trial 1 and trial N read, and that every file format gives the same rows.
 
 `python -m benchmarks.data`: 100,000 rows in 170 MB of JSON lines; fails if the tokens differ
-between formats. `python -m benchmarks.data memory`: a 2 GB file, each stage in its own process.
+between formats. `python -m benchmarks.data memory`: a 2 GB file, each stage in its own process;
+`--rows N` makes it smaller.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import logging
@@ -30,8 +32,9 @@ from rich.table import Table
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.selection import Choice, Selection
 from job.data.sources import open_source
-from job.data.table_files import content_sha256
+from job.data.tokens import load_tokenizer
 from job.store.local import LocalStore
+from tests.table_content import content_sha256
 from tests.tiny_tokenizer import TEXTS, byte_level_tokenizer
 
 NUM_ROWS = 100_000
@@ -41,15 +44,27 @@ MEMORY_ROWS = 1_200_000  # 2 GB
 
 
 def main() -> None:
+    arguments = _parse()
+    if arguments.stage:
+        _stage(arguments.stage[0], Path(arguments.stage[1]))
+        return
     console = Console(width=100, highlight=False)
     console.print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
     with tempfile.TemporaryDirectory() as name:
-        if sys.argv[1:] == ["memory"]:
-            _measure_memory(console, Path(name))
+        if arguments.what == "memory":
+            _measure_memory(console, Path(name), arguments.rows)
         else:
             _measure_trials(console, Path(name))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("trials", "memory"), default="trials")
+    parser.add_argument("--rows", type=int, default=MEMORY_ROWS, help="of the file for `memory`")
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # one of `memory`'s processes
+    return parser.parse_args()
 
 
 def _rows(num_rows: int, *, num_texts: int) -> Iterator[dict[str, str]]:
@@ -92,7 +107,8 @@ def _settings(path: Path, **changes: Any) -> DataSettings:
 
 def _prepare(path: Path, store: Path, disk: Path) -> tuple[PreparedData, str]:
     """The data, and the seconds on the clock and of CPU, which a busy machine does not stretch."""
-    tokenizer = byte_level_tokenizer()
+    byte_level_tokenizer().save_pretrained(disk.parent / "tokenizer")
+    tokenizer = load_tokenizer(str(disk.parent / "tokenizer"))  # as a trial does: imports torch
     started, cpu_started = time.monotonic(), time.process_time()
     data = prepare(
         _settings(path),
@@ -157,12 +173,12 @@ def _formats(lines: Path, folder: Path) -> dict[str, Path]:
     return formats
 
 
-def _measure_memory(console: Console, folder: Path) -> None:
-    lines = _write(_rows(MEMORY_ROWS, num_texts=2000), folder / "rows.jsonl")
+def _measure_memory(console: Console, folder: Path, num_rows: int) -> None:
+    lines = _write(_rows(num_rows, num_texts=2000), folder / "rows.jsonl")
     table = Table("stage", "MB read", "rows kept", "seconds", "peak MB", box=box.MARKDOWN)
-    for stage in ("imports only", "subsample", "subsample and tokenise"):
+    for stage in ("imports only", "subsample", "tokenizer only", "subsample and tokenise"):
         shown = subprocess.run(
-            [sys.executable, "-m", "benchmarks.data", stage, str(lines)],
+            [sys.executable, "-m", "benchmarks.data", "--stage", stage, str(lines)],
             capture_output=True,
             text=True,
             check=True,
@@ -181,6 +197,9 @@ def _stage(stage: str, lines: Path) -> None:
             with Selection(Choice(None, 17, 0.15), folder) as selection:
                 selection.read(open_source(str(lines), folder), lambda: None)
                 kept = sum(1 for _ in selection.rows())
+        elif stage == "tokenizer only":
+            byte_level_tokenizer().save_pretrained(folder)
+            load_tokenizer(str(folder))
         elif stage != "imports only":
             data, _ = _prepare(lines, folder / "store", folder / "disk")
             kept = len(data.train) + len(data.eval)
@@ -191,7 +210,4 @@ def _stage(stage: str, lines: Path) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("job").setLevel(logging.ERROR)
-    if len(sys.argv) == 3:
-        _stage(sys.argv[1], Path(sys.argv[2]))
-    else:
-        main()
+    main()

@@ -37,6 +37,8 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self._started = time.monotonic()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._seconds = time.monotonic() - self._started
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -65,9 +67,16 @@ class _InOurOrder(Trainer):  # type: ignore[misc]
 
 
 def train_with_trainer(
-    model: Any, table: SampleTable, recipe: Recipe, output_dir: Path
+    model: Any, table: SampleTable, recipe: Recipe, output_dir: Path, *, on_gpu: bool = False
 ) -> list[PeerStep]:
-    """Train `model` by the same recipe on the CPU; micro-batches are padded to their longest."""
+    """Train `model` by the same recipe; micro-batches are padded to their longest.
+
+    On a GPU in fp16, with all layers recomputed.
+    """
+    # Nothing of ours: transformers' attention, PEFT's own forward pass.
+    model.get_base_model().set_attn_implementation("sdpa")
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
     recorder = _Recorder()
     arguments = TrainingArguments(
         output_dir=str(output_dir),
@@ -81,7 +90,9 @@ def train_with_trainer(
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch",
         logging_steps=1,
-        use_cpu=True,
+        use_cpu=not on_gpu,
+        fp16=on_gpu,
+        activation_checkpointing=on_gpu,
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,

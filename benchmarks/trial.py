@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
-from job.data.table_files import read_table
+from job.data.table_parquet import read_table
 from job.demo.base import ensure_base
 from job.demo.pretraining import Recipe as BaseRecipe
 from job.demo.rows import write_rows
@@ -136,7 +136,7 @@ def _training_table(base: Path, table: SampleTable, folder: Path) -> Table:
 
 
 def _model(base: Path, recipe: Recipe) -> Any:
-    return add_adapters(load_base(str(base), None, CPU), recipe, recompute=False)
+    return add_adapters(load_base(str(base), None, CPU), recipe)
 
 
 if __name__ == "__main__":

@@ -11,44 +11,34 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import ctypes
-import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import job
-from job.errors import ExitCode, JobError, OutageError
+from job.command_line import parse
+from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
-from job.settings import Settings, load_settings, variable
-from job.stop import Stop
+from job.settings import Settings, load_settings
+from job.verbs import run_exclude, run_gc, run_redo
+
+if TYPE_CHECKING:
+    from job.ledger import Ledger
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-
-EXAMPLES = """\
-examples:
-  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job          one trial: first open slot
-  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job queue    all trials, one after another
-  JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job status   what the bucket holds
-  python -m job demo                                                   all of it on a laptop, no GPU
-
-exit codes: 0 committed or nothing to do, 64 settings, 65 data, 69 slot, 70 bug, 72 GPU,
-            74 store or network, 75 preempted, 77 credentials
-"""
+NO_ROWS = "not-needed"  # JOB_DATASET_URI of verbs that read no rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the verb, turn its end into an exit code and a last line."""
     try:
-        options = _parser().parse_args(arguments)
+        options = parse(arguments)
     except SystemExit as end:  # argparse's 2 is no code of ours
         return ExitCode.SETTINGS if end.code else ExitCode.OK
     set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"))
     try:
-        return _guarded(partial(_VERBS[options.verb or "run"].run, options))
+        return _guarded(partial(_VERBS[options.verb], options))
     except JobError as error:
         return _last_words(error.exit_code, str(error))
     except KeyboardInterrupt:
@@ -62,7 +52,7 @@ def _guarded(verb: Callable[[], int]) -> int:
     try:
         return verb()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in VOLUME_FULL:
             raise OutageError(f"{error.filename}: no space left: free or enlarge it") from error
         raise
 
@@ -87,10 +77,9 @@ def _settings(**given: str) -> Settings:
 def _run(_options: argparse.Namespace) -> int:
     from job.supervisor import run_one
 
-    code = run_one(_settings())
-    if code == ExitCode.BUG:  # the trial may have died without a word
-        return _last_words(code, "the trial ended by a bug or was killed, see above")
-    return code
+    code, last_words = run_one(_settings())
+    # The trial says its own end, unless it died without a word.
+    return code if last_words is None else _last_words(code, last_words)
 
 
 def _queue(_options: argparse.Namespace) -> int:
@@ -99,45 +88,83 @@ def _queue(_options: argparse.Namespace) -> int:
     return _last_words(*run_queue(_settings()))
 
 
-def _trial(_options: argparse.Namespace) -> int:
-    from job.trial import run_trial
+def _trial(options: argparse.Namespace) -> int:
+    from job.child import follow_rank_0, run_as_child
 
-    _end_with_parent()
     settings = _settings()
-    stop = Stop(settings.grace_seconds)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop.set)
-    return _last_words(ExitCode.OK, run_trial(settings, stop))
+    if options.rank:  # one more GPU of a trial; the last words are rank 0's
+        return follow_rank_0(settings, options.rank, options.meeting)
+    line = run_as_child(settings, options.pulse_fd, options.meeting, die=_end_hung)
+    return _last_words(ExitCode.OK, line)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM when our parent dies, even by SIGKILL (Linux; see prctl(2))."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+def _end_hung(reason: str) -> None:
+    os._exit(_last_words(ExitCode.OUTAGE, reason))  # the main thread would never get there
 
 
-def _status(_options: argparse.Namespace) -> int:
-    from rich.console import Console
+def _open_ledger() -> tuple[Settings, Ledger]:
+    from job.report.commands import open_ledger
 
-    from job.ledger import Ledger
-    from job.report import best_row, slot_rows, slot_table
-    from job.spec import load_sweep
-    from job.store import open_store
+    settings = _settings(dataset_uri=NO_ROWS)
+    return settings, open_ledger(settings)
 
-    settings = _settings(dataset_uri="not-needed")
-    _, sweep = load_sweep(settings)
-    ledger = Ledger(
-        open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes), sweep
-    )
-    rows = slot_rows(ledger, settings.num_trials)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(f"sweep {sweep} in {ledger.store.uri}")
-    console.print(slot_table(rows))
-    if (best := best_row(rows)) is not None:
-        console.print(
-            f"best: slot {best.slot}, {ledger.store.uri}/{best.adapter_key}", soft_wrap=True
-        )
+
+def _plan(options: argparse.Namespace) -> int:
+    from job.plan.command import run_plan
+
+    run_plan(options, _settings())
     return ExitCode.OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from job.report.commands import show_status
+
+    show_status(options, *_open_ledger())
+    return ExitCode.OK
+
+
+def _best(options: argparse.Namespace) -> int:
+    from job.report.commands import show_best
+
+    show_best(options, *_open_ledger())
+    return ExitCode.OK
+
+
+def _change(
+    verb: Callable[[Settings, Ledger, argparse.Namespace], str], options: argparse.Namespace
+) -> int:
+    return _last_words(ExitCode.OK, verb(*_open_ledger(), options))
+
+
+def _sweep_create(_options: argparse.Namespace) -> int:
+    from job.spec import load_sweep_file
+    from job.sweep.wandb import create_sweep, next_steps
+
+    settings = _settings(dataset_uri="not-needed", output_uri="not-needed")
+    sweep = create_sweep(settings, load_sweep_file(settings))
+    print(next_steps(settings, sweep))
+    return ExitCode.OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from job.report.commands import write_report
+
+    settings, ledger = _open_ledger()
+    if options.mirror:
+        return _mirror(settings, ledger)
+    write_report(options, settings, ledger)
+    return ExitCode.OK
+
+
+def _mirror(settings: Settings, ledger: Ledger) -> int:
+    from job.mirror.confirmed import mirror_all
+    from job.wandb_client import check_wanted
+
+    check_wanted(settings)
+    done, missing = mirror_all(settings, ledger)
+    if done < missing:
+        raise OutageError(f"W&B has confirmed {done} of {missing} trials; run this again")
+    return _last_words(ExitCode.OK, f"W&B has all committed trials, {done} of them new")
 
 
 def _demo(_options: argparse.Namespace) -> int:
@@ -146,42 +173,21 @@ def _demo(_options: argparse.Namespace) -> int:
     return run_demo()
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A word on the command line; `run` takes the parsed line and gives the exit code."""
-
-    run: Callable[[argparse.Namespace], int]
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], object] = lambda _: None
-
-
-# Without a word, `run`. What a verb needs is imported inside its function: --help stays quick.
-_VERBS = {
-    "run": Verb(_run, "run one trial as a supervised child process (the default)"),
-    "trial": Verb(_trial, "run one trial in this very process"),
-    "queue": Verb(_queue, "run all trials of the sweep, one after another"),
-    "status": Verb(_status, "print the sweep's slots"),
-    "demo": Verb(_demo, "run a small sweep on generated data and a generated model, on the CPU"),
+# What a verb needs is imported inside its function: --help stays quick.
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "trial": _trial,
+    "queue": _queue,
+    "plan": _plan,
+    "status": _status,
+    "report": _report,
+    "best": _best,
+    "redo": partial(_change, run_redo),
+    "exclude": partial(_change, run_exclude),
+    "gc": partial(_change, run_gc),
+    "sweep": _sweep_create,
+    "demo": _demo,
 }
-
-
-def _parser() -> argparse.ArgumentParser:
-    settings = "\n".join(
-        f"  {variable(name):34} {info.description}"
-        for name, info in Settings.model_fields.items()
-        if info.description
-    )
-    parser = argparse.ArgumentParser(
-        prog="job",
-        description=f"{job.__doc__}\n\nsettings (environment variables):\n{settings}",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"job {job.__version__}")
-    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="verb")
-    for name, verb in _VERBS.items():
-        verb.add_arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
-    return parser
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from pathlib import Path
 
-from job.errors import SettingsError, SlotError
+from job.errors import VOLUME_FULL, SettingsError, SlotError
 from job.lease import Lease
 from job.ledger import Ledger
 from job.settings import Settings
@@ -25,7 +24,7 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
         raise SlotError(f"slot {slot} was given up: {reason}")
     if ledger.is_open(slot):
         return [slot]
-    if ledger.spec(slot) is None:
+    if ledger.spec(slot) is None and ledger.exclusion(slot) is None:
         raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
     return []
 
@@ -35,6 +34,14 @@ def slot_name(settings: Settings, sweep: str) -> str:
     if settings.completion_index is None:
         return f"sweep {sweep}, all {settings.num_trials} slots"
     return f"slot {settings.completion_index}"
+
+
+def nothing_to_do(settings: Settings, ledger: Ledger) -> str:
+    """The last line of a run that finds its slots closed."""
+    slot = settings.completion_index
+    if slot is not None and (reason := ledger.exclusion(slot)) is not None:
+        return f"slot {slot}: was excluded ({reason}), nothing to do"
+    return f"{slot_name(settings, ledger.sweep)}: committed before, nothing to do"
 
 
 def check_progress(ledger: Ledger, lease: Lease) -> None:
@@ -74,7 +81,7 @@ def check_work_dir(work_dir: Path) -> None:
         work_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=work_dir).close()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in VOLUME_FULL:
             raise
         raise SettingsError(
             f"JOB_WORK_DIR: {work_dir} cannot be written ({error.strerror}); give a folder that"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,35 @@ from typing import Any
 
 from job.errors import CredentialsError, OutageError, SettingsError
 from job.log import log
-from job.progress import StepProgress
+from job.progress import CountProgress
 from job.store.objects import ObjectInfo, download_object, list_objects
 
-# Activations of these families overflow fp16 (their cards ask for bf16, which a T4 has not).
-FP16_UNSAFE_MODEL_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "umt5")
+# Families whose activations overflow fp16 (largest value 65504); a T4 has no bf16 to fall back to.
+# Sources: vLLM's models without float16 (vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS),
+# Unsloth's models forced to float32 (loader.py, FORCE_FLOAT32; unsloth-zoo pull 600 for Gemma 4),
+# transformers issues 36822 (Gemma 3), 4586 and 9295 (T5). For the first Gemma we found no report.
+_VLLM, _UNSLOTH = "vLLM refuses it in float16", "Unsloth trains it in float32 only"
+FP16_UNSAFE_MODEL_TYPES = {
+    "gemma": "its card asks for bf16",
+    "gemma2": _VLLM,
+    "gemma3": f"{_VLLM}, {_UNSLOTH}; transformers issue 36822",
+    "gemma3_text": f"{_VLLM}, {_UNSLOTH}; transformers issue 36822",
+    "gemma3n": _UNSLOTH,
+    "gemma3n_text": _UNSLOTH,
+    "gemma4": f"{_UNSLOTH}: its down_proj overflows",
+    "gemma4_text": f"{_UNSLOTH}: its down_proj overflows",
+    "glm4": _VLLM,
+    "glm4_moe": _UNSLOTH,
+    "glm4_moe_lite": _UNSLOTH,
+    "gpt_oss": _UNSLOTH,
+    "plamo2": _VLLM,
+    "qwen3_5": _UNSLOTH,
+    "qwen3_5_text": _UNSLOTH,
+    "qwen3_moe": _UNSLOTH,
+    "t5": "transformers issues 4586, 9295",
+    "mt5": "transformers issues 4586, 9295",
+    "umt5": "transformers issues 4586, 9295",
+}
 # What from_pretrained() reads of a folder: no pickles, no code, nothing in sub-folders.
 _MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
 
@@ -38,7 +60,9 @@ class BaseModel:
         return None if self.revision.startswith("sha256:") else self.revision
 
 
-def resolve_base_model(name: str, revision: str, cache_dir: Path | None = None) -> BaseModel:
+def resolve_base_model(
+    name: str, revision: str, cache_dir: Path | None = None, *, outage_seconds: float = 1200
+) -> BaseModel:
     """Find the model and its exact version.
 
     From the hub only config.json is downloaded; a bucket's files all come to `cache_dir`, which
@@ -51,19 +75,13 @@ def resolve_base_model(name: str, revision: str, cache_dir: Path | None = None) 
         model = _resolve_folder(name, folder)
     elif re.match("(s3|gs)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
-        model = _resolve_bucket(name, cache_dir)
+        model = _resolve_bucket(name, cache_dir, outage_seconds)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         model = _resolve_hub(name, revision)
     else:
         raise SettingsError(
             f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"
             " Face id (owner/name)"
-        )
-    model_type = model.config.get("model_type")
-    if model_type in FP16_UNSAFE_MODEL_TYPES:
-        raise SettingsError(
-            f"JOB_BASE_MODEL: {name} is of family {model_type}, which overflows in fp16, and a T4"
-            " has no bf16; take a Mistral, Llama, Qwen or Phi model"
         )
     return model
 
@@ -94,7 +112,7 @@ def _no_weights(where: str) -> SettingsError:
     )
 
 
-def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
+def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseModel:
     """The revision is that of the listing, so a model that is on this disk moves no byte."""
     scheme, _, rest = name.rstrip("/").partition("://")
     bucket, _, key = rest.partition("/")
@@ -102,7 +120,7 @@ def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
     uri = f"{scheme.lower()}://{bucket}/{prefix}"
     files = {
         info.key.removeprefix(prefix): info
-        for info in list_objects(uri, setting="JOB_BASE_MODEL")
+        for info in list_objects(uri, setting="JOB_BASE_MODEL", outage_seconds=outage_seconds)
         if _MODEL_FILE.fullmatch(info.key.removeprefix(prefix))
     }
     if not any(file.endswith(".safetensors") for file in files):
@@ -113,12 +131,15 @@ def _resolve_bucket(name: str, cache_dir: Path) -> BaseModel:
     for file, info in sorted(files.items()):
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
-    _download_model(uri, files, folder)
-    config = _read_config(uri, folder / "config.json")
+    _download_model(uri, {"config.json": files["config.json"]}, folder, outage_seconds)
+    config = _read_config(uri, folder / "config.json")  # before gigabytes of weights
+    _download_model(uri, files, folder, outage_seconds)
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 
-def _download_model(uri: str, files: Mapping[str, ObjectInfo], folder: Path) -> None:
+def _download_model(
+    uri: str, files: Mapping[str, ObjectInfo], folder: Path, outage_seconds: float
+) -> None:
     """What is not on this disk in full: after a download that was cut off, only the rest."""
     missing = {
         folder / file: info
@@ -128,12 +149,18 @@ def _download_model(uri: str, files: Mapping[str, ObjectInfo], folder: Path) -> 
     num_bytes = sum(info.size_bytes for info in missing.values())
     if missing:
         log.info("base model: downloading %d files, %.1f MB", len(missing), num_bytes / 1e6)
-    with StepProgress("base model, MB", math.ceil(num_bytes / 1e6)) as progress:
-        arrived = _Arrived(progress)
+    with CountProgress("base model: downloading", "MB", total=num_bytes) as progress:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, info in missing.items():
-                download_object(uri, info, path, arrived, setting="JOB_BASE_MODEL")
+                download_object(
+                    uri,
+                    info,
+                    path,
+                    progress.advance,
+                    setting="JOB_BASE_MODEL",
+                    outage_seconds=outage_seconds,
+                )
         except OSError as error:
             raise OutageError(
                 f"JOB_WORK_DIR: {folder} cannot be written ({error}): free disk space"
@@ -142,20 +169,6 @@ def _download_model(uri: str, files: Mapping[str, ObjectInfo], folder: Path) -> 
 
 def _has_size(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
-
-
-class _Arrived:
-    """Counts bytes, which several threads report."""
-
-    def __init__(self, progress: StepProgress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._num_bytes = 0
-
-    def __call__(self, num_bytes: int) -> None:
-        with self._lock:
-            self._num_bytes += num_bytes
-            self._progress.update(self._num_bytes // 10**6, "downloading")
 
 
 def _resolve_hub(name: str, revision: str) -> BaseModel:
@@ -199,4 +212,11 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise SettingsError(f"JOB_BASE_MODEL: {name}: {path} names no model_type")
+    family = config["model_type"]
+    if family in FP16_UNSAFE_MODEL_TYPES:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {name} is of family {family}, which overflows in fp16"
+            f" ({FP16_UNSAFE_MODEL_TYPES[family]}), and a T4 has no bf16; take a Mistral, Llama,"
+            " Qwen or Phi model"
+        )
     return config

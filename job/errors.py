@@ -93,6 +93,20 @@ class CredentialsError(JobError):
     exit_code = ExitCode.CREDENTIALS
 
 
+VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def is_volume_full(error: BaseException | None) -> bool:
+    """Whether a full volume is behind it; safetensors tells the system's error in words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in VOLUME_FULL:
+            return True
+        if f"os error {errno.ENOSPC}" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
 def work_dir_error(path: Path, error: OSError) -> JobError:
     """What a failed write below `JOB_WORK_DIR` means: a folder that is not ours, or a full one."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):

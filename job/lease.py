@@ -8,7 +8,6 @@ names it succeeded, so what a holder that lost the lease uploads later counts fo
 
 from __future__ import annotations
 
-import platform
 import threading
 import time
 import uuid
@@ -16,20 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from job.errors import JobError, PreemptedError
+from job.attempts import FRESH, account, now, taken_over, write_account
+from job.errors import ExitCode, JobError, PreemptedError, StoreError
 from job.ledger import Ledger
 from job.log import log
 from job.store.documents import Document, Json, create_document, read_document, swap_document
 
-RENEWALS_OF_THE_LIVING = 2  # seen by an observer, they say that the holder is alive
-FRESH: Json = {
-    "epoch": 0,
-    "checkpoints": [],  # newest first: key, sha256, step
-    "gpu_seconds_before": 0.0,  # of all earlier attempts
-    "attempt": {},  # the current attempt: seconds, first_step, step, trained_seconds
-    "fruitless": 0,  # attempts in a row that trained long and published no later checkpoint
-    "startless": 0,  # attempts in a row that never finished a step
-}
+LIVING = 2  # renewals; an observer who saw so many says that the holder is alive
 
 
 @dataclass
@@ -54,7 +46,10 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slot = slot
-        self._ledger = ledger
+        self.ledger = ledger  # pinned to the slot's generation
+        # Asked at every renewal for what changes by itself, such as the GPU-seconds.
+        self.measure: Callable[[], Json] = dict
+        self.outcome = "nothing to do"  # why an attempt ended that no error ended
         self._content = document.content
         self._version = document.version
         self._lease_seconds = lease_seconds
@@ -102,9 +97,10 @@ class Lease:
             while not self._lost:
                 started = self._clock()
                 content = {**self._content, **changes}
-                content["attempt"] = {**self._content["attempt"], **self._progress}
+                said = {**self._content["attempt"], **self._progress, **self.measure()}
+                content["attempt"] = said | {"heard_at": now()}
                 content["beat"] = content.get("beat", 0) + 1
-                document = swap_document(self._ledger.store, self._key, content, self._version)
+                document = swap_document(self.ledger.store, self._key, content, self._version)
                 same_holder = (document.content.get("owner"), document.content.get("epoch")) == (
                     self.owner,
                     self.epoch,
@@ -123,11 +119,27 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
         try:
-            self.release()
-        except JobError as error:  # must not hide how the attempt ended
-            log.warning("lease not released: %s", error)
+            self.end(*((ExitCode.OK, self.outcome) if error is None else _ending(error)))
+            if not self._lost and not isinstance(error, StoreError):  # else the next one writes it
+                write_account(self.ledger, self.slot, account(self._content, ended=True))
+        except JobError as failure:  # must not hide how the attempt ended
+            log.warning("lease not released: %s", failure)
+
+    def open_account(self) -> None:
+        """Write what earlier attempts left unwritten of themselves, and open our own document."""
+        for ended in self._content["ended"]:
+            write_account(self.ledger, self.slot, ended)
+        self._content = {**self._content, "ended": []}  # the next renewal says so
+        write_account(self.ledger, self.slot, account(self._content, ended=False))
+
+    def end(self, exit_code: int, reason: str) -> None:
+        """Release the lease, which then says how the attempt ended."""
+        self.report(exit_code=exit_code, reason=reason, ended_at=now())
+        self.release()
 
     def release(self) -> None:
         """Stop renewing and give the slot free at once; a lease that is lost is left alone."""
@@ -139,7 +151,7 @@ class Lease:
 
     @property
     def _key(self) -> str:
-        return lease_key(self._ledger, self.slot)
+        return lease_key(self.ledger, self.slot)
 
     def _keep_renewing(self) -> None:
         while not self._closing.wait(self._lease_seconds / 3):
@@ -174,15 +186,21 @@ def acquire(
     owner = uuid.uuid4().hex
     watches: dict[int, _Watch] = {}
     while True:
-        open_slots = [slot for slot in slots if ledger.is_open(slot)]
+        views = {slot: ledger.pin(slot) for slot in slots}
+        open_slots = [slot for slot, view in views.items() if view.is_open(slot)]
         if not open_slots:
             return None
         for slot in open_slots:
             should_stop()
-            held = _try(ledger, slot, owner, watches, lease_seconds=lease_seconds, clock=clock)
-            if held is not None:
-                return Lease(ledger, slot, held, lease_seconds=lease_seconds, clock=clock)
-        alive = [s for s in open_slots if watches[s].renewals >= RENEWALS_OF_THE_LIVING]
+            view = views[slot]
+            held = _try(view, slot, owner, watches, lease_seconds=lease_seconds, clock=clock)
+            if held is None:
+                continue
+            lease = Lease(view, slot, held, lease_seconds=lease_seconds, clock=clock)
+            if view.is_current(slot) and view.is_open(slot):
+                return lease
+            lease.end(ExitCode.OK, "the slot was closed while its lease was taken")
+        alive = [s for s in open_slots if s in watches and watches[s].renewals >= LIVING]
         if alive == open_slots:
             raise PreemptedError(
                 f"slot {', '.join(map(str, alive))}: another attempt is at work on it;"
@@ -203,32 +221,19 @@ def _try(
     key = lease_key(ledger, slot)
     found = read_document(ledger.store, key)
     if found is None:
-        taken = create_document(ledger.store, key, _taken_over(FRESH, owner))
+        taken = create_document(ledger.store, key, taken_over(FRESH, owner))
         return taken if taken.ours else None
     watch = watches.setdefault(slot, _Watch(found.version, clock()))
     if found.version != watch.version:
         watches[slot] = watch = _Watch(found.version, clock(), watch.renewals + 1)
     if found.content.get("state") != "released" and clock() - watch.since < lease_seconds:
         return None
-    taken = swap_document(ledger.store, key, _taken_over(found.content, owner), found.version)
+    taken = swap_document(ledger.store, key, taken_over(found.content, owner), found.version)
     return taken if taken.ours else None
 
 
-def _taken_over(old: Json, owner: str) -> Json:
-    """The lease of the next epoch: the last attempt's account closed, a new one opened."""
-    last = old["attempt"]
-    trained_in_vain = last.get("trained_seconds", 0) >= last.get("patience_seconds", float("inf"))
-    progressed = last.get("published_step", -1) > last.get("first_step", 0)
-    started = last.get("step", 0) > last.get("first_step", 0)
-    first = old["epoch"] == 0
-    return {
-        "owner": owner,
-        "epoch": old["epoch"] + 1,
-        "state": "held",
-        "beat": 0,
-        "checkpoints": old["checkpoints"],
-        "gpu_seconds_before": old["gpu_seconds_before"] + last.get("gpu_seconds", 0.0),
-        "fruitless": 0 if progressed else old["fruitless"] + trained_in_vain,
-        "startless": 0 if started or first else old["startless"] + 1,
-        "attempt": {"node": platform.node()},
-    }
+def _ending(error: BaseException) -> tuple[int, str]:
+    """Exit code and reason of an attempt that ends by `error`."""
+    if isinstance(error, JobError):
+        return error.exit_code, str(error).partition("\n")[0]
+    return ExitCode.BUG, type(error).__name__

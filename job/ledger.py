@@ -4,6 +4,9 @@
     sweeps/<sweep>/slots/<NNNN>/spec.json     create-once: what the slot computes
     sweeps/<sweep>/slots/<NNNN>/result.json   create-once: THE COMMIT
     sweeps/<sweep>/slots/<NNNN>/failed.json   create-once: given up, with the reason
+    sweeps/<sweep>/slots/<NNNN>/excluded.json create-once: a person took it out, with the reason
+    sweeps/<sweep>/slots/<NNNN>/redo-<g>.json create-once: a person began the slot again, and
+    sweeps/<sweep>/slots/<NNNN>/redo-<g>/     holds all of that generation; 0 has no such folder
 
 Slots 0 to N-1 are read by name; nothing here rests on listing a bucket.
 """
@@ -19,20 +22,51 @@ from job.store.documents import Json, create_document, read_document
 
 LEDGER_SCHEMA = 1
 
-SlotState = Literal["empty", "specified", "committed", "failed"]
+SlotState = Literal["empty", "specified", "committed", "failed", "excluded"]
 
 
 class Ledger:
     """The documents of one sweep."""
 
-    def __init__(self, store: Store, sweep: str) -> None:
+    def __init__(self, store: Store, sweep: str, pins: Mapping[int, int] | None = None) -> None:
+        """`pins`: slots whose generation is given, where others' is read from the store."""
         self.store = store
         self.sweep = sweep
         self._root = f"sweeps/{sweep}"
+        self._pins = dict(pins or {})
+
+    def generation(self, slot: int) -> int:
+        """How often the slot was begun again: the redo documents that exist, read by name."""
+        return self._pins[slot] if slot in self._pins else self._newest_generation(slot)
+
+    def pin(self, slot: int, generation: int | None = None) -> Ledger:
+        """This ledger, with the slot seen in one generation whatever others begin meanwhile."""
+        pinned = self.generation(slot) if generation is None else generation
+        return Ledger(self.store, self.sweep, {**self._pins, slot: pinned})
+
+    def is_current(self, slot: int) -> bool:
+        """The slot was not begun again since it was pinned."""
+        return self.generation(slot) == self._newest_generation(slot)
+
+    def redo_key(self, slot: int, generation: int) -> str:
+        """The document whose existence begins that generation."""
+        return f"{self._root}/slots/{slot:04d}/redo-{generation}.json"
 
     def slot_prefix(self, slot: int) -> str:
-        """Where everything of a slot lies, without a trailing slash."""
-        return f"{self._root}/slots/{slot:04d}"
+        """Where everything of the slot's generation lies, without a trailing slash."""
+        generation = self.generation(slot)
+        folder = f"/redo-{generation}" if generation else ""
+        return f"{self._root}/slots/{slot:04d}{folder}"
+
+    def _newest_generation(self, slot: int) -> int:
+        generation = 0
+        while self.store.get(self.redo_key(slot, generation + 1)) is not None:
+            generation += 1
+        return generation
+
+    def report_key(self, file_name: str) -> str:
+        """Where `job report` writes a file for people."""
+        return f"{self._root}/{file_name}"
 
     def identity(self) -> Json | None:
         """What the sweep's first trial froze; None before it."""
@@ -96,29 +130,45 @@ class Ledger:
         document = read_document(self.store, f"{self.slot_prefix(slot)}/failed.json")
         return str(document.content.get("reason")) if document else None
 
+    def exclude(self, slot: int, reason: str) -> bool:
+        """Take the slot out of the sweep; False if it was taken out before."""
+        key = f"{self.slot_prefix(slot)}/excluded.json"
+        return create_document(self.store, key, {"reason": reason}).ours
+
+    def exclusion(self, slot: int) -> str | None:
+        """Why a person took the slot out of the sweep; None if nobody did."""
+        document = read_document(self.store, f"{self.slot_prefix(slot)}/excluded.json")
+        return str(document.content.get("reason")) if document else None
+
     def is_open(self, slot: int) -> bool:
-        """Neither committed nor given up."""
-        return self.result(slot) is None and self.failure(slot) is None
+        """Neither committed, nor given up, nor excluded."""
+        view = self.pin(slot)
+        closed = (view.result(slot), view.failure(slot), view.exclusion(slot))
+        return closed == (None, None, None)
 
     def state(self, slot: int) -> SlotState:
         """Where the slot stands."""
-        if self.result(slot) is not None:
+        view = self.pin(slot)
+        if view.exclusion(slot) is not None:
+            return "excluded"
+        if view.result(slot) is not None:
             return "committed"
-        if self.failure(slot) is not None:
+        if view.failure(slot) is not None:
             return "failed"
-        return "specified" if self.spec(slot) is not None else "empty"
+        return "specified" if view.spec(slot) is not None else "empty"
 
     def open_slots(self, num_trials: int) -> list[int]:
-        """The slots that are neither committed nor given up."""
+        """The slots that a trial may work on."""
         return [slot for slot in range(num_trials) if self.is_open(slot)]
 
     def committed(self, num_trials: int) -> Iterator[tuple[int, Json, Json]]:
-        """Slot, spec and result of every committed slot."""
+        """Slot, spec and result of every committed slot that is not excluded."""
         for slot in range(num_trials):
-            result = self.result(slot)
-            if result is None:
+            view = self.pin(slot)
+            result = view.result(slot)
+            if result is None or view.exclusion(slot) is not None:
                 continue
-            spec = self.spec(slot)
+            spec = view.spec(slot)
             if spec is None:
                 raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
             yield slot, spec, result

@@ -71,4 +71,6 @@ def set_up_logging(log_format: str) -> None:
     logging.captureWarnings(True)
     # Libraries telling each other about their next versions is nothing for the one who runs a job.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # That an optional package with a faster kernel for CPUs is not installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     log.setLevel(logging.INFO)

@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from job.attempts import wasted_gpu_seconds
 from job.lease import Lease
 from job.settings import Settings
 from job.store.documents import Json
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AttemptClock:
-    """GPU-seconds of this attempt, told to the lease, and the budgets of the trial."""
+    """GPU-seconds of this attempt, which every renewal of the lease tells, and the budgets."""
 
     def __init__(
         self, settings: Settings, lease: Lease, *, prepare_seconds: float, load_seconds: float
@@ -26,34 +27,52 @@ class AttemptClock:
         self._lease = lease
         # The card waits while its model is loaded: that is paid for, too.
         self._started = time.monotonic() - load_seconds
+        self._ended: float | None = None
         self._budget_seconds = settings.trial_budget_hours * 3600
+        self._num_gpus = settings.num_gpus
+        lease.measure = self._measure
+        lease.report(num_gpus=self._num_gpus)
         lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
 
     def gpu_seconds(self) -> float:
         """Of all attempts at the slot, this one included."""
         return float(self._lease.content["gpu_seconds_before"]) + self._own_seconds()
 
-    def report(self) -> None:
-        """Note the GPU-seconds for the lease's next renewal."""
-        self._lease.report(gpu_seconds=round(self._own_seconds(), 1))
-
     def out_of_time(self, state: TrainState) -> str | None:
         """Why the trial has to be cut short; None if it has time."""
         if state.clock_seconds >= self._budget_seconds:
             return "JOB_TRIAL_BUDGET_HOURS is spent"
-        if self.gpu_seconds() >= 2 * self._budget_seconds:
+        if self.gpu_seconds() >= 2 * self._budget_seconds * self._num_gpus:
             return "overrun: all attempts together took twice JOB_TRIAL_BUDGET_HOURS"
         return None
 
+    def close(self, state: TrainState) -> tuple[float, float]:
+        """End the attempt's account; GPU-seconds of all attempts, and of them the wasted ones.
+
+        Wasted is what was not load, steps and evaluations that count: redone steps, restarts,
+        waiting. The result and the accounts of the attempts then say the same.
+        """
+        self._ended = time.monotonic()
+        lease = self._lease.content
+        trained = state.clock_seconds - lease["attempt"]["clock_before"]
+        useful = round(self._num_gpus * (trained + self.load_seconds), 1)
+        self._lease.report(useful_seconds=useful)
+        own = {**lease, "attempt": lease["attempt"] | self._measure() | {"useful_seconds": useful}}
+        wasted = lease["wasted_gpu_seconds_before"] + wasted_gpu_seconds(own)
+        return round(self.gpu_seconds(), 1), round(wasted, 1)
+
+    def _measure(self) -> Json:
+        return {"gpu_seconds": self._own_seconds()}
+
     def _own_seconds(self) -> float:
-        return time.monotonic() - self._started
+        return round(self._num_gpus * ((self._ended or time.monotonic()) - self._started), 1)
 
 
 def outcome(fitted: Fit, clock: AttemptClock) -> Json:
     """What training came to, for result.json."""
     state = fitted.state
     best: dict[str, Any] = state.best or {}
-    gpu_seconds = clock.gpu_seconds()
+    gpu_seconds, wasted = clock.close(state)
     return {
         "status": fitted.status,
         "reason": fitted.reason,
@@ -63,11 +82,8 @@ def outcome(fitted: Fit, clock: AttemptClock) -> Json:
         "adapter_key": best.get("key"),
         "adapter_sha256": best.get("sha256"),
         "adapter_bytes": best.get("bytes"),
-        "gpu_seconds": round(gpu_seconds, 1),
-        # What was not load, steps and evaluations that count: redone steps, restarts, waiting.
-        "wasted_gpu_seconds": round(
-            max(0.0, gpu_seconds - state.clock_seconds - clock.load_seconds), 1
-        ),
+        "gpu_seconds": gpu_seconds,
+        "wasted_gpu_seconds": wasted,
         "training_seconds": round(state.clock_seconds, 1),
         "tokens_per_second": round(state.tokens / state.step_seconds, 1) if state.tokens else None,
         "peak_memory_bytes": fitted.peak_memory_bytes,

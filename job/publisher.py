@@ -26,8 +26,10 @@ from job.errors import JobError, SlotError, StoreError
 from job.lease import Lease
 from job.ledger import Ledger
 from job.log import log
+from job.store.documents import Json
 
 KEPT_CHECKPOINTS = 2
+RATED_BYTES = 1_000_000  # less says how long a request takes, not how fast the line is
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class _Upload:
     sealed: PublishedFolder
     checkpoint_step: int | None = None  # None: a best adapter
     best: str | None = None  # key of the best adapter that the checkpoint refers to
+    clock_seconds: float = 0.0  # training clock in the checkpoint
 
 
 class Publisher:
@@ -48,9 +51,14 @@ class Publisher:
         *,
         interval_seconds: float,
         seconds_left: Callable[[], float | None],
+        clock_of: Callable[[Path], float],
+        on_report: Callable[[Json], None] = lambda _: None,
         resume_dir: Path | None = None,
     ) -> None:
+        """`clock_of`: the training clock in a checkpoint; `on_report` hears of progress, too."""
         self.resume_dir = resume_dir
+        self._clock_of = clock_of
+        self._on_report = on_report
         self._interval_seconds = interval_seconds
         self._seconds_left = seconds_left
         self._last_checkpoint = time.monotonic()
@@ -60,6 +68,7 @@ class Publisher:
         self._line: queue.Queue[_Upload | None] = queue.Queue()
         self._error: BaseException | None = None
         self._bytes_per_second: float | None = None
+        self._under_way = (0, 0.0)  # bytes of the upload that the thread is at, since when
         self._thread = threading.Thread(target=self._run, daemon=True, name="publisher")
         self._bests = {entry["best"] for entry in lease.content["checkpoints"]} - {None}
 
@@ -103,17 +112,21 @@ class Publisher:
             )
             return
         self._last_checkpoint = time.monotonic()
-        self._line.put(_Upload(folder, sealed, step, best))
+        self._line.put(_Upload(folder, sealed, step, best, self._clock_of(folder)))
 
     def report(self, **progress: Any) -> None:
         """Note progress for the lease's next renewal."""
         self._lease.report(**progress)
+        self._on_report(progress)
 
     def _seconds_to_upload(self, num_bytes: int) -> float | None:
         if self._bytes_per_second is None:
             return None
         queued = sum(u.sealed.size_bytes for u in list(self._line.queue) if u is not None)
-        return float((queued + num_bytes) / self._bytes_per_second)
+        under_way, since = self._under_way
+        done = self._bytes_per_second * (time.monotonic() - since)
+        ahead = queued + max(0.0, under_way - done)
+        return float((ahead + num_bytes) / self._bytes_per_second)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all is uploaded; False if that takes longer than `timeout` seconds."""
@@ -135,9 +148,12 @@ class Publisher:
     def _publish(self, upload: _Upload) -> None:
         self._lease.ensure_held()
         started = time.monotonic()
+        self._under_way = (upload.sealed.size_bytes, started)
         upload_folder(self._store, upload.sealed, upload.folder)
+        self._under_way = (0, started)
         seconds = max(1e-3, time.monotonic() - started)
-        self._bytes_per_second = upload.sealed.size_bytes / seconds
+        if upload.sealed.size_bytes >= RATED_BYTES:
+            self._bytes_per_second = upload.sealed.size_bytes / seconds
         shutil.rmtree(upload.folder, ignore_errors=True)
         if upload.checkpoint_step is None:
             self._bests.add(upload.sealed.key)
@@ -147,6 +163,7 @@ class Publisher:
             "sha256": upload.sealed.sha256,
             "step": upload.checkpoint_step,
             "best": upload.best,
+            "clock_seconds": round(upload.clock_seconds, 1),
         }
         known = [entry, *self._lease.content["checkpoints"]]
         kept = known[:KEPT_CHECKPOINTS]

@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     patience: Count = Field(3, description="evaluations without improvement before stopping")
     trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
     sweep_budget_gpu_hours: Positive | None = Field(None, description="no new slot past it")
-    gpu_hourly_usd: Positive | None = Field(None, description="price, for reports (no effect yet)")
+    gpu_hourly_usd: Positive | None = Field(None, description="price, for plan and report")
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
     lease_seconds: Positive = Field(120, description="silence after which a lease is broken")
@@ -116,10 +116,13 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto: the CUDA GPU, exit 72 without one; cpu has to be asked for"
     )
+    num_gpus: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="GPUs of one node that share a trial's steps"
+    )
     gpu_memory_gb: Positive | None = Field(None, description="GiB; caps a bigger card to a T4's")
     work_dir: Path = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
     wandb_artifact: Literal["none", "reference", "upload"] = Field(
-        "reference", description="the adapter as a W&B artifact (no effect yet)"
+        "reference", description="the adapter as a W&B artifact: where it is, or itself"
     )
     log_format: Literal["text", "json"] = Field("text", description="log lines")
     strict: bool = Field(False, description="1: any unknown JOB_* variable is an error")
@@ -127,6 +130,11 @@ class Settings(BaseSettings):
     # Other tools' own variables that the job must know of. Their values are never logged.
     wandb_sweep_id: str | None = Field(None, validation_alias="WANDB_SWEEP_ID")
     wandb_api_key: SecretStr | None = Field(None, validation_alias="WANDB_API_KEY")
+    wandb_entity: str | None = Field(None, validation_alias="WANDB_ENTITY")
+    wandb_project: str | None = Field(None, validation_alias="WANDB_PROJECT")
+    wandb_mode: Literal["online", "offline", "disabled"] = Field(
+        "online", validation_alias="WANDB_MODE"
+    )
     hf_token: SecretStr | None = Field(None, validation_alias="HF_TOKEN")
 
     @model_validator(mode="after")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import job
+from job.attempts import now as now  # noqa: PLC0414  # others find it here
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.errors import SettingsError, SweepError
@@ -15,32 +16,62 @@ from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
 from job.settings import IDENTITY_FIELDS, Settings, variable
+from job.store.base import Store
 from job.store.documents import Json, read_document
 from job.sweep.builtin import Observation, suggest
-from job.sweep.definition import SweepDefinition, load_definition
+from job.sweep.definition import SweepDefinition, load_definition, parse_definition
 from job.sweep.hyperband import should_stop
+from job.sweep.wandb import check_same, read_sweep, sweep_path
 from job.training.recipe import Recipe, plan_evaluations, plan_steps
 from job.training.state import TrainState
+from job.wandb_client import check_wanted
 
 CARD_SWEEP_FILE = Path(__file__).parent / "sweep" / "sweep.yaml"
 
 
-def load_sweep(settings: Settings) -> tuple[SweepDefinition, str]:
-    """The sweep's definition and its name in the bucket. Raises `SweepError`, `SettingsError`."""
+def sweep_name(settings: Settings) -> str:
+    """The sweep's folder in the bucket. Raises `SweepError`, `SettingsError`."""
     if settings.wandb_sweep_id is not None:
-        raise SettingsError(
-            "WANDB_SWEEP_ID: this version draws trials with its built-in engine only; unset it"
-        )
-    try:
-        definition = load_definition(settings.sweep_file or CARD_SWEEP_FILE)
-    except SweepError as error:
-        raise SweepError(f"JOB_SWEEP_FILE: {error}") from error
-    sweep = settings.sweep_name or definition.name
+        return settings.sweep_name or sweep_path(settings).id
+    sweep = settings.sweep_name or load_sweep_file(settings).name
     if sweep is None:
         raise SettingsError(
             f"JOB_SWEEP_NAME: not set, and {settings.sweep_file} has no `name`; give either"
         )
+    return sweep
+
+
+def load_sweep(
+    settings: Settings, store: Store, check: Callable[[], None]
+) -> tuple[SweepDefinition, str]:
+    """The sweep's definition and its name in the bucket.
+
+    A W&B sweep's is what its first trial froze, so that later attempts at a drawn slot do without
+    W&B; before that, what the server says. Raises `SweepError`, `SettingsError`, and what
+    `read_sweep` raises.
+    """
+    sweep = sweep_name(settings)
+    if settings.wandb_sweep_id is None:
+        return load_sweep_file(settings), sweep
+    check_wanted(settings)
+    frozen = (Ledger(store, sweep).identity() or {}).get("JOB_SWEEP_FILE")
+    definition = parse_definition(frozen) if frozen else read_sweep(settings, check).definition
+    if settings.sweep_file is not None:
+        check_same(
+            definition,
+            load_sweep_file(settings),
+            where=f"JOB_SWEEP_FILE: {settings.sweep_file}",
+            way_out="unset it: with WANDB_SWEEP_ID the sweep on W&B holds",
+        )
     return definition, sweep
+
+
+def load_sweep_file(settings: Settings) -> SweepDefinition:
+    """`JOB_SWEEP_FILE`, or the card's. Raises `SweepError`."""
+    try:
+        return load_definition(settings.sweep_file or CARD_SWEEP_FILE)
+    except SweepError as error:
+        raise SweepError(f"JOB_SWEEP_FILE: {error}") from error
 
 
 def sweep_identity(
@@ -99,6 +130,29 @@ def draw_spec(
     )
     if params is None:
         return None
+    log.info("slot %d: drawn by %s from %d results", slot, definition.method, len(observations))
+    return freeze_spec(
+        settings,
+        ledger,
+        slot,
+        data,
+        params,
+        measure_step_0=step_0_loss is None,
+        wandb={"wandb_run_id": uuid.uuid4().hex[:8]},
+    )
+
+
+def freeze_spec(
+    settings: Settings,
+    ledger: Ledger,
+    slot: int,
+    data: PreparedData,
+    params: Mapping[str, Any],
+    *,
+    measure_step_0: bool,
+    wandb: Mapping[str, str],
+) -> Json:
+    """Write the slot's spec once, whoever drew its parameters; return the one that holds."""
     values: dict[str, Any] = {**settings.hyperparameters, **params}
     planned_steps = plan_steps(
         len(data.train),
@@ -114,13 +168,12 @@ def draw_spec(
         eval_steps=plan_evaluations(planned_steps, settings.evals_per_trial),
         patience=settings.patience,
     )
-    log.info("slot %d: drawn by %s from %d results", slot, definition.method, len(observations))
     spec = {
-        "params": params,
+        "params": dict(params),
         "recipe": recipe.to_json(),
-        "measure_step_0": step_0_loss is None,
+        "measure_step_0": measure_step_0,
         "data_digest": data.digest,
-        "wandb_run_id": uuid.uuid4().hex[:8],
+        **wandb,
         "code_version": job.__version__,
         "created_at": now(),
     }
@@ -134,10 +187,11 @@ def observe(
     observations = []
     step_0_loss = None
     for slot in range(num_trials):
-        spec = ledger.spec(slot) if slot != but else None
-        if spec is None or ledger.failure(slot) is not None:
+        view = ledger.pin(slot)
+        spec = view.spec(slot) if slot != but else None
+        if spec is None or view.failure(slot) is not None or view.exclusion(slot) is not None:
             continue
-        result = ledger.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
+        result = view.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
         observations.append(
             Observation(slot, spec["params"], result["status"], result["eval_loss"])
         )
@@ -150,8 +204,8 @@ def stop_early(
     definition: SweepDefinition, ledger: Ledger, settings: Settings, state: TrainState
 ) -> str | None:
     """Why the sweep file's `early_terminate` ends this trial; None if it may go on."""
-    if definition.early_terminate is None:
-        return None
+    if definition.early_terminate is None or settings.wandb_sweep_id is not None:
+        return None  # W&B's own is told to its agent
     own = [loss for step, loss in state.curve if step > 0]
     others = [
         [loss for step, loss in result["curve"] if step > 0 and loss is not None]
@@ -174,17 +228,24 @@ def check_vocabulary(base: BaseModel, data: PreparedData) -> None:
 
 
 def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
-    """GPU-hours of all attempts at all slots, as far as they were told to the bucket."""
+    """GPU-hours of all attempts at all slots: ended, killed and running, as of the last renewal.
+
+    Also those of excluded slots, and of what came before a redo: they were paid for.
+    """
     seconds = 0.0
     for slot in range(num_trials):
-        if (result := ledger.result(slot)) is not None:
-            seconds += result["gpu_seconds"]
-        elif (lease := read_document(ledger.store, lease_key(ledger, slot))) is not None:
-            own = lease.content["attempt"].get("gpu_seconds", 0.0)
-            seconds += lease.content["gpu_seconds_before"] + own
+        for generation in range(ledger.generation(slot) + 1):
+            seconds += gpu_seconds(ledger.pin(slot, generation), slot)
     return seconds / 3600
 
 
-def now() -> str:
-    """The time for people to read; nothing compares it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def gpu_seconds(ledger: Ledger, slot: int) -> float:
+    """Of all attempts at the slot in the ledger's generation of it."""
+    result = ledger.result(slot)
+    committed = float(result["gpu_seconds"]) if result is not None else 0.0
+    lease = read_document(ledger.store, lease_key(ledger, slot))
+    if lease is None:
+        return committed
+    own = lease.content["attempt"].get("gpu_seconds", 0.0)
+    # Of a slot that two attempts worked on at once, the lease knows of both.
+    return max(committed, float(lease.content["gpu_seconds_before"] + own))

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from job.errors import PreemptedError
+from job.errors import JobError, OutageError, PreemptedError, is_volume_full
 
 EXIT_MARGIN_SECONDS = 4.0  # the parent kills 3 s before the grace ends; one more to get there
 
@@ -21,6 +21,7 @@ class Stop:
         self._clock = clock
         self._event = threading.Event()
         self._deadline: float | None = None
+        self.checks = 0  # how often `check` was asked: the main thread's sign of life
 
     def set(self, *_: object) -> None:
         """Tell the process to end; fits `signal.signal`. A second call changes nothing."""
@@ -30,8 +31,18 @@ class Stop:
 
     def check(self) -> None:
         """Raise `PreemptedError` if the process was told to end."""
+        self.checks += 1
         if self._event.is_set():
             raise PreemptedError("told to end")
+
+    def on_the_way_down(self, error: OutageError) -> JobError:
+        """What a process that met `error` ends with.
+
+        After SIGTERM only a full volume is told: whatever else fails must not count as a try.
+        """
+        if self._deadline is None or is_volume_full(error):
+            return error
+        return PreemptedError(f"told to end; on the way down: {error}")
 
     def seconds_left(self) -> float | None:
         """Until the process has to be gone; None if nobody told it to end."""

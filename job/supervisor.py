@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,9 +20,11 @@ from types import FrameType
 
 from job.errors import ExitCode
 from job.log import log
+from job.pulse import Ear, Hearing
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
+FOLLOWERS_SECONDS = 3.0  # between the ends of two processes of a trial that has several
 TRIES_PER_SLOT = 3  # of `queue`, for a slot that fails; back-off as below between them
 BACK_OFF_SECONDS = (5.0, 30.0)
 TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
@@ -29,7 +33,14 @@ TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
 class Supervisor:
     """Runs children one at a time; on SIGTERM or SIGINT ends the running one within the grace."""
 
-    def __init__(self, grace_seconds: float) -> None:
+    def __init__(
+        self, grace_seconds: float, hearing: Hearing | None = None, *, num_gpus: int = 1
+    ) -> None:
+        self._hearing = hearing
+        self._num_gpus = num_gpus
+        self._followers: dict[int, int] = {}  # ranks above 0 that run, by process id
+        self._failed_rank: tuple[int, int] | None = None  # and its exit code
+        self.last_words: str | None = None  # of the last trial, where it said none itself
         self._end = threading.Event()
         self._grace_seconds = grace_seconds
         self._child: subprocess.Popen[bytes] | None = None
@@ -46,34 +57,77 @@ class Supervisor:
         """Run one trial in a process group of its own; return the exit code to pass on."""
         if self.told_to_end:
             return ExitCode.PREEMPTED
-        self._child = subprocess.Popen(TRIAL_COMMAND, env=environ, process_group=0)
-        if self.told_to_end:  # the signal came between two children
-            self._signal_group(signal.SIGTERM)
-        status = self._wait(self._child.pid)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
-        self._child = None
-        return self._exit_code(os.waitstatus_to_exitcode(status))
+        with tempfile.TemporaryDirectory(prefix="meeting-") as meeting:
+            ear = Ear(self._hearing)
+            command = [*TRIAL_COMMAND, "--pulse-fd", str(ear.write_end), *self._crew(0, meeting)]
+            self._child = subprocess.Popen(
+                command, env=_on_gpu(environ, 0), process_group=0, pass_fds=(ear.write_end,)
+            )
+            ear.listen(self._child.pid)
+            self._start_followers(environ, meeting)
+            if self.told_to_end:  # the signal came between two children
+                self._signal_group(signal.SIGTERM)
+            status = self._wait(self._child.pid)
+            ear.close()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
+            for follower in self._followers:
+                if _ends_soon(follower):  # a driver may hold on to a killed process for a while
+                    os.waitpid(follower, 0)
+            self._child = None
+        return self._exit_code(os.waitstatus_to_exitcode(status), hung=ear.found_silent)
+
+    def _crew(self, rank: int, meeting: str) -> list[str]:
+        """How a trial's process is told of the others."""
+        return ["--rank", str(rank), "--meeting", meeting] if self._num_gpus > 1 else []
+
+    def _start_followers(self, environ: Mapping[str, str], meeting: str) -> None:
+        """The other ranks, in rank 0's process group; it alone owns slot, lease and SIGTERM."""
+        assert self._child is not None
+        self._followers, self._failed_rank = {}, None
+        for rank in range(1, self._num_gpus):
+            command = [*TRIAL_COMMAND, *self._crew(rank, meeting)]
+            follower = subprocess.Popen(
+                command, env=_on_gpu(environ, rank), process_group=self._child.pid
+            )
+            self._followers[follower.pid] = rank
+            follower.returncode = 0  # reaped by _wait, not by Popen
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless and until told to end."""
         self._end.wait(seconds)
 
-    @staticmethod
-    def _wait(child: int) -> int:
+    def _wait(self, child: int) -> int:
         """Reap until `child` has ended: process 1 inherits every orphan of the container."""
         while True:
             pid, status = os.wait()
             if pid == child:
                 return status
+            rank, code = self._followers.pop(pid, None), os.waitstatus_to_exitcode(status)
+            # If rank 0 is ending, too, the others only lost their connection to it.
+            if rank is not None and code != 0 and not _ends_soon(child):
+                log.error("rank %d ended with %d; the trial cannot go on without it", rank, code)
+                self._failed_rank = (rank, code)
+                signal.setitimer(signal.ITIMER_REAL, max(0.1, self._grace_seconds))
+                self._signal_group(signal.SIGTERM)  # rank 0 saves what it has
 
-    def _exit_code(self, code: int) -> int:
+    def _exit_code(self, code: int, *, hung: bool) -> int:
+        self.last_words = None
         if self.told_to_end and code not in (ExitCode.OK, ExitCode.OUTAGE):
             return ExitCode.PREEMPTED
+        if self._failed_rank is not None and code != ExitCode.OK:
+            rank, code = self._failed_rank
+            self.last_words = f"rank {rank}, another GPU of the trial, ended with {code}, see above"
+            return code if code in list(ExitCode) else ExitCode.BUG
+        if hung:
+            self.last_words = "hang: the trial ran no Python any more and was killed, see above"
+            return ExitCode.OUTAGE
         if code < 0:
             log.error("the trial was killed by %s", signal.Signals(-code).name)
+        if code not in list(ExitCode):
+            self.last_words = "the trial ended by a bug or was killed, see above"
             return ExitCode.BUG
-        return code if code in list(ExitCode) else ExitCode.BUG
+        return code
 
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         if self.told_to_end:
@@ -96,9 +150,13 @@ class Supervisor:
                 os.killpg(self._child.pid, number)
 
 
-def run_one(settings: Settings) -> int:
-    """Run the slot that the environment names, or the first open one; the trial says its end."""
-    return Supervisor(settings.grace_seconds).run(_trial_environ())
+def run_one(settings: Settings) -> tuple[int, str | None]:
+    """Run the slot that the environment names, or the first open one.
+
+    Exit code, and the last line where the trial could not say its end itself.
+    """
+    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus)
+    return supervisor.run(_trial_environ()), supervisor.last_words
 
 
 def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -> tuple[int, str]:
@@ -108,7 +166,7 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     holds, puts it to the end of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times, with a
     wait in between. The code is 0 if every slot ended well, else the last one that did not.
     """
-    supervisor = Supervisor(settings.grace_seconds)
+    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus)
     wait = wait or supervisor.wait
     line = deque(range(settings.num_trials))
     tries = dict.fromkeys(line, 0)
@@ -137,10 +195,25 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     return ExitCode.OK, f"queue: all {settings.num_trials} slots are done"
 
 
+def _on_gpu(environ: Mapping[str, str], rank: int) -> dict[str, str]:
+    """One process, one card: the cards of a bigger node belong to other ranks or other trials."""
+    given = environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(rank)] * (rank + 1) if given is None else given.split(",")
+    # Fewer than asked for: a rank without a card ends with 72 and says so.
+    return {**environ, "CUDA_VISIBLE_DEVICES": visible[rank] if rank < len(visible) else ""}
+
+
+def _ends_soon(pid: int) -> bool:
+    """Whether a child of ours is gone, or will be within `FOLLOWERS_SECONDS`."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        return bool(select.select([descriptor], [], [], FOLLOWERS_SECONDS)[0])
+    finally:
+        os.close(descriptor)
+
+
 def _trial_environ(slot: int | None = None) -> dict[str, str]:
     environ = dict(os.environ)
-    # One trial, one card; the cards of a bigger node belong to other trials.
-    environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Ours tokenises in bulk before training and forks nothing afterwards.
     environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if slot is not None:

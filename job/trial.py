@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import job
 from job.admission import (
@@ -16,82 +13,97 @@ from job.admission import (
     check_progress,
     check_undrawn,
     check_work_dir,
+    nothing_to_do,
     slot_name,
     slots,
 )
+from job.attempt import Attempt, Training
 from job.base_model import BaseModel, resolve_base_model
 from job.checkpoint import publish_history
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
-from job.errors import PreemptedError, SettingsError
+from job.drawing import Drawn, draw_for, drawable
+from job.errors import ExitCode, JobError, PreemptedError, SettingsError
+from job.fitting import real_training
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
+from job.mirror.confirmed import catch_up
+from job.mirror.live import Mirror
 from job.outcome import AttemptClock, outcome, summary
 from job.publisher import Publisher, restore
 from job.settings import Settings
 from job.spec import (
     base_revision,
     check_vocabulary,
-    draw_spec,
     load_sweep,
     now,
-    stop_early,
     sweep_identity,
 )
 from job.stop import Stop
 from job.store import open_store, probe
 from job.store.base import Store
-from job.store.documents import Json
-from job.sweep.definition import SweepDefinition
-from job.training.memory import plan_memory
-from job.training.recipe import Recipe
-from job.training.state import unreadable
-
-if TYPE_CHECKING:
-    import torch
-
-    from job.training.fit import Fit
+from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
+from job.wandb_client import leave
+from job.watchdog import Watchdog
+from job.workspace import attempt_folder
 
 
-@dataclass(frozen=True)
-class Training:
-    """The training that a trial uses; tests give one without torch."""
-
-    open_device: Callable[[Settings], torch.device]
-    load_base: Callable[[BaseModel, torch.device], Any]
-    # Trains the attempt's spec in a work folder; the publisher keeps what must survive.
-    fit: Callable[[Attempt, Publisher, Path], Fit]
-
-
-def run_trial(settings: Settings, stop: Stop) -> str:
+def run_trial(
+    settings: Settings, stop: Stop, watchdog: Watchdog, meeting: Path | None = None
+) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
+
+    `meeting`: the folder where the processes of `JOB_NUM_GPUS` meet; this is rank 0 of them.
 
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
+    if settings.num_gpus > 1 and meeting is None:
+        raise SettingsError(
+            f"JOB_NUM_GPUS: is {settings.num_gpus}, but `job trial` is one process alone: use"
+            " `job run` or `job queue`, which start one for each GPU"
+        )
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
-    return run_trial_on(store, settings, stop, TRAINING)
+    watchdog.start()
+    try:
+        with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
+            line = run_trial_on(store, settings, stop, real_training(meeting), watchdog)
+    except JobError as error:
+        leave(error.exit_code)
+        raise
+    leave(ExitCode.OK)
+    return line
 
 
-def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Training) -> str:
+def run_trial_on(
+    store: Store, settings: Settings, stop: Stop, training: Training, watchdog: Watchdog
+) -> str:
     """`run_trial` with the outside given: the store and the training."""
     started = time.monotonic()
-    definition, sweep = load_sweep(settings)
+    check_work_dir(settings.work_dir)
+    definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
+    catch_up(settings, ledger, stop.check)
     open_slots = slots(settings, ledger)
     if not open_slots:
-        return f"{slot_name(settings, sweep)}: committed before, nothing to do"
-    check_work_dir(settings.work_dir)
+        return nothing_to_do(settings, ledger)
+    open_slots = drawable(settings, ledger, open_slots, stop.check)
+    if not open_slots:
+        return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
     device = training.open_device(settings)
     probe(ledger.store)
     base = resolve_base_model(
-        settings.base_model, base_revision(settings, ledger), cache_dir=settings.work_dir
+        settings.base_model,
+        base_revision(settings, ledger),
+        cache_dir=settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
     )
-    data = _prepare_data(settings, base, ledger, stop.check)
+    data = prepare_data(settings, base, ledger, stop.check)
     check_vocabulary(base, data)
     prepared = time.monotonic()
     # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
-    model = training.load_base(base, device)
+    with watchdog.phase("loading the model"):
+        model = training.load_base(base, device)
     loaded = time.monotonic()
     log.info("model: %s loaded in %.1f s", base.name, loaded - prepared)
     ledger.open_sweep(sweep_identity(settings, definition, base, data))
@@ -106,50 +118,44 @@ def run_trial_on(store: Store, settings: Settings, stop: Stop, training: Trainin
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
+    watchdog.last_act = partial(lease.end, ExitCode.OUTAGE)
     with lease:
+        ledger = lease.ledger
+        lease.open_account()
         check_progress(ledger, lease)
         spec = ledger.spec(lease.slot)
-        if spec is None:
+        drawn = None if spec is None else Drawn(spec)
+        if drawn is None:
             check_undrawn(ledger, lease)
             if (spent := budget_spent(settings, ledger)) is not None:
                 return f"slot {lease.slot}: {spent}, no new trial is begun"
-            spec = draw_spec(settings, definition, ledger, lease.slot, data)
-        if spec is None:
-            return f"slot {lease.slot}: the search space has no point left, nothing to do"
+            drawn = draw_for(settings, definition, ledger, lease.slot, data, check=stop.check)
+        if drawn is None:
+            return f"slot {lease.slot}: never drawn, the sweep has no point left"
         clock = AttemptClock(
             settings,
             lease,
             prepare_seconds=prepared - started,
             load_seconds=loaded - prepared,
         )
-        attempt = Attempt(
-            settings, definition, ledger, lease, spec, base, data, device, model, clock, stop
+        mirror = Mirror(
+            settings,
+            ledger,
+            lease.slot,
+            drawn.spec,
+            drawn.agent_run,
+            is_ours=lambda: not lease.lost,
+            stop=stop,
         )
-        return _train_and_commit(attempt, training)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """All that one attempt at a slot rests on."""
-
-    settings: Settings
-    definition: SweepDefinition
-    ledger: Ledger
-    lease: Lease
-    spec: Json
-    base: BaseModel
-    data: PreparedData
-    device: torch.device
-    model: Any  # the loaded base
-    clock: AttemptClock
-    stop: Stop
-
-    def check(self) -> None:
-        """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
-        self.clock.report()
-        if self.lease.lost:
-            self.lease.ensure_held()
-        self.stop.check()
+        attempt = Attempt(
+            settings, definition, ledger, lease, drawn.spec, base, data, device, model, clock, stop,
+            watchdog, mirror,
+        )  # fmt: skip
+        try:
+            return _train_and_commit(attempt, training)
+        except JobError as error:
+            mirror.fail(error)
+            raise
 
 
 def _train_and_commit(attempt: Attempt, training: Training) -> str:
@@ -162,21 +168,25 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
             f" {data.digest}; put the rows back, or start another sweep with JOB_SWEEP_NAME"
         )
     log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in spec["params"].items()))
-    with tempfile.TemporaryDirectory(dir=attempt.settings.work_dir, prefix="attempt-") as folder:
-        work_dir = Path(folder)
+    with attempt_folder(attempt.settings.work_dir) as work_dir:
         publisher = Publisher(
             ledger,
             lease,
             interval_seconds=attempt.settings.checkpoint_minutes * 60,
             seconds_left=attempt.stop.seconds_left,
+            clock_of=saved_clock_seconds,
+            on_report=attempt.watchdog.hear,
             resume_dir=restore(ledger, lease, work_dir, unreadable),
         )
         publisher.start()
+        attempt.mirror.follow(work_dir / HISTORY_FILE)
         try:
-            fitted = training.fit(attempt, publisher, work_dir)
+            with attempt.watchdog.phase("training", by_bytes=False):
+                fitted = training.fit(attempt, publisher, work_dir)
         except PreemptedError:
             raise _saved(lease, publisher, attempt.stop) from None
         publisher.flush()
+        attempt.mirror.read_to_end()
         history_key = publish_history(ledger.store, ledger.slot_prefix(slot), fitted.history_path)
     result = {
         **outcome(fitted, attempt.clock),
@@ -190,59 +200,21 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
         "history_key": history_key,
         "committed_at": now(),
     }
+    if (asked := attempt.stop_asked()) is not None and result["status"] == "completed":
+        result |= {"status": "stopped", "reason": f"{asked} after {result['reason']}"}
     lease.ensure_held()  # with the create-once result, the second of two fences
+    if not ledger.is_current(slot):
+        raise PreemptedError(f"slot {slot}: was begun again meanwhile, this attempt ends")
     if not ledger.commit(slot, result):
+        lease.outcome = "another attempt had committed the slot"
         return f"slot {slot}: was committed by another attempt meanwhile, which holds"
+    lease.outcome = f"committed: {result['status']}"
     publisher.discard(keep=result["adapter_key"])
+    attempt.mirror.commit(result)
     return f"slot {slot} committed: {summary(result)}"
 
 
-def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
-    from job.training.fit import FitInputs, fit  # torch: not before there is something to train
-
-    recipe = Recipe.from_json(attempt.spec["recipe"])
-    inputs = FitInputs(
-        base=attempt.model,
-        train_table=attempt.data.train,
-        eval_table=attempt.data.eval.head(attempt.settings.eval_rows),
-        memory=plan_memory(
-            on_gpu=attempt.device.type == "cuda",
-            per_device_train_batch_size=recipe.per_device_train_batch_size,
-            max_seq_length=attempt.settings.max_seq_length,
-        ),
-        out_of_time=attempt.clock.out_of_time,
-        stop_early=partial(stop_early, attempt.definition, attempt.ledger, attempt.settings),
-        measure_step_0=attempt.spec["measure_step_0"],
-        max_adapter_bytes=int(attempt.settings.max_adapter_mb * 1e6),
-    )
-
-    return fit(
-        recipe,
-        inputs,
-        device=attempt.device,
-        work_dir=work_dir,
-        keeper=publisher,
-        should_stop=attempt.check,
-    )
-
-
-def _open_device(settings: Settings) -> torch.device:
-    from job.training.device import open_device  # torch: not for a slot that is done
-
-    return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
-
-
-def _load_base(base: BaseModel, device: torch.device) -> Any:
-    from job.training.model import load_base
-
-    return load_base(base.location, base.hub_revision, device)
-
-
-# torch, peft and bitsandbytes, as far as a trial needs them.
-TRAINING = Training(_open_device, _load_base, _fit)
-
-
-def _prepare_data(
+def prepare_data(
     settings: Settings, base: BaseModel, ledger: Ledger, should_stop: Callable[[], None]
 ) -> PreparedData:
     should_stop()
@@ -261,6 +233,7 @@ def _prepare_data(
         store=ledger.store,
         cache_dir=settings.work_dir,
         should_stop=should_stop,
+        outage_seconds=60 * settings.outage_minutes,
     )
 
 

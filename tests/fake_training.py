@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from job.attempt import Training
 from job.errors import PreemptedError
 from job.training.recipe import Recipe
 from job.training.state import TrainState, read_state, write_state
-from job.trial import Training
 
 STEP_SECONDS = 0.004
 
@@ -56,22 +57,42 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         saved_step = state.step
 
     try:
-        while state.step < recipe.planned_steps:
+        while state.step < recipe.planned_steps and (not state.step or not attempt.stop_asked()):
             attempt.check()
             time.sleep(STEP_SECONDS)  # a step takes time, or nothing could fall into one
+            _count_step()
             value = hashlib.sha256(f"{value}{state.step}".encode()).hexdigest()
             state.step += 1
-            with history.open("a") as file:
-                file.write(json.dumps({"step": state.step, "value": value}) + "\n")
             keeper.report(step=state.step)
-            if state.step in recipe.eval_steps:
+            if state.step in recipe.eval_steps or attempt.stop_asked():
                 _evaluate(state, value, work_dir, keeper)
+            _write_line(history, state, value)
             if keeper.is_due():
                 checkpoint()
     except PreemptedError:
         checkpoint()
         raise
-    return FakeFit(state, history)
+    fitted = FakeFit(state, history)
+    if attempt.stop_asked() and state.step < recipe.planned_steps:
+        fitted.status, fitted.reason = "stopped", attempt.stop_asked()
+    return fitted
+
+
+def _write_line(history: Path, state: TrainState, value: str) -> None:
+    """A line as `fit` writes them, the step's evaluation in the same one."""
+    entry = {"step": state.step, "value": value, "train/loss": 1 / state.step, "tokens": 10,
+             "learning_rate": 1e-4, "seconds": STEP_SECONDS}  # fmt: skip
+    if state.curve and state.curve[-1][0] == state.step:
+        entry["eval/loss"] = state.curve[-1][1]
+    with history.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _count_step() -> None:
+    """A byte for every step that was computed, whatever becomes of it: benchmarks count them."""
+    if path := os.environ.get("FAKE_TRAINING_LOG"):
+        with Path(path).open("a") as file:
+            file.write(".")
 
 
 def _evaluate(state: TrainState, value: str, work_dir: Path, keeper: Any) -> None:

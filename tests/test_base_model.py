@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from job.base_model import resolve_base_model
+from job.base_model import FP16_UNSAFE_MODEL_TYPES, resolve_base_model
 from job.errors import SettingsError
 from tests.servers.gcs import Bucket, gcs_server
 
@@ -102,3 +102,20 @@ def test_a_folder_needs_no_place_to_download_to(tmp_path: Path) -> None:
     model = resolve_base_model(str(tmp_path), "main")
     assert model.location == str(tmp_path)
     assert model.revision.startswith("sha256:")
+
+
+@pytest.mark.parametrize("family", sorted(FP16_UNSAFE_MODEL_TYPES))
+def test_a_family_that_overflows_fp16_is_refused_with_the_reason(
+    tmp_path: Path, family: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    (tmp_path / "model.safetensors").mkdir()  # reading it would fail: the refusal comes first
+    with pytest.raises(SettingsError, match=f"family {family}, which overflows in fp16"):
+        resolve_base_model(str(tmp_path), "main")
+
+
+def test_an_unsafe_familys_weights_are_not_downloaded(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.write("llama/config.json", b'{"model_type": "gemma3"}', None)
+    with pytest.raises(SettingsError, match="transformers issue 36822"):
+        resolve_base_model("gs://models/llama", "main", tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.json"]

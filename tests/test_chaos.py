@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
+from job.ledger import Ledger
 from job.store import open_store
 from job.store.base import Store
 from job.store.documents import read_document
 from job.store.local import LocalStore
 from tests.servers import s3
-from tests.workers import LEASE_SECONDS, make_inputs, start_worker
+from tests.workers import LEASE_SECONDS, check_accounts, make_inputs, start_worker
 
 pytestmark = pytest.mark.slow
 
@@ -127,7 +128,8 @@ def check_chaos(
     counts = _chaos(settings, connect, seed)
     calm = _uninterrupted(settings, calm_dir)
     store = connect()
-    attempts = 0
+    ledger = Ledger(store, "s")
+    attempts = done_twice = steps_in_all = 0
     for slot in range(NUM_SLOTS):
         result = _result(store, slot)
         assert result is not None
@@ -136,8 +138,11 @@ def check_chaos(
         steps = [line["step"] for line in history]
         assert steps == list(range(1, result["steps"] + 1)), "no hole, no step twice"
         attempts += result["attempts"]
+        done_twice += check_accounts(ledger, slot)
+        steps_in_all += result["steps"]
     rows = [f"{name:18} {counts[name]}" for name in sorted(counts)]
     rows.append(f"{'leases taken':18} {attempts} for {NUM_SLOTS} slots")
+    rows.append(f"{'steps done twice':18} {done_twice} beside {steps_in_all} that count")
     return "\n  ".join(rows)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from job.base_model import resolve_base_model
 from job.data.file_names import glob_folder, glob_matches
 from job.data.prepared import prepare
 from job.data.sources import open_source
@@ -94,6 +95,19 @@ def test_a_uri_without_rows_is_one_clear_line(
 def test_a_missing_bucket_is_a_setting(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="JOB_DATASET_URI"):
         open_source("gs://missing/rows", tmp_path)
+
+
+def test_an_outage_is_waited_for_as_long_as_is_said(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source("gs://rows/chats/another.jsonl", tmp_path, outage_seconds=0.5)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")  # nobody listens there
+    with pytest.raises(StoreError, match=r"another.jsonl: read: still failing after 0.5 seconds"):
+        list(source.rows(lambda: None))
+    with pytest.raises(StoreError, match=r"list: still failing after 0.5 seconds"):
+        open_source("gs://rows/chats/a", tmp_path, outage_seconds=0.5)
+    with pytest.raises(StoreError, match=r"list: still failing after 0.5 seconds"):
+        resolve_base_model("gs://rows/model", "main", tmp_path, outage_seconds=0.5)
 
 
 def test_the_first_trial_reads_the_bucket_and_the_next_ones_do_not(

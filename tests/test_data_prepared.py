@@ -14,10 +14,11 @@ import pytest
 
 from job.data.prepared import DataSettings, PreparedData, data_digest, prepare
 from job.data.sources import open_source
-from job.data.table_files import Manifest, content_sha256
+from job.data.table_files import Manifest
 from job.data.templates import load_template
 from job.errors import StoreError
 from job.store.local import LocalStore
+from tests.table_content import content_sha256
 from tests.test_data_build import ROWS, settings_for, tokenizer, write_lines
 
 

@@ -7,8 +7,8 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from job.data.table_files import content_sha256
 from job.store.local import LocalStore
+from tests.table_content import content_sha256
 from tests.test_data_build import ROWS, settings_for, write_lines
 from tests.test_data_prepared import prepare_in
 

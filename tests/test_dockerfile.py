@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import job
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,6 +101,25 @@ def test_final_image_installs_nothing() -> None:
     assert rests("ADD") == []  # fetches and unpacks; COPY does neither
 
 
+def test_what_no_t4_can_use_is_removed_before_the_final_stage() -> None:
+    (prune,) = [rest for rest in rests("RUN", "dependencies") if "libbitsandbytes" in rest]
+    assert prune in rests("RUN", "dependencies")[-1:]  # pip would see gaps, and check after it
+    # One library each must be left: the CPU's, and the one that torch's own CUDA version names.
+    assert '! -name libbitsandbytes_cpu.so ! -name "libbitsandbytes_cuda${cuda:-none}.so"' in prune
+    assert 'test -e "$site/bitsandbytes/libbitsandbytes_${cuda:+cuda}${cuda:-cpu}.so"' in prune
+    assert '"$site/triton"' in prune  # without a compiler its kernels cannot start
+
+
+def test_version_names_the_commit_of_the_image() -> None:
+    assert final_environment()["IMAGE_REVISION"] == "$REVISION"
+    environ = {"PATH": os.environ["PATH"], "IMAGE_REVISION": "0123abc"}
+    done = subprocess.run(
+        [sys.executable, "-m", "job", "--version"],
+        env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"job {job.__version__} (commit: 0123abc)\n"
+
+
 def test_source_is_in_no_stage_that_installs_packages() -> None:
     assert rests("COPY", "dependencies") == [
         "constraints.txt ./",
@@ -109,7 +133,7 @@ def test_everything_written_goes_under_the_work_folder() -> None:
     environment = final_environment()
     assert environment["JOB_WORK_DIR"] == environment["TMPDIR"] == environment["HOME"] == "/work"
     places = {k: v for k, v in environment.items() if re.search(r"HOME|DIR$", k)}
-    assert len(places) >= 12
+    assert len(places) >= 11
     assert {k: v for k, v in places.items() if not re.match(r"/work(/|$)", v)} == {}
     assert rests("WORKDIR", "final") == ["/work"]
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from job.fitting import real_training
+from job.ledger import Ledger
 from job.store.base import Store, Stored
 from job.store.local import LocalStore
-from job.trial import TRAINING
 from tests.tiny_model import make_base
-from tests.workers import make_inputs, start_worker, wait_for
+from tests.workers import check_accounts, make_inputs, start_worker, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +116,7 @@ def test_sigkill_at_every_write_boundary_ends_in_one_equal_commit(
             spec_before = spec_path.read_bytes() if spec_path.exists() else None
             assert _run(inputs, out, 10**9, after=False) == 0, (kill_at, after)
             assert _course(*_documents(out)) == expected, (kill_at, after)
+            check_accounts(Ledger(LocalStore(out), "s"), 0)
             if spec_before is not None:
                 assert spec_path.read_bytes() == spec_before, (kill_at, after)
             leftovers = list((out / "sweeps/s/slots/0000").rglob("checkpoints/*/manifest.json"))
@@ -149,7 +151,7 @@ def real_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def _run_real(inputs: dict[str, Any], out: Path, store: Any) -> int:
     settings = inputs | {"output_uri": str(out), "num_trials": 1, "completion_index": 0}
-    return wait_for(start_worker(settings, lambda: store, training=TRAINING))
+    return wait_for(start_worker(settings, lambda: store, training=real_training()))
 
 
 @pytest.fixture(scope="module")

@@ -5,28 +5,65 @@ Written without a GPU at hand; not run on one yet.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from job.training.footprint import FP16_CUDA, Recompute, Work, footprint
+from job.training.memory import MemoryPlan
+from job.training.shape import model_shape
 from tests.tiny_model import make_base, make_recipe, make_table
+from tests.tiny_tokenizer import byte_level_tokenizer
 
 pytestmark = pytest.mark.gpu
+# Large enough that activations outweigh what a CUDA library keeps for itself.
+MIDDLE = {
+    "vocab_size": 8000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 4096,
+}  # fmt: skip
 
 
-@pytest.fixture
-def trainer(tmp_path: Path) -> Any:
+def _trainer(
+    folder: Path, token_budget: int = 80, recompute: Recompute = "second", **shape: Any
+) -> Any:
     import torch
 
     from job.training.model import add_adapters, load_base
     from job.training.trainer import Trainer
 
     device, recipe = torch.device("cuda", 0), make_recipe(lora_dropout=0.1)
-    base = load_base(str(make_base(tmp_path)), None, device)
+    base = load_base(str(make_base(folder, **shape)), None, device)
     return Trainer(
-        add_adapters(base, recipe, recompute=True), recipe, device=device, token_budget=80
+        add_adapters(base, recipe),
+        recipe,
+        device=device,
+        token_budget=token_budget,
+        recompute=recompute,
     )
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Any:
+    return _trainer(tmp_path)
+
+
+@pytest.fixture
+def no_cap() -> Iterator[None]:
+    """Give the card back its whole memory afterwards."""
+    import gc
+
+    import torch
+
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def test_inside_a_lora_layer_everything_is_fp16_and_adapters_stay_fp32(trainer: Any) -> None:
@@ -36,11 +73,23 @@ def test_inside_a_lora_layer_everything_is_fp16_and_adapters_stay_fp32(trainer: 
 
     seen: set[torch.dtype] = set()
     for name, module in trainer.model.named_modules():
-        if name.endswith("lora_A.default"):
+        if name.endswith(("lora_A.default", "lora_B.default", "base_layer")):
             module.register_forward_hook(lambda _m, _i, output: seen.add(output.dtype))
     trainer.step(make_table(8, seed=1), TrainState())
     assert seen == {torch.float16}
     assert {p.dtype for p in trainer.parameters} == {torch.float32}
+    assert {p.grad.dtype for p in trainer.parameters} == {torch.float32}
+    assert not any(t.dtype == torch.bfloat16 for t in trainer.model.parameters())
+
+
+def test_the_memory_efficient_kernel_takes_packed_rows_with_shared_heads(trainer: Any) -> None:
+    """The only fused one on sm75; transformers' enable_gqa would fall back to plain products."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from job.training.state import TrainState
+
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # raises where it cannot be used
+        trainer.step(make_table(8, seed=1), TrainState())
 
 
 def test_twenty_steps_learn_without_a_lost_step_after_the_scaler_settled(trainer: Any) -> None:
@@ -53,15 +102,142 @@ def test_twenty_steps_learn_without_a_lost_step_after_the_scaler_settled(trainer
     assert trainer.evaluate(held_out, state) < before
 
 
-def test_a_restored_trainer_takes_the_same_steps(trainer: Any, tmp_path: Path) -> None:
+def test_fp16_losses_are_near_those_of_fp32_on_the_cpu(trainer: Any, tmp_path: Path) -> None:
+    import torch
+
+    from job.training.model import add_adapters, load_base
+    from job.training.state import TrainState
+    from job.training.trainer import Trainer
+
+    held_out, cpu = make_table(12, seed=2), torch.device("cpu")
+    model = add_adapters(load_base(str(tmp_path), None, cpu), trainer.recipe)
+    exact = Trainer(model, trainer.recipe, device=cpu, token_budget=80)
+    assert trainer.evaluate(held_out, TrainState()) == pytest.approx(
+        exact.evaluate(held_out, TrainState()), rel=2e-3
+    )
+
+
+def test_a_restored_trainer_takes_the_same_steps_at_the_same_loss_scale(
+    trainer: Any, tmp_path: Path
+) -> None:
     from job.training.state import TrainState
 
     table, state = make_table(40, seed=1), TrainState()
-    for _ in range(5):
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**30})
+    for _ in range(5):  # some of them overflow, so the scale moves
         trainer.step(table, state)
     saved, at = trainer.save(tmp_path), TrainState(step=state.step)
+    scale = trainer.scaler.get_scale()
+    assert scale < 2.0**30
     expected = [trainer.step(table, state).train_loss for _ in range(3)]
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 8.0})
     trainer.restore(tmp_path, saved)
+    assert trainer.scaler.get_scale() == scale
     assert [trainer.step(table, at).train_loss for _ in range(3)] == pytest.approx(
         expected, abs=1e-3
     )
+
+
+@pytest.mark.parametrize("mode", ["none", "second", "all"])
+def test_the_predicted_peak_is_the_measured_one_within_10_percent(
+    tmp_path: Path, mode: Recompute, no_cap: None
+) -> None:
+    import gc
+
+    import torch
+
+    from job.training.state import TrainState
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = torch.cuda.memory_allocated()
+    trainer = _trainer(tmp_path, 2048, mode, **MIDDLE)
+    batch = trainer.heaviest(make_table(40, seed=1, longest=300))
+    trainer.take_step([batch], TrainState())
+    torch.cuda.reset_peak_memory_stats()
+    trainer.take_step([batch, batch], TrainState())
+    measured = torch.cuda.max_memory_allocated() - others
+    shape = model_shape(json.loads((tmp_path / "config.json").read_text()))
+    assert shape is not None
+    work = Work(batch.num_tokens, len(batch.targets), trainer.recipe.lora_r, True, mode)
+    assert footprint(shape, work, FP16_CUDA).total == pytest.approx(measured, rel=0.10)
+
+
+def test_out_of_memory_eases_the_plan_and_loses_no_step(tmp_path: Path, no_cap: None) -> None:
+    """A real one: the card is capped so that only recomputing fits."""
+    import torch
+
+    from job.training.loop import easing_on_oom
+    from job.training.rehearsal import rehearse
+    from job.training.state import TrainState
+
+    trainer, table = _trainer(tmp_path, 4096, "none", **MIDDLE), make_table(64, 1, longest=300)
+    shape = model_shape(json.loads((tmp_path / "config.json").read_text()))
+    assert shape is not None
+    needs = {
+        mode: footprint(shape, Work(4096, 4096, 4, True, mode), FP16_CUDA).total
+        for mode in ("none", "all")
+    }
+    torch.cuda.empty_cache()
+    cap = (needs["none"] + 2 * needs["all"]) / 3
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(cap / total)
+    assert rehearse(trainer, table, MemoryPlan(4096, "none", rehearse=True)) is None
+    assert trainer.recompute != "none"
+    trainer.set_plan(4096, "none")  # as if training met it unrehearsed
+    state = TrainState()
+    report = easing_on_oom(trainer, lambda: trainer.take_step([trainer.heaviest(table)], state))
+    assert trainer.recompute != "none"
+    assert report[0] > 0
+
+
+def test_the_memory_cap_holds(no_cap: None) -> None:
+    import torch
+
+    from job.training.device import open_device, usable_memory_bytes
+
+    device = open_device("cuda", gpu_memory_gb=1.0)
+    usable = usable_memory_bytes(device, gpu_memory_gb=1.0)
+    assert usable is not None
+    assert usable <= 2**30
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(2 * 2**30, dtype=torch.uint8, device=device)
+
+
+def test_a_short_trial_commits_on_the_gpu(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", vocab_size=600)
+    byte_level_tokenizer().save_pretrained(base)
+    rows = [
+        {"question": f"What is {a} plus {b}?", "answer": f"It is {a + b}."}
+        for a in range(15)
+        for b in range(15)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "JOB_BASE_MODEL": base,
+        "JOB_DATASET_URI": tmp_path / "rows.jsonl",
+        "JOB_OUTPUT_URI": tmp_path / "out",
+        "JOB_WORK_DIR": tmp_path / "work",
+        "JOB_DEVICE": "cuda",
+        "JOB_GPU_MEMORY_GB": "14.6",
+        "JOB_USE_FULL_DATASET": "1",
+        "JOB_MAX_STEPS": "25",
+        "JOB_EVALS_PER_TRIAL": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "job"],
+        env={**os.environ, **{name: str(value) for name, value in settings.items()}},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "out").glob("sweeps/*/slots/0000/result.json")
+    result = json.loads(path.read_text())
+    assert result["status"] == "completed"
+    assert result["eval_loss"] < result["curve"][0][1]
+    assert 0 < result["peak_memory_bytes"] < 14.6 * 2**30
+    assert "memory: the heaviest step took" in done.stderr
+    assert "steps/s" in done.stderr

@@ -13,7 +13,14 @@ from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.publisher import Publisher, restore
 from job.store.local import LocalStore
-from job.training.state import SCHEMA, TrainState, read_state, unreadable, write_state
+from job.training.state import (
+    SCHEMA,
+    TrainState,
+    read_state,
+    saved_clock_seconds,
+    unreadable,
+    write_state,
+)
 
 
 @pytest.fixture
@@ -30,7 +37,9 @@ def _lease(ledger: Ledger) -> Lease:
 def _publisher(
     ledger: Ledger, lease: Lease, left: Callable[[], float | None] = lambda: None
 ) -> Publisher:
-    publisher = Publisher(ledger, lease, interval_seconds=0, seconds_left=left)
+    publisher = Publisher(
+        ledger, lease, interval_seconds=0, seconds_left=left, clock_of=saved_clock_seconds
+    )
     publisher.start()
     return publisher
 
@@ -137,7 +146,7 @@ def test_an_upload_that_would_not_end_in_time_is_not_begun(ledger: Ledger, tmp_p
     lease = _lease(ledger)
     left: list[float | None] = [None]
     publisher = _publisher(ledger, lease, lambda: left[0])
-    publisher.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)
+    publisher.put_checkpoint(_checkpoint(tmp_path, 1, padding=10**6), 1, None)
     deadline = time.monotonic() + 20
     while not publisher.is_due():  # until the first one is up: then the rate is known
         assert time.monotonic() < deadline
@@ -145,3 +154,17 @@ def test_an_upload_that_would_not_end_in_time_is_not_begun(ledger: Ledger, tmp_p
     publisher.put_checkpoint(_checkpoint(tmp_path, 2, padding=10**6), 2, None)
     assert publisher.flush(timeout=20)
     assert [entry["step"] for entry in lease.content["checkpoints"]] == [1]
+
+
+def test_a_small_upload_says_nothing_of_the_lines_rate(ledger: Ledger, tmp_path: Path) -> None:
+    lease = _lease(ledger)
+    left: list[float | None] = [None]
+    publisher = _publisher(ledger, lease, lambda: left[0])
+    publisher.put_best(_best(tmp_path, 1))  # 17 bytes in some milliseconds
+    deadline = time.monotonic() + 20
+    while not publisher.is_due():
+        assert time.monotonic() < deadline
+    left[0] = 5.0
+    publisher.put_checkpoint(_checkpoint(tmp_path, 2, padding=10**6), 2, None)
+    assert publisher.flush(timeout=20)
+    assert [entry["step"] for entry in lease.content["checkpoints"]] == [2]

@@ -80,7 +80,7 @@ def _attempt(base: Path, disk: Disk, work_dir: Path, stop: StopAt) -> Any:
         base=load_base(str(base), None, torch.device("cpu")),
         train_table=make_table(22, seed=1),  # 20 steps of 4: three ends of an epoch
         eval_table=make_table(12, seed=2),
-        memory=MemoryPlan(50, recompute=False),
+        memory=MemoryPlan(50),
         out_of_time=lambda state: None,
         stop_early=lambda state: None,
         measure_step_0=True,

@@ -23,8 +23,10 @@ RESOLVED = {
 FREE = {
     "output_uri", "sweep_name", "num_trials", "completion_index", "trial_budget_hours",
     "sweep_budget_gpu_hours", "gpu_hourly_usd", "checkpoint_minutes", "lease_seconds",
-    "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "gpu_memory_gb", "work_dir",
-    "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "hf_token",
+    "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "num_gpus", "gpu_memory_gb",
+    "work_dir",
+    "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "wandb_entity",
+    "wandb_project", "wandb_mode", "hf_token",
 }  # fmt: skip
 
 

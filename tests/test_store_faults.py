@@ -170,6 +170,32 @@ def test_an_expired_token_after_success_is_an_outage(
         store.get("doc.json")
 
 
+def test_a_role_that_may_only_read_is_refused_at_its_first_write(
+    proxied: tuple[Store, FaultProxy],
+) -> None:
+    store, proxy = proxied
+    store = open_store(store.uri, limits=dataclasses.replace(LIMITS, credentials_seconds=0.2))
+    assert store.get("doc.json") is None
+    write = "PUT " if store.uri.startswith("s3") else "POST "
+    proxy.faults = [Fault("status", match=write, status=403, code="AccessDenied")]
+    with pytest.raises(CredentialsError, match=r"doc.json: write: credentials refused for 0.2"):
+        store.put_if_absent("doc.json", b"1")
+    assert store.get("doc.json") is None
+
+
+def test_what_was_written_before_and_is_refused_now_is_an_outage(
+    proxied: tuple[Store, FaultProxy],
+) -> None:
+    store, proxy = proxied
+    store = open_store(store.uri, limits=SHORT_LIMITS)
+    assert store.put_if_absent("doc.json", b"1")
+    assert store.get("doc.json")
+    proxy.faults = [Fault("status", status=403, code="AccessDenied")]
+    for operation in (lambda: store.get("doc.json"), lambda: store.put_if_absent("b.json", b"")):
+        with pytest.raises(StoreError, match="still failing.*refused"):
+            operation()
+
+
 def test_no_credentials_at_all_name_the_way_out(
     proxied: tuple[Store, FaultProxy], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

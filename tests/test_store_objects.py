@@ -60,7 +60,7 @@ def test_objects_of_any_name_are_listed_by_key_and_come_back(
         zip(NAMES, range(4), strict=True)
     )
     for info in listed:
-        download_object(service.uri, info, tmp_path / "row")
+        download_object(service.uri, info, tmp_path / "row", print)
         assert (tmp_path / "row").read_bytes() == bytes(info.size_bytes)
     assert len(list_objects(f"{service.uri}/rows")) == 5, "a prefix is not a folder"
     assert list_objects(f"{service.uri}/nothing/") == []
@@ -74,7 +74,7 @@ def test_an_object_that_changed_since_it_was_listed_is_refused(
     (info,) = list_objects(f"{service.uri}/changing/x")
     service.write("changing/x", os.urandom(size_bytes))
     with pytest.raises(StoreError, match="changing/x: was changed or removed"):
-        download_object(service.uri, info, tmp_path / "row")
+        download_object(service.uri, info, tmp_path / "row", print)
     assert not list(tmp_path.iterdir())
 
 
@@ -82,7 +82,7 @@ def test_a_size_that_differs_from_the_list_is_refused(service: Service, tmp_path
     service.write("size/x", b"12345")
     (info,) = list_objects(f"{service.uri}/size/x")
     with pytest.raises(StoreError, match="5 bytes came, 6 were listed"):
-        download_object(service.uri, ObjectInfo(info.key, 6, info.version), tmp_path / "row")
+        download_object(service.uri, ObjectInfo(info.key, 6, info.version), tmp_path / "row", print)
     assert not list(tmp_path.iterdir())
 
 

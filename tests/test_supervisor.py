@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,16 +20,22 @@ from job.errors import ExitCode
 
 # A parent whose trials are `sh -c SCRIPT`; waits of the queue are recorded instead of slept.
 PARENT = """
-import json, sys
+import json, os, sys
 from job import supervisor
 from job.log import set_up_logging
+from job.pulse import Hearing
 from job.settings import load_settings
-supervisor.TRIAL_COMMAND = ("sh", "-c", sys.argv[2])
+python = sys.argv[2].startswith("import ")
+supervisor.TRIAL_COMMAND = (sys.executable if python else "sh", "-c", sys.argv[2])
 set_up_logging("text")
 settings, _ = load_settings()
 waits = []
-if sys.argv[1] == "run":
-    code = supervisor.run_one(settings)
+if sys.argv[1].startswith("run"):
+    silence = 60 if "patiently" in sys.argv[1] else 0.4
+    hearing = Hearing(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
+    parent = supervisor.Supervisor(settings.grace_seconds, hearing)
+    code = parent.run(dict(os.environ))
+    print(parent.last_words, file=sys.stderr)
 else:
     wait = None if sys.argv[1] == "really wait" else waits.append
     code, _ = supervisor.run_queue(settings, wait)
@@ -82,10 +89,20 @@ def _signalled(
     """Start a trial, wait until it says that it runs, signal the parent, wait for its end."""
     os.mkfifo(tmp_path / "ready")
     parent = _start(verb, script, tmp_path, **settings)
-    (tmp_path / "ready").read_text()  # blocks until the trial has opened and closed it
+    _await_ready(tmp_path)
     parent.send_signal(number)
     _, err = parent.communicate(timeout=60)
     return parent.returncode, err
+
+
+def _await_ready(tmp_path: Path) -> None:
+    """Return once the trial has opened and closed the pipe; a trial that never does is an error."""
+    descriptor = os.open(tmp_path / "ready", os.O_RDONLY | os.O_NONBLOCK)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    came = poll.poll(30_000)
+    os.close(descriptor)
+    assert came, "the trial never said that it runs"
 
 
 READY = 'echo > "$OUT/ready"; '
@@ -167,3 +184,59 @@ def test_a_signal_as_the_last_slot_commits_is_a_success(tmp_path: Path) -> None:
     assert _signalled(tmp_path, script, signal.SIGTERM, **queue, JOB_NUM_TRIALS="1")[0] == 0
     (tmp_path / "ready").unlink()
     assert _signalled(tmp_path, script, signal.SIGTERM, **queue, JOB_NUM_TRIALS="2")[0] == 75
+
+
+# A child as `job trial` is one, up to the place where it stands still. `PyDLL` keeps the
+# interpreter's lock, so that no thread of the child runs any more.
+CHILD = """import ctypes, faulthandler, os, signal, sys, threading, time
+from job.pulse import beat, open_beat
+from job.stop import Stop
+faulthandler.enable()
+stop = Stop(float(os.environ.get("JOB_GRACE_SECONDS", 15)))
+signal.signal(signal.SIGTERM, stop.set)
+ends = open_beat(int(sys.argv[-1]))
+def beating():
+    while True:
+        beat(ends)
+        time.sleep(0.05)
+threading.Thread(target=beating, daemon=True).start()
+time.sleep(0.2)
+open(os.environ["OUT"] + "/ready", "w").close()
+def the_place_where_it_hangs():
+    {hang}
+the_place_where_it_hangs()
+"""
+
+
+def test_a_trial_that_runs_no_python_any_more_says_where_and_ends_in_74(tmp_path: Path) -> None:
+    script = CHILD.format(hang="ctypes.PyDLL(None).sleep(60)")
+    code, _, err = _run("run", script, tmp_path)
+    assert code == ExitCode.OUTAGE, err
+    assert "the_place_where_it_hangs" in err
+    assert "hang: the trial ran no Python any more and was killed" in err
+
+
+def test_a_frozen_trial_is_not_taken_for_a_hung_one(tmp_path: Path) -> None:
+    script = CHILD.format(hang="os.kill(os.getpid(), signal.SIGSTOP)")
+    os.mkfifo(tmp_path / "ready")
+    parent = _start("run", script, tmp_path)
+    _await_ready(tmp_path)
+    (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    time.sleep(1.0)  # the limit is 0.4 s; nothing can be awaited of a frozen process
+    os.kill(int(child), signal.SIGCONT)
+    _, err = parent.communicate(timeout=30)
+    assert parent.returncode == 0, err
+
+
+@pytest.mark.parametrize("library", ["CDLL", "PyDLL"], ids=["a blocking C call", "holds the lock"])
+def test_sigterm_ends_in_75_within_the_grace_whatever_the_trial_is_in(
+    tmp_path: Path, library: str
+) -> None:
+    # A signal cuts sleep(3) short: it is called again and again.
+    script = CHILD.format(hang=f"[ctypes.{library}(None).sleep(60) for _ in range(60)]")
+    started = time.monotonic()
+    code, err = _signalled(
+        tmp_path, script, signal.SIGTERM, verb="run patiently", JOB_GRACE_SECONDS="5"
+    )
+    assert code == ExitCode.PREEMPTED, err
+    assert time.monotonic() - started < 5 + 1, "a second for the start of two interpreters"

@@ -18,7 +18,7 @@ def _model(base: Path, recipe: Any) -> Any:
 
     from job.training.model import add_adapters, load_base
 
-    return add_adapters(load_base(str(base), None, torch.device("cpu")), recipe, recompute=False)
+    return add_adapters(load_base(str(base), None, torch.device("cpu")), recipe)
 
 
 @pytest.mark.parametrize("lr_scheduler", ["linear", "cosine"])

@@ -34,14 +34,28 @@ def test_run_steps_are_make_targets(path: Path) -> None:
         assert match[1] in TARGETS, f"{command!r}: `make help` lists no such target"
 
 
+# What a job may do beyond reading the code, and nothing else may.
+RIGHTS = {
+    ("release.yml", "image"): {"packages": "write", "id-token": "write", "attestations": "write"},
+    ("release.yml", "release"): {"contents": "write"},
+}
+
+
 def test_rights_are_least(path: Path) -> None:
     workflow = read(path)
     assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        wanted = RIGHTS.get((path.name, name), {})
+        assert job.get("permissions", {}) == ({"contents": "read"} | wanted if wanted else {})
     # A pull request from a fork must never run with this repository's secrets.
     assert "pull_request_target" not in workflow[True]  # `on` is a boolean to YAML 1.1
     for step in steps(path):
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
+
+
+def test_no_expression_reaches_a_shell(path: Path) -> None:
+    assert not [step["run"] for step in steps(path) if "${{" in step.get("run", "")]
 
 
 def test_actions_are_pinned_to_a_commit_beside_its_tag(path: Path) -> None:
@@ -53,8 +67,18 @@ def test_actions_are_pinned_to_a_commit_beside_its_tag(path: Path) -> None:
 
 def test_jobs_end_and_make_way(path: Path) -> None:
     workflow = read(path)
-    assert workflow["concurrency"]["cancel-in-progress"]
+    is_release = "tags" in (workflow[True].get("push") or {})
+    assert bool(workflow["concurrency"]["cancel-in-progress"]) is not is_release
     assert all(job["timeout-minutes"] <= 60 for job in workflow["jobs"].values())
+
+
+def test_ci_checks_everything_and_runs_the_image(path: Path) -> None:
+    if path.name != "ci.yml":
+        return
+    commands = {step["run"] for step in steps(path) if "run" in step}
+    checks = {"make lint", "make check-manifests", "make test"}
+    assert commands == checks | {"make image", "make smoke"}
+    assert checks <= set((ROOT / ".ci/run").read_text().splitlines())
 
 
 def test_oldest_python_is_tested(path: Path) -> None:

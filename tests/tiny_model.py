@@ -10,27 +10,32 @@ from job.data.samples import SampleTable
 from job.training.recipe import Recipe, plan_evaluations
 
 VOCABULARY = 128
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "cohere", "cohere2")
 
 
-def make_base(folder: Path, *, model_type: str = "llama", vocab_size: int = VOCABULARY) -> Path:
+def make_base(
+    folder: Path, *, model_type: str = "llama", vocab_size: int = VOCABULARY, **changes: object
+) -> Path:
     """Save a random two-layer model of 60 k parameters; return its folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    shape = {
+        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if model_type == "granite":  # its defaults of 1 would test nothing
+        shape |= {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "attention_multiplier": 0.1}
+    config = AutoConfig.for_model(model_type, **shape | changes)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 

@@ -12,12 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from job.attempt import Training
+from job.attempts import read_accounts
 from job.data.tokens import load_tokenizer
 from job.errors import JobError
+from job.lease import lease_key
+from job.ledger import Ledger
 from job.settings import Settings
 from job.stop import Stop
 from job.store.base import Store
-from job.trial import Training, run_trial_on
+from job.store.documents import read_document
+from job.trial import run_trial_on
+from job.watchdog import Watchdog
 from tests.fake_training import FAKE_TRAINING
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -83,10 +89,34 @@ def _work(given: dict[str, Any], store: Store, training: Training) -> int:
     signal.signal(signal.SIGTERM, stop.set)
     logging.disable(logging.CRITICAL)
     try:
-        run_trial_on(store, settings, stop, training)
+        run_trial_on(store, settings, stop, training, Watchdog(stop, _never_started))
     except JobError as error:
         return int(error.exit_code)
     return 0
+
+
+def check_accounts(ledger: Ledger, slot: int) -> int:
+    """The attempts' documents and the result say the same; the steps that were done twice."""
+    result, lease = ledger.result(slot), read_document(ledger.store, lease_key(ledger, slot))
+    assert result is not None
+    assert lease is not None
+    told = read_accounts(ledger, slot, lease.content)
+    # One that was frozen between its last renewal and its commit does not know of the next one.
+    attempts = [a for a in told if a["epoch"] <= result["attempts"]]
+    assert [a["epoch"] for a in attempts] == list(range(1, result["attempts"] + 1))
+    if attempts[-1]["state"] == "ended" and attempts[-1]["exit_code"] == 0:
+        assert attempts[-1]["reason"] == f"committed: {result['status']}"
+        for name in ("gpu_seconds", "wasted_gpu_seconds"):
+            total = sum(a[name] for a in attempts)
+            assert abs(total - result[name]) < 0.051 * len(attempts), (name, total, result[name])
+    return sum(
+        max(0, (a["last_step"] or 0) - max(a["saved_step"] or 0, a["first_step"] or 0))
+        for a in attempts[:-1]
+    )
+
+
+def _never_started(reason: str) -> None:
+    raise AssertionError(reason)
 
 
 def wait_for(pid: int, timeout_seconds: float = 60) -> int:

@@ -15,6 +15,7 @@ from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, unusable
 from job.errors import work_dir_error
 from job.log import log
+from job.progress import CountProgress
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 _SETTING = "JOB_DATASET_URI"
@@ -27,6 +28,7 @@ class BucketFiles:
     bucket: str  # s3://name or gs://name
     cache_dir: Path
     objects: tuple[tuple[str, ObjectInfo], ...]  # by their names below the folder, sorted
+    outage_seconds: float = 1200
 
     def versions(self) -> list[SourceVersion]:
         service = self.bucket.partition("://")[0]
@@ -48,23 +50,38 @@ class BucketFiles:
         identity = f"{self.bucket}\n{info.key}\n{info.version}"
         path = self.cache_dir / "objects" / hashlib.sha256(identity.encode()).hexdigest()
         while (file := _open_whole(path, info.size_bytes)) is None:  # gone, where others read too
-            log.info("data: downloading %s, %.1f MB", info.key, info.size_bytes / 1e6)
-            _download(self.bucket, info, path)
+            self._download(info, path)
         with closing(file):
             yield file
         path.unlink(missing_ok=True)
 
+    def _download(self, info: ObjectInfo, path: Path) -> None:
+        log.info("data: downloading %s, %.1f MB", info.key, info.size_bytes / 1e6)
+        title = f"data: downloading {info.key}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with CountProgress(title, "MB", total=info.size_bytes) as progress:
+                download_object(
+                    self.bucket,
+                    info,
+                    path,
+                    progress.advance,
+                    setting=_SETTING,
+                    outage_seconds=self.outage_seconds,
+                )
+        except OSError as error:
+            raise work_dir_error(path, error) from error
 
-def list_bucket(uri: str, cache_dir: Path) -> BucketFiles:
+
+def list_bucket(uri: str, cache_dir: Path, outage_seconds: float = 1200) -> BucketFiles:
     """The objects that a URI names: one, those of a glob, or those of a folder."""
     scheme, _, rest = uri.partition("://")
     name, _, key = rest.partition("/")
     bucket, wanted = f"{scheme.lower()}://{name}", key.strip("/")
     prefix = _literal_prefix(wanted)
-    listed = {
-        info.key: info
-        for info in list_objects(f"{bucket}/{prefix}" if prefix else bucket, setting=_SETTING)
-    }
+    top = f"{bucket}/{prefix}" if prefix else bucket
+    infos = list_objects(top, setting=_SETTING, outage_seconds=outage_seconds)
+    listed = {info.key: info for info in infos}
     if wanted in listed:
         folder, keys = wanted[: wanted.rfind("/") + 1], [wanted]
     elif is_glob(wanted):
@@ -81,7 +98,7 @@ def list_bucket(uri: str, cache_dir: Path) -> BucketFiles:
     if not any(listed[key].size_bytes for key in keys):
         raise unusable(uri, "is empty", "give a file with one row a line")
     objects = tuple((key[len(folder) :], listed[key]) for key in sorted(keys))
-    return BucketFiles(bucket, cache_dir, objects)
+    return BucketFiles(bucket, cache_dir, objects, outage_seconds)
 
 
 def _literal_prefix(wanted: str) -> str:
@@ -98,11 +115,3 @@ def _open_whole(path: Path, size_bytes: int) -> io.BufferedReader[Any] | None:
             return file
         file.close()
     return None
-
-
-def _download(bucket: str, info: ObjectInfo, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download_object(bucket, info, path, setting=_SETTING)
-    except OSError as error:
-        raise work_dir_error(path, error) from error

@@ -1,31 +1,33 @@
-"""From rows to the two sample tables: read, choose, order, render, tokenise."""
+"""From rows to the files of both sample tables: read, choose, order, render, tokenise, write."""
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
+from uuid import uuid4
 
 from job.data.formats import Columns, UnusableRowError, UnusableRows
 from job.data.rows import Source
-from job.data.samples import SampleTable
 from job.data.sampling import is_eval
 from job.data.selection import CHECK_ROWS, Choice, SelectedRow, Selection
-from job.data.table_files import Counts
+from job.data.table_files import SIDES, Counts, TableFile
+from job.data.table_parquet import TableWriter
 from job.data.templates import ChatTemplate, Rendered
 from job.data.tokens import TOO_LONG, Sample, encode
 from job.errors import DataError
 from job.log import log
+from job.progress import CountProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BATCH_CHARACTERS = 2_000_000  # between two looks at should_stop, or CHECK_ROWS rows
+# Between two looks at should_stop, or CHECK_ROWS rows. A tokenised batch holds 100 bytes of Python
+# objects a character: 2 million took 30 MB more at the peak.
+_BATCH_CHARACTERS = 300_000
 
 
 @dataclass(frozen=True)
@@ -50,31 +52,27 @@ class DataSettings:
         return Columns(self.prompt_column, self.completion_column)
 
 
-@dataclass
 class _Side:
-    """One table in the making: tokens of all samples in two buffers, which become its arrays."""
+    """One table in the making, and what became of its rows."""
 
-    input_ids: array[int] = field(default_factory=lambda: array("i"))
-    is_target: bytearray = field(default_factory=bytearray)
-    lengths: list[int] = field(default_factory=list)
-    truncated: int = 0
-    too_long: int = 0
-    context_answers: int = 0
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.table = TableWriter(folder / f"{name}.{uuid4().hex}")
+        self.truncated = 0
+        self.too_long = 0
+        self.context_answers = 0
 
     def add(self, sample: Sample, rendered: Rendered) -> None:
-        self.input_ids.frombytes(sample.input_ids.tobytes())
-        self.is_target += sample.is_target.tobytes()
-        self.lengths.append(len(sample.input_ids))
+        self.table.add(sample)
         self.truncated += sample.truncated
         self.context_answers += rendered.num_context_answers
 
-    def table(self) -> SampleTable:
-        assert self.input_ids.itemsize == 4
-        return SampleTable(
-            np.frombuffer(self.input_ids, dtype=np.int32),
-            np.frombuffer(self.is_target, dtype=np.bool_),
-            np.cumsum([0, *self.lengths], dtype=np.int64),
-        )
+    def publish(self) -> TableFile:
+        """Finish the file, and give it the name of its content."""
+        self.table.close()
+        file = TableFile.describe(self.name, self.table.lengths, self.table.path)
+        self.table.path.replace(self.table.path.with_name(file.name))
+        return file
 
 
 def build_tables(
@@ -85,34 +83,48 @@ def build_tables(
     template: ChatTemplate,
     work_dir: Path,
     should_stop: Callable[[], None],
-) -> tuple[SampleTable, SampleTable, Counts]:
-    """The train and the eval table, both in the order of the rows' hashes.
+) -> tuple[TableFile, TableFile, Counts]:
+    """Write the train and the eval table to `work_dir`, both in the order of the rows' hashes.
 
     `work_dir` holds the selected rows meanwhile. Raises `DataError` if no row can be used for one
     of the sides or more than 5 % for none.
     """
-    train, held_out = _Side(), _Side()
     refused = UnusableRows()
     choice = Choice(settings.columns, settings.seed, settings.subsample_fraction)
-    with Selection(choice, work_dir) as selection:
+    with Selection(choice, work_dir) as selection, _sides(work_dir) as (train, held_out):
         selection.read(source, should_stop)
         log.info("data: %d rows read, %d selected", selection.num_rows, len(selection))
-        for batch in _batches(selection.rows()):
-            should_stop()
-            encoded = _encode_rows(batch, tokenizer, template, settings, refused)
-            for row, rendered, sample in encoded:
-                side = held_out if is_eval(row.row_hash, fraction=settings.eval_fraction) else train
-                if sample == TOO_LONG:
-                    side.too_long += 1
-                elif isinstance(sample, str):
-                    refused.add(sample, row.place)
-                else:
-                    side.add(sample, rendered)
-    refused.check_share(len(selection), way_out="give another JOB_CHAT_TEMPLATE")
-    counts = _counts(selection, refused, train, held_out)
-    _check_sides(counts, settings)
-    _warn(counts, settings)
-    return train.table(), held_out.table(), counts
+        with CountProgress("data: tokenising", "rows", total=len(selection)) as progress:
+            for batch in _batches(selection.rows()):
+                should_stop()
+                for row, rendered, sample in _encode_rows(
+                    batch, tokenizer, template, settings, refused
+                ):
+                    is_held_out = is_eval(row.row_hash, fraction=settings.eval_fraction)
+                    side = held_out if is_held_out else train
+                    if isinstance(sample, Sample):
+                        side.add(sample, rendered)
+                    elif sample == TOO_LONG:
+                        side.too_long += 1
+                    else:
+                        refused.add(sample, row.place)
+                progress.advance(len(batch))
+        refused.check_share(len(selection), way_out="give another JOB_CHAT_TEMPLATE")
+        counts = _counts(selection, refused, train, held_out)
+        _check_sides(counts, settings)
+        _warn(counts, settings)
+        return train.publish(), held_out.publish(), counts
+
+
+@contextmanager
+def _sides(folder: Path) -> Iterator[tuple[_Side, _Side]]:
+    """Both tables in the making; what was not published is gone afterwards."""
+    with ExitStack() as stack:
+        sides = []
+        for name in SIDES:
+            sides.append(_Side(name, folder))
+            stack.callback(sides[-1].table.discard)
+        yield sides[0], sides[1]
 
 
 def _batches(rows: Iterator[SelectedRow]) -> Iterator[list[SelectedRow]]:
@@ -157,8 +169,8 @@ def _counts(selection: Selection, refused: UnusableRows, train: _Side, held_out:
         too_long=train.too_long + held_out.too_long,
         truncated=train.truncated + held_out.truncated,
         context_answers=train.context_answers + held_out.context_answers,
-        train=len(train.lengths),
-        eval=len(held_out.lengths),
+        train=len(train.table.lengths),
+        eval=len(held_out.table.lengths),
     )
 
 

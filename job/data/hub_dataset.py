@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from job.data.readers import table_rows
 from job.data.rows import Row, SourceVersion, unusable
-from job.errors import CredentialsError, JobError, OutageError, SettingsError
+from job.errors import VOLUME_FULL, CredentialsError, JobError, OutageError, SettingsError
 
 SPLIT = "train"
 _BATCH_ROWS = 1000
@@ -132,6 +131,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_outage(cause: BaseException) -> bool:
     """A network's failure, or a full disk's; the hub library's HTTP client has had two names."""
-    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = isinstance(cause, OSError) and cause.errno in VOLUME_FULL
     http = type(cause).__module__.startswith("httpx")
     return full or http or isinstance(cause, ConnectionError | TimeoutError)

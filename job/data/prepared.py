@@ -20,9 +20,8 @@ from job.data.table_files import (
     Manifest,
     TableFile,
     file_sha256,
-    read_table,
-    write_table,
 )
+from job.data.table_parquet import read_table
 from job.data.templates import ChatTemplate, load_template
 from job.data.tokens import tokenizer_fingerprint
 from job.errors import StoreError, work_dir_error
@@ -54,6 +53,7 @@ def prepare(
     store: Store,
     cache_dir: Path,
     should_stop: Callable[[], None],
+    outage_seconds: float = 1200,
 ) -> PreparedData:
     """The prepared data from the store, else from this disk, else built and published.
 
@@ -64,11 +64,11 @@ def prepare(
     these rows give other ones.
     """
     template = load_template(settings.chat_template, tokenizer)
-    source = open_source(settings.dataset_uri, cache_dir)
+    source = open_source(settings.dataset_uri, cache_dir, outage_seconds=outage_seconds)
     digest = data_digest(settings, source, tokenizer=tokenizer, template=template)
     folder = cache_dir / "prepared" / digest
     prefix = f"prepared/{digest}"
-    own: tuple[PreparedData, Manifest] | None = None
+    own: Manifest | None = None
     for _ in range(_PUBLISH_ATTEMPTS):
         should_stop()
         stored = store.get(f"{prefix}/manifest.json")
@@ -84,7 +84,7 @@ def prepare(
                 folder=folder,
                 should_stop=should_stop,
             )
-        _publish(store, own[1], stored, prefix, folder)
+        _publish(store, own, stored, prefix, folder)
     raise StoreError(f"{store.uri}/{prefix}: what was published there does not come back whole")
 
 
@@ -160,7 +160,7 @@ def _load(manifest: Manifest, folder: Path) -> PreparedData:
     return PreparedData(manifest.digest, train, held_out, manifest.counts)
 
 
-def _from_disk(folder: Path) -> tuple[PreparedData, Manifest] | None:
+def _from_disk(folder: Path) -> Manifest | None:
     """What an earlier process left on this disk, if every byte of it is still there."""
     path = folder / "manifest.json"
     if not path.is_file():
@@ -170,7 +170,7 @@ def _from_disk(folder: Path) -> tuple[PreparedData, Manifest] | None:
         return None
     if not all(_is_whole(folder / file.name, file) for file in (manifest.train, manifest.eval)):
         return None
-    return _load(manifest, folder), manifest
+    return manifest
 
 
 def _build(
@@ -181,8 +181,8 @@ def _build(
     template: ChatTemplate,
     folder: Path,
     should_stop: Callable[[], None],
-) -> tuple[PreparedData, Manifest]:
-    train, held_out, counts = build_tables(
+) -> Manifest:
+    train_file, eval_file, counts = build_tables(
         settings,
         source,
         tokenizer=tokenizer,
@@ -190,21 +190,9 @@ def _build(
         work_dir=folder,
         should_stop=should_stop,
     )
-    train_file, eval_file = _write("train", train, folder), _write("eval", held_out, folder)
     manifest = Manifest(folder.name, train_file, eval_file, counts)
     _write_bytes(folder / "manifest.json", manifest.to_bytes())
-    return PreparedData(folder.name, train, held_out, counts), manifest
-
-
-def _write(side: str, table: SampleTable, folder: Path) -> TableFile:
-    temporary = folder / f"{side}.{uuid4().hex}"
-    try:
-        write_table(table, temporary)
-        file = TableFile.describe(side, table, temporary)
-        temporary.replace(folder / file.name)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return file
+    return manifest
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -245,5 +233,5 @@ def _publish(
 def _summary(data: PreparedData) -> str:
     return (
         f"{len(data.train)} train and {len(data.eval)} eval rows, "
-        f"{data.train.num_target_tokens} train target tokens"
+        f"{len(data.train.input_ids)} train tokens"
     )

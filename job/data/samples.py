@@ -17,7 +17,8 @@ class SampleTable:
     """Samples one after another; sample i is the slice `offsets[i]:offsets[i + 1]`.
 
     `is_target[j]` says that token j is learned, that is, predicted from the tokens before it in
-    the same sample. A sample's first token is therefore never a target.
+    the same sample. A sample's first token is therefore never a target (`TableWriter` sees to it:
+    here it would read the whole of a mapped table).
     """
 
     input_ids: NDArray[np.int32]  # (tokens,)
@@ -28,7 +29,6 @@ class SampleTable:
         assert self.input_ids.shape == self.is_target.shape
         assert self.offsets[0] == 0
         assert self.offsets[-1] == len(self.input_ids)
-        assert not self.is_target[self.offsets[:-1]].any(), "a first token cannot be predicted"
 
     @classmethod
     def concatenate(
@@ -53,6 +53,11 @@ class SampleTable:
     @property
     def num_target_tokens(self) -> int:
         return int(self.is_target.sum())
+
+    def targets_of(self, indices: Sequence[int]) -> int:
+        """Target tokens of some samples."""
+        ends = ((self.offsets[index], self.offsets[index + 1]) for index in indices)
+        return sum(int(self.is_target[start:end].sum()) for start, end in ends)
 
     def head(self, num_samples: int) -> SampleTable:
         """The first `num_samples` samples (all, if there are fewer)."""

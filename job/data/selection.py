@@ -20,6 +20,7 @@ from job.data.formats import (
 from job.data.rows import Row, Source
 from job.data.sampling import is_selected, row_hash
 from job.errors import DataError, OutageError
+from job.progress import CountProgress
 
 CHECK_ROWS = 500  # between two looks at check_stop: about a second, of the 15 of a spot machine
 _COLUMN_NAMES_LIMIT = 1000
@@ -68,14 +69,16 @@ class Selection:
 
     def read(self, source: Source, check_stop: Callable[[], None]) -> None:
         """Look at every row. Raises `DataError` for no rows and for too many unusable ones."""
-        for row in source.rows(check_stop):
-            self.num_rows += 1
-            if self.num_rows % CHECK_ROWS == 0:
-                check_stop()
-            try:
-                self._consider(row)
-            except UnusableRowError as unusable_row:
-                self.unusable.add(str(unusable_row), row.place)
+        with CountProgress("data: reading", "rows") as progress:
+            for row in source.rows(check_stop):
+                self.num_rows += 1
+                if self.num_rows % CHECK_ROWS == 0:
+                    check_stop()
+                    progress.advance(CHECK_ROWS)
+                try:
+                    self._consider(row)
+                except UnusableRowError as unusable_row:
+                    self.unusable.add(str(unusable_row), row.place)
         if self.num_rows == 0:
             raise DataError(
                 "JOB_DATASET_URI: no rows in these files: give files with one row a line"

@@ -18,7 +18,9 @@ from job.errors import SettingsError
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?", re.ASCII)
 
 
-def open_source(uri: str, cache_dir: Path) -> LocalFiles | BucketFiles | HubDataset:
+def open_source(
+    uri: str, cache_dir: Path, *, outage_seconds: float = 1200
+) -> LocalFiles | BucketFiles | HubDataset:
     """List the data set's files; nothing is read or downloaded yet.
 
     A bucket's objects come to `cache_dir` when they are read. Raises `SettingsError` for a URI
@@ -29,7 +31,7 @@ def open_source(uri: str, cache_dir: Path) -> LocalFiles | BucketFiles | HubData
     if not uri or "\0" in uri:
         raise SettingsError(f"JOB_DATASET_URI is not a path: give {SUPPORTED}")
     if separator and scheme.lower() in ("s3", "gs"):
-        return list_bucket(uri, cache_dir)
+        return list_bucket(uri, cache_dir, outage_seconds)
     if match := hub_id(uri):
         name, config, revision = match.groups()
         return find_dataset(name, config=config, revision=revision)

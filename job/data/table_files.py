@@ -1,4 +1,4 @@
-"""Prepared tables as Parquet files, and the manifest that says which files belong together."""
+"""The manifest of prepared data: which files belong together, and what became of the rows."""
 
 from __future__ import annotations
 
@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from job.data.samples import SampleTable
-from job.errors import work_dir_error
+from job.data.table_parquet import content_sha256
 
 SCHEMA_VERSION = 1  # raise it when the same settings would give other rows, tokens or files
 SIDES = ("train", "eval")
-_COLUMNS = pa.schema(
-    [("input_ids", pa.list_(pa.int32())), ("is_target", pa.list_(pa.bool_()))],
-)
-_ROW_GROUP_SAMPLES = 5000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,10 +42,10 @@ class TableFile:
     content_sha256: str
 
     @classmethod
-    def describe(cls, side: str, table: SampleTable, path: Path) -> TableFile:
-        """The description of a file that was just written."""
+    def describe(cls, side: str, lengths: list[int], path: Path) -> TableFile:
+        """The description of a file that was just written, of samples of these lengths."""
         sha256 = file_sha256(path)
-        return cls(f"{side}-{sha256}.parquet", sha256, content_sha256(table))
+        return cls(f"{side}-{sha256}.parquet", sha256, content_sha256(lengths, path))
 
 
 @dataclass(frozen=True)
@@ -93,45 +84,7 @@ def _table_file(side: str, document: dict[str, Any]) -> TableFile:
     return file
 
 
-def write_table(table: SampleTable, path: Path) -> None:
-    """One row a sample. Raises `OutageError` if the disk is full."""
-    assert len(table.input_ids) < 2**31, "list offsets are int32"
-    offsets = pa.array(table.offsets, type=pa.int32())
-    lists = [
-        pa.ListArray.from_arrays(offsets, pa.array(values))
-        for values in (table.input_ids, table.is_target)
-    ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = pa.Table.from_arrays(lists, schema=_COLUMNS)
-        # The writer holds a row group in memory: 1.1 GB for 180,000 samples in one.
-        pq.write_table(whole, path, compression="zstd", row_group_size=_ROW_GROUP_SAMPLES)
-    except OSError as error:
-        raise work_dir_error(path, error) from error
-
-
-def read_table(path: Path) -> SampleTable:
-    """The inverse of `write_table`; check the file's sha256 before."""
-    lists = [column.combine_chunks() for column in pq.read_table(path, schema=_COLUMNS).columns]
-    input_ids, is_target = (column.flatten().to_numpy(zero_copy_only=False) for column in lists)
-    lengths = lists[0].value_lengths().to_numpy()
-    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    return SampleTable(input_ids.astype(np.int32), is_target.astype(np.bool_), offsets)
-
-
 def file_sha256(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def content_sha256(table: SampleTable) -> str:
-    """Of the table itself: equal for equal samples, whatever Parquet writer stored them."""
-    content = hashlib.sha256()
-    for array, dtype in (
-        (table.offsets, "<i8"),
-        (table.input_ids, "<i4"),
-        (table.is_target, "|b1"),
-    ):
-        content.update(np.ascontiguousarray(array, dtype=dtype).data)
-    return content.hexdigest()

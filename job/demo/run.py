@@ -31,7 +31,7 @@ SETTINGS = {
     "JOB_DEVICE": "cpu",
     "JOB_SUBSAMPLE_FRACTION": "0.35",
     "JOB_MAX_SEQ_LENGTH": "256",
-    "JOB_MAX_STEPS": "45",
+    "JOB_MAX_STEPS": "90",
     "JOB_EVALS_PER_TRIAL": "3",
     "JOB_EVAL_ROWS": "96",
     # On two cores that something else uses too, two threads take up to ten times longer.
@@ -50,11 +50,11 @@ def run_demo(recipe: Recipe | None = None) -> int:
     num_trials = _num_trials()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     demo_dir = DEMO_DIR.absolute()
-    console.print("[bold]1/4[/] rows from the docstrings of Python's own standard library")
+    console.print("[bold]1/5[/] rows from the docstrings of Python's own standard library")
     rows = write_rows(demo_dir / "rows.jsonl")
     console.print(f"    {rows.num_rows} questions and answers in {demo_dir / 'rows.jsonl'}")
 
-    console.print("[bold]2/4[/] a base model of 2 M parameters, pre-trained on plain text")
+    console.print("[bold]2/5[/] a base model of 2 M parameters, pre-trained on plain text")
     base = _base(demo_dir, recipe)
     console.print(
         f"    held-out loss {base.held_out_loss_before:.2f} before, {base.held_out_loss_after:.2f}"
@@ -71,13 +71,19 @@ def run_demo(recipe: Recipe | None = None) -> int:
         "JOB_SWEEP_NAME": sweep,
         "JOB_NUM_TRIALS": str(num_trials),
     }  # fmt: skip
-    console.print(f"[bold]3/4[/] {num_trials} trials, one process after another: job queue")
-    code = _run_queue(environ)
+    console.print("[bold]3/5[/] what it will take: job plan")
+    code = _run_verb(environ, "plan")
     if code:
         return code
 
-    console.print("[bold]4/4[/] what came of it: job status")
-    subprocess.run([sys.executable, "-m", "job", "status"], env=environ, check=True)
+    console.print(f"[bold]4/5[/] {num_trials} trials, one process after another: job queue")
+    code = _run_verb(environ, "queue")
+    if code:
+        return code
+
+    console.print("[bold]5/5[/] what came of it: job status, job report")
+    _run_verb(environ, "status")
+    _run_verb(environ, "report", "--output", str(demo_dir))
     _show(console, Ledger(LocalStore(demo_dir / "store"), sweep), num_trials, base, demo_dir)
     console.print(f"\n{time.monotonic() - started:.0f} s in all")
     return 0
@@ -91,12 +97,12 @@ def _num_trials() -> int:
     return int(text)
 
 
-def _run_queue(environ: dict[str, str]) -> int:
-    """Run the sweep; Ctrl-C reaches the queue as well, which saves its state while we wait."""
+def _run_verb(environ: dict[str, str], *words: str) -> int:
+    """Run the job; Ctrl-C reaches a queue as well, which saves its state while we wait."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        queue = [sys.executable, "-m", "job", "queue"]
-        return subprocess.run(queue, env=environ, check=False).returncode
+        command = [sys.executable, "-m", "job", *words]
+        return subprocess.run(command, env=environ, check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from job.log import log
+from job.progress import CountProgress
 from job.store.base import Stored, check_key
-from job.store.retries import Fault, FaultKind, Limits, Retries
+from job.store.pace import slowness
+from job.store.retries import Action, Fault, FaultKind, Limits, Retries
 
 T = TypeVar("T")
 OnProgress = Callable[[int], None]
 _VOLUME_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LINE_SECONDS = 30.0  # between log lines of a long transfer
 
 
 class Listed(NamedTuple):
@@ -27,6 +27,23 @@ class Listed(NamedTuple):
     key: str
     size_bytes: int
     version: str
+
+
+class Progress(Protocol):
+    """What hears of a download; several threads call it."""
+
+    def expect(self, total: int) -> None:
+        """How many bytes the object has."""
+
+    def advance(self, num: int) -> None:
+        """That so many more bytes came; negative when a try starts over."""
+
+
+class Expiry(NamedTuple):
+    """A rule by which the service deletes objects under `prefix` by itself."""
+
+    prefix: str
+    when: str  # in words: "7 days after they were written"
 
 
 class Bucket(Protocol):
@@ -48,7 +65,7 @@ class Bucket(Protocol):
     def send(self, key: str, path: Path, on_progress: OnProgress) -> None:
         """Write a file of any size, in parallel parts where it is large."""
 
-    def fetch(self, key: str, path: Path, on_progress: OnProgress, *, version: str | None) -> bool:
+    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
         """Read an object of any size into `path`; False if it, or that version of it, is absent."""
 
     def list(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
@@ -56,6 +73,9 @@ class Bucket(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is no error."""
+
+    def expiries(self) -> Sequence[Expiry]:
+        """Rules by which the service deletes objects by itself."""
 
     def diagnose(self, error: Exception) -> Fault | None:
         """What one of this bucket's errors means; None if it is not the service's."""
@@ -71,12 +91,12 @@ class BucketReader:
         self.bucket = bucket
         self._retries = Retries(limits, setting, diagnose=self._diagnose, renew=bucket.renew)
 
-    def run(self, key: str, attempt: Callable[[], T]) -> T:
+    def run(self, key: str, action: Action, attempt: Callable[[], T]) -> T:
         """The attempt's result, tried again as `Retries` says."""
-        return self._retries.run(f"{self.bucket.uri}/{key}", attempt)
+        return self._retries.run(f"{self.bucket.uri}/{key}", action, attempt)
 
     def _page(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
-        return self.run(prefix, lambda: self.bucket.list(prefix, page))
+        return self.run(prefix, Action.LIST, lambda: self.bucket.list(prefix, page))
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """Every object whose key starts with `prefix`, sorted by key."""
@@ -89,35 +109,41 @@ class BucketReader:
                 return iter(sorted(found))
 
     def download(
-        self, key: str, path: Path, on_progress: OnProgress, *, version: str | None = None
+        self, key: str, path: Path, progress: Progress, *, version: str | None = None
     ) -> bool:
         """Replace `path` by the object in one step; False if it is absent."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-        arrived = 0
-
-        def count(num_bytes: int) -> None:
-            nonlocal arrived
-            arrived += num_bytes
-            on_progress(num_bytes)
+        counted = _Counted(progress)
 
         def attempt() -> bool:
-            if arrived:
-                count(-arrived)  # this try starts over
-            return self.bucket.fetch(key, temporary, count, version=version)
+            counted.start_over()
+            return self.bucket.fetch(key, temporary, counted, version=version)
 
         try:
-            found = self.run(key, attempt)
+            found = self.run(key, Action.READ, attempt)
             if found:
                 temporary.replace(path)
             return found
         finally:
             temporary.unlink(missing_ok=True)
 
+    def upload(self, key: str, path: Path, progress: Progress) -> None:
+        """Send a file, from its beginning in every try."""
+        counted = _Counted(progress)
+
+        def attempt() -> None:
+            counted.start_over()
+            self.bucket.send(key, path, counted.advance)
+
+        self.run(key, Action.WRITE, attempt)
+
     def _diagnose(self, error: Exception) -> Fault | None:
         if isinstance(error, OSError) and error.errno in _VOLUME_FULL:
             reason = f"{error.filename or 'work volume'}: {error.strerror}; free space on it"
             return Fault(FaultKind.REFUSED, reason)
+        if slow := slowness(error):
+            return Fault(FaultKind.OUTAGE, f"the service is too slow ({slow})")
         return self.bucket.diagnose(error)
 
 
@@ -133,25 +159,42 @@ class BucketStore:
     def uri(self) -> str:
         return f"{self._bucket.uri}/{self._top}".rstrip("/")
 
+    def expiries(self) -> Sequence[Expiry] | None:
+        """The bucket's rules that would delete something of ours; None where it does not say.
+
+        Asked once, without retries: it takes a permission that a trial does not need.
+        """
+        try:
+            rules = self._bucket.expiries()
+        except Exception as error:
+            if self._bucket.diagnose(error) is None:
+                raise
+            return None
+        return [
+            rule
+            for rule in rules
+            if rule.prefix.startswith(self._top) or self._top.startswith(rule.prefix)
+        ]
+
     def get(self, key: str) -> Stored | None:
         full = self._full(key)
-        return self._reader.run(full, lambda: self._bucket.read(full))
+        return self._reader.run(full, Action.READ, lambda: self._bucket.read(full))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        full = self._full(key)
-        return self._reader.run(full, lambda: self._bucket.write(full, data, version=None))
+        return self._write(key, data, version=None)
 
     def put_if_version(self, key: str, data: bytes, version: str) -> bool:
-        full = self._full(key)
-        return self._reader.run(full, lambda: self._bucket.write(full, data, version=version))
+        return self._write(key, data, version=version)
 
     def upload(self, key: str, path: Path) -> None:
         full = self._full(key)
-        lines = _lines(f"upload of {key} ({path.stat().st_size / 1e6:.0f} MB)")
-        self._reader.run(full, lambda: self._bucket.send(full, path, lines))
+        with CountProgress(f"upload of {key}", "MB", total=path.stat().st_size) as progress:
+            self._reader.upload(full, path, progress)
 
     def download(self, key: str, path: Path) -> None:
-        if not self._reader.download(self._full(key), path, _lines(f"download of {key}")):
+        with CountProgress(f"download of {key}", "MB") as progress:
+            found = self._reader.download(self._full(key), path, progress)
+        if not found:
             raise FileNotFoundError(errno.ENOENT, "no such object", f"{self.uri}/{key}")
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -162,24 +205,33 @@ class BucketStore:
 
     def delete(self, key: str) -> None:
         full = self._full(key)
-        self._reader.run(full, lambda: self._bucket.delete(full))
+        self._reader.run(full, Action.DELETE, lambda: self._bucket.delete(full))
+
+    def _write(self, key: str, data: bytes, *, version: str | None) -> bool:
+        full = self._full(key)
+        write = partial(self._bucket.write, full, data, version=version)
+        return self._reader.run(full, Action.WRITE, write)
 
     def _full(self, key: str) -> str:
         return self._top + check_key(key)
 
 
-def _lines(title: str) -> OnProgress:
-    """Log how far a transfer is, now and then; it is called from several threads."""
-    lock = threading.Lock()
-    done_bytes = 0
-    last_line = time.monotonic()
+class _Counted:
+    """The progress of one try after another."""
 
-    def on_progress(num_bytes: int) -> None:
-        nonlocal done_bytes, last_line
-        with lock:
-            done_bytes += num_bytes
-            if time.monotonic() - last_line >= _LINE_SECONDS:
-                last_line = time.monotonic()
-                log.info("%s: %.0f MB so far", title, done_bytes / 1e6)
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._num_bytes = 0
 
-    return on_progress
+    def start_over(self) -> None:
+        if self._num_bytes:
+            self.advance(-self._num_bytes)
+
+    def expect(self, total: int) -> None:
+        self._progress.expect(total)
+
+    def advance(self, num: int) -> None:
+        with self._lock:
+            self._num_bytes += num
+        self._progress.advance(num)

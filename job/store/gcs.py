@@ -7,18 +7,19 @@ SDK resumes where it broke off and checks by crc32c.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from job.errors import SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Listed, OnProgress
+from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
 from job.store.gcs_faults import diagnose, is_absent
+from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
 
 _RESUMABLE_BYTES = 8 * 2**20  # from here on an upload is resumable, not one request
 _CHUNK_BYTES = 32 * 2**20  # a resumed upload repeats at most this much; a multiple of 256 KiB
-_SDK_RETRY_SECONDS = 120  # of one transfer, resumed by the SDK; then ours starts it over
 
 
 def open_gcs_store(name: str, prefix: str, limits: Limits, setting: str) -> BucketStore:
@@ -43,7 +44,7 @@ class GcsBucket:
     def __init__(self, name: str, limits: Limits) -> None:
         self._name = name
         self._timeout = (limits.connect_seconds, limits.read_seconds)
-        self._retry_seconds = min(_SDK_RETRY_SECONDS, limits.outage_seconds)
+        self._limits = limits
         self._lock = threading.Lock()
         self._bucket: Any = None
 
@@ -97,15 +98,16 @@ class GcsBucket:
                 retry=self._resuming() if large else None,
             )
 
-    def fetch(self, key: str, path: Path, on_progress: OnProgress, *, version: str | None) -> bool:
+    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
         blob = self._gcs().blob(key, generation=int(version) if version else None)
         try:
             blob.reload(timeout=self._timeout, retry=None)
+            progress.expect(blob.size or 0)
             # A resumed download must go on in the same generation.
             blob = self._gcs().blob(key, generation=blob.generation)
             with path.open("wb") as file:
                 blob.download_to_file(
-                    _Watched(file, on_progress), timeout=self._timeout, retry=self._resuming()
+                    _Watched(file, progress.advance), timeout=self._timeout, retry=self._resuming()
                 )
         except Exception as error:
             if is_absent(error):
@@ -128,6 +130,19 @@ class GcsBucket:
             if not is_absent(error):
                 raise
 
+    def expiries(self) -> Sequence[Expiry]:
+        bucket = self._gcs()
+        bucket.reload(timeout=self._timeout, retry=None)
+        found = []
+        for rule in bucket.lifecycle_rules:
+            condition = rule.get("condition", {})
+            if rule.get("action", {}).get("type") != "Delete" or condition.get("isLive") is False:
+                continue  # versions that were overwritten are nothing of ours
+            age = condition.get("age")
+            when = "by another condition" if age is None else f"{age} days after they were written"
+            found += [Expiry(prefix, when) for prefix in condition.get("matchesPrefix", [""])]
+        return found
+
     def diagnose(self, error: Exception) -> Fault | None:
         return diagnose(error, self._name)
 
@@ -140,13 +155,19 @@ class GcsBucket:
 
         with self._lock:
             if self._bucket is None:
-                self._bucket = storage.Client(project=None).bucket(self._name)
+                client = storage.Client(project=None)
+                for adapter in client._http.adapters.values():
+                    pools = adapter.poolmanager
+                    pools.pool_classes_by_scheme = keep_pace(
+                        pools.pool_classes_by_scheme, self._limits.pace
+                    )
+                self._bucket = client.bucket(self._name)
             return self._bucket
 
     def _resuming(self) -> Any:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        return DEFAULT_RETRY.with_timeout(self._retry_seconds)
+        return DEFAULT_RETRY.with_timeout(self._limits.seconds_in_sdk)
 
 
 class _Watched:

@@ -59,7 +59,8 @@ def _of_answer(error: Any, bucket: str) -> Fault:
     status = int(getattr(error, "code", None) or getattr(answer, "status_code", None) or 0)
     shown = f"{type(error).__name__}, HTTP {status}"
     if status in (401, 403):
-        return Fault(FaultKind.CREDENTIALS, f"refused ({shown}) in {bucket}; {_NEEDED}")
+        kind = FaultKind.CREDENTIALS if status == 401 else FaultKind.PERMISSION
+        return Fault(kind, f"refused ({shown}) in {bucket}; {_NEEDED}")
     if status in (408, 409, 429) or status < 400 or (status >= 500 and status != 501):
         return Fault(FaultKind.OUTAGE, f"the service fails or is busy ({shown})")
     return Fault(FaultKind.REFUSED, f"the service refuses the request ({shown})")

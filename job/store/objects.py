@@ -43,7 +43,7 @@ def download_object(
     uri: str,
     info: ObjectInfo,
     path: Path,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None],
     *,
     setting: str = "JOB_DATASET_URI",
     outage_seconds: float = 1200,
@@ -58,7 +58,7 @@ def download_object(
     where = f"{reader.bucket.uri}/{info.key}"
     whole = path.with_name(f".whole-{uuid.uuid4().hex}")  # downloaded, its size not yet checked
     try:
-        if not reader.download(info.key, whole, on_progress or _ignore, version=info.version):
+        if not reader.download(info.key, whole, _Bytes(on_progress), version=info.version):
             raise StoreError(f"{where}: was changed or removed while it was read; run again")
         if whole.stat().st_size != info.size_bytes:
             raise StoreError(
@@ -94,5 +94,11 @@ def _reader(
     return BucketReader(open_gcs_bucket(name, limits, setting), limits, setting)
 
 
-def _ignore(_: int) -> None:
-    pass
+@dataclass(frozen=True)
+class _Bytes:
+    """Progress of which only the bytes are asked for: the list told the size."""
+
+    advance: Callable[[int], None]
+
+    def expect(self, total: int) -> None:
+        pass

@@ -11,9 +11,11 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from job.errors import CredentialsError, SettingsError, StoreError
 from job.log import log
+from job.store.pace import MINIMUM_PACE, Pace
 
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 30.0
+_LINE_SECONDS = 60.0  # between two log lines about one operation
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,30 @@ class Limits:
     credentials_seconds: float = 180  # a cold node has no identity in its first minutes
     connect_seconds: float = 5
     read_seconds: float = 30  # between two bytes of an answer
+    pace: Pace = MINIMUM_PACE
     # Of one request inside the SDK, where it retries by itself. boto3's default of 3 dies on four
     # 503 in a row.
     attempts: int = 10
+    sdk_seconds: float = 120  # of those tries together; then ours begin anew
     pause_seconds: float = 1  # before our first retry; doubles up to half a minute
+
+    @property
+    def seconds_in_sdk(self) -> float:
+        """How long the SDK may try one request again by itself."""
+        return min(self.sdk_seconds, self.outage_seconds)
 
 
 class FaultKind(Enum):
     """What a failed request means for the next one."""
 
     OUTAGE = "outage"  # may pass: retry for outage_seconds, then 74
-    CREDENTIALS = "credentials"  # may pass: retry for credentials_seconds, then 77
+    CREDENTIALS = "credentials"  # nobody we are: retry for credentials_seconds, then 77
+    PERMISSION = "permission"  # we are known, this action is not allowed: the same
     SETTING = "setting"  # will not pass: 64 at once
     REFUSED = "refused"  # will not pass and is nobody's setting: 74 at once
+
+
+_REFUSALS = (FaultKind.CREDENTIALS, FaultKind.PERMISSION)
 
 
 class Fault(NamedTuple):
@@ -46,8 +59,17 @@ class Fault(NamedTuple):
     reason: str
 
 
+class Action(Enum):
+    """What a request needs permission for."""
+
+    READ = "read"
+    WRITE = "write"
+    LIST = "list"
+    DELETE = "delete"
+
+
 class Retries:
-    """Runs attempts under one store's limits; remembers whether it ever accepted us."""
+    """Runs attempts under one store's limits; remembers which actions it ever accepted."""
 
     def __init__(
         self,
@@ -65,15 +87,16 @@ class Retries:
         self._setting = setting
         self._diagnose = diagnose
         self._renew = renew
-        self._accepted = False
+        self._accepted: set[Action] = set()
 
-    def run(self, where: str, attempt: Callable[[], T]) -> T:
+    def run(self, where: str, action: Action, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that succeeds.
 
         Raises `SettingsError`, `CredentialsError` or `StoreError`, in one line that names `where`.
         """
         pause = self._limits.pause_seconds
         first_seen: dict[FaultKind, float] = {}
+        last_line = float("-inf")
         while True:
             try:
                 result = attempt()
@@ -81,22 +104,29 @@ class Retries:
                 fault = self._diagnose(error)
                 if fault is None:
                     raise
-                kind = self._effective_kind(fault.kind)
-                waited = time.monotonic() - first_seen.setdefault(kind, time.monotonic())
+                kind = self._effective_kind(fault.kind, action)
+                now = time.monotonic()
+                waited = now - first_seen.setdefault(kind, now)
                 if waited + pause > self._seconds(kind):
-                    self._give_up(where, fault.reason, kind, error)
-                if len(first_seen) == 1 and waited == 0:
-                    log.warning("%s: %s; trying again", where, fault.reason)
-                if fault.kind is FaultKind.CREDENTIALS:
+                    self._give_up(f"{where}: {action.value}", fault.reason, kind, error)
+                if now - last_line >= _LINE_SECONDS:
+                    log.warning("%s: %s: %s; trying again", where, action.value, fault.reason)
+                    last_line = now
+                if fault.kind in _REFUSALS:
                     self._renew()
                 time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # not all pods at once
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             else:
-                self._accepted = True
+                self._accepted.add(action)
                 return result
 
-    def _effective_kind(self, kind: FaultKind) -> FaultKind:
-        """Credentials that worked a moment ago are the service's trouble: that passes, or is 74."""
+    def _effective_kind(self, kind: FaultKind, action: Action) -> FaultKind:
+        """What was accepted a moment ago is the service's trouble: that passes, or is 74.
+
+        A role that may read and not write is refused at its first write, whatever it read before.
+        """
+        if kind is FaultKind.PERMISSION:
+            return FaultKind.OUTAGE if action in self._accepted else FaultKind.CREDENTIALS
         if kind is FaultKind.CREDENTIALS and self._accepted:
             return FaultKind.OUTAGE
         return kind

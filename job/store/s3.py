@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Listed, OnProgress
+from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
+from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
 from job.store.s3_faults import diagnose, error_code
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 _PART_BYTES = 8 * 2**20  # S3 allows 10,000 parts: s3transfer enlarges them beyond 80 GB
 _PARALLEL_PARTS = 10
 _ABSENT = {"NoSuchKey", "404", "NoSuchVersion"}
+_BEGUN, _ANSWER = "job_begun", "job_answer"  # of a request, in boto3's context of its tries
 _CONDITION_FAILED = {"PreconditionFailed", "412"}
 
 
@@ -78,7 +83,7 @@ class S3Bucket:
             watcher = _Watcher(on_progress, size_bytes, None)
             transfers.upload(str(path), self._name, key, subscribers=[watcher]).result()
 
-    def fetch(self, key: str, path: Path, on_progress: OnProgress, *, version: str | None) -> bool:
+    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
         condition = {"IfMatch": version} if version else {}
         try:
             answer = self._s3().get_object(Bucket=self._name, Key=key, **condition)
@@ -87,13 +92,14 @@ class S3Bucket:
                 return False
             raise
         size_bytes = answer["ContentLength"]
+        progress.expect(size_bytes)
         with answer["Body"] as body:
             if size_bytes < _PART_BYTES:  # botocore checks its checksum, where it has one
                 path.write_bytes(body.read())
-                on_progress(size_bytes)
+                progress.advance(size_bytes)
                 return True
         with self._transfers() as transfers:  # every part asks for this ETag
-            watcher = _Watcher(on_progress, size_bytes, answer["ETag"])
+            watcher = _Watcher(progress.advance, size_bytes, answer["ETag"])
             transfers.download(self._name, key, str(path), subscribers=[watcher]).result()
         if path.stat().st_size != size_bytes:
             raise StoreError(f"{self.uri}/{key}: {path.stat().st_size} of {size_bytes} bytes came")
@@ -107,6 +113,19 @@ class S3Bucket:
 
     def delete(self, key: str) -> None:
         self._s3().delete_object(Bucket=self._name, Key=key)
+
+    def expiries(self) -> Sequence[Expiry]:
+        try:
+            answer = self._s3().get_bucket_lifecycle_configuration(Bucket=self._name)
+        except Exception as error:
+            if error_code(error) == "NoSuchLifecycleConfiguration":
+                return []
+            raise
+        return [
+            Expiry(_prefix_of(rule), _when(rule["Expiration"]))
+            for rule in answer.get("Rules", [])
+            if rule["Status"] == "Enabled" and {"Days", "Date"} & set(rule.get("Expiration", ()))
+        ]
 
     def diagnose(self, error: Exception) -> Fault | None:
         return diagnose(error, self._name)
@@ -131,6 +150,19 @@ class S3Bucket:
             max_io_queue_size=200,  # of 256 kB: at most 50 MB wait for the disk
         )
         return TransferManager(self._s3(), config)
+
+
+def _prefix_of(rule: dict[str, Any]) -> str:
+    """A lifecycle rule's prefix, which has been in three places over the years."""
+    found = rule.get("Filter", {})
+    places = (found, found.get("And", {}), rule)
+    return next((str(place["Prefix"]) for place in places if place.get("Prefix")), "")
+
+
+def _when(expiration: dict[str, Any]) -> str:
+    if "Days" in expiration:
+        return f"{expiration['Days']} days after they were written"
+    return f"on {expiration['Date']:%Y-%m-%d}"
 
 
 class _Watcher:
@@ -164,4 +196,31 @@ def _connect(limits: Limits) -> Any:
         s3={"addressing_style": "path"} if own_server else None,
     )
     # A session of our own: boto3's default one is not safe across threads and keeps what it found.
-    return boto3.session.Session().client("s3", config=config)
+    client = boto3.session.Session().client("s3", config=config)
+    # boto3 takes no connections of ours, so they are put where it makes its own
+    # (tests/test_store_pace.py sees it if they move).
+    pools = client._endpoint.http_session._pool_classes_by_scheme
+    pools.update(keep_pace(pools, limits.pace))
+    client.meta.events.register("request-created.s3", partial(_end_retries, limits.seconds_in_sdk))
+    client.meta.events.register("response-received.s3", _note_answer)
+    return client
+
+
+def _end_retries(seconds: float, request: Any, operation_name: str, **_: object) -> None:
+    """Called before every try: raises the last try's error when they took too long together.
+
+    Else a transfer of slow parts would stay in boto3 for ten times the pace's two minutes.
+    """
+    begun = request.context.setdefault(_BEGUN, time.monotonic())
+    if time.monotonic() - begun < seconds or _ANSWER not in request.context:
+        return
+    error, answer = request.context[_ANSWER]
+    if error is None:
+        from botocore.exceptions import ClientError
+
+        error = ClientError(answer or {}, operation_name)
+    raise error
+
+
+def _note_answer(context: Any, exception: Any, parsed_response: Any, **_: object) -> None:
+    context[_ANSWER] = exception, parsed_response

@@ -13,8 +13,8 @@ _NEEDED = (
     " any, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or give the pod a service account"
 )
 _REFUSED = {
-    "AccessDenied", "AuthFailure", "ExpiredToken", "ExpiredTokenException", "Forbidden",
-    "IDPRejectedClaim", "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidIdentityToken",
+    "AuthFailure", "ExpiredToken", "ExpiredTokenException", "IDPRejectedClaim",
+    "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidIdentityToken",
     "InvalidToken", "RequestExpired", "SignatureDoesNotMatch", "TokenRefreshRequired",
     "UnrecognizedClientException",
 }  # fmt: skip
@@ -82,7 +82,9 @@ def _of_answer(response: Mapping[str, Any], bucket: str) -> Fault:
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     shown = code if code == str(status) else f"{code}, HTTP {status}"
     if code in _REFUSED or status in (401, 403):
-        return Fault(FaultKind.CREDENTIALS, f"refused ({shown}); {_NEEDED}")
+        unknown = code in _REFUSED or status == 401
+        kind = FaultKind.CREDENTIALS if unknown else FaultKind.PERMISSION
+        return Fault(kind, f"refused ({shown}); {_NEEDED}")
     if code in ("NoSuchBucket", "InvalidBucketName"):
         return Fault(FaultKind.SETTING, f"no bucket {bucket} there ({code}); create it first")
     if code in _REGION:

@@ -16,14 +16,15 @@ from job.training.recipe import Recipe, derive_seed
 class MicroBatch:
     """Samples one after another in one row; nothing is padded, nothing is masked.
 
-    Position ids restart at 0 with every sample, which is how transformers recognises packed
-    samples and keeps them from seeing each other, provided that no attention mask is given.
+    Position ids restart at 0 with every sample; `sample_lengths` is what keeps samples from seeing
+    each other (`attention.py`), on the host, so that no GPU has to be asked for it.
     """
 
     input_ids: torch.Tensor  # (1, tokens) int64
     position_ids: torch.Tensor  # (1, tokens) int64
     target_positions: torch.Tensor  # (targets,) int64: where the hidden state predicts a target
     targets: torch.Tensor  # (targets,) int64: the token ids to be predicted there
+    sample_lengths: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -35,6 +36,7 @@ class MicroBatch:
             self.position_ids.to(device, non_blocking=True),
             self.target_positions.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
+            self.sample_lengths,
         )
 
 
@@ -85,4 +87,5 @@ def _concatenate(table: SampleTable, indices: Sequence[int]) -> MicroBatch:
         torch.from_numpy(positions.astype(np.int64))[None],
         torch.from_numpy(where - 1),
         torch.from_numpy(input_ids[where]),
+        tuple(int(s.stop - s.start) for s in slices),
     )

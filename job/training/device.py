@@ -45,6 +45,15 @@ def open_device(name: str, *, gpu_memory_gb: float | None) -> torch.device:
     return torch.device("cuda", 0)
 
 
+def usable_memory_bytes(device: torch.device, *, gpu_memory_gb: float | None) -> int | None:
+    """What this process' tensors may take in all: what it holds and what is free; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    usable = free + torch.cuda.memory_reserved(device)
+    return min(usable, int(gpu_memory_gb * 2**30)) if gpu_memory_gb else usable
+
+
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Most GPU memory held so far; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from job.data.samples import SampleTable
-from job.errors import PreemptedError
+from job.errors import GpuError
 from job.log import log
-from job.progress import StepProgress
+from job.training.course import Course, Keeper
+from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
+from job.training.forecast import Pace
 from job.training.loop import TrainOutcome, train
 from job.training.memory import MemoryPlan
-from job.training.model import (
-    adapter_state,
-    add_adapters,
-    save_adapter,
-    trainable_parameters,
-)
+from job.training.model import add_adapters, trainable_parameters
 from job.training.recipe import Recipe
-from job.training.state import TrainState, read_state, write_state
-from job.training.trainer import StepReport, Trainer
-
-HISTORY_FILE = "history.jsonl"
-
-
-class Published(Protocol):
-    """Where a folder went."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-
-
-class Keeper(Protocol):
-    """Who keeps what must survive this process. Folders given to it are its own to delete."""
-
-    @property
-    def resume_dir(self) -> Path | None:
-        """A verified checkpoint to go on from."""
-
-    def is_due(self) -> bool:
-        """A checkpoint should be taken now."""
-
-    def put_best(self, folder: Path) -> Published:
-        """Keep the best adapter so far."""
-
-    def put_checkpoint(self, folder: Path, step: int, best: str | None) -> None:
-        """Keep a checkpoint that refers to the best adapter under the key `best`."""
-
-    def report(self, **progress: Any) -> None:
-        """Hear how far the attempt is."""
+from job.training.rehearsal import rehearse
+from job.training.state import HISTORY_FILE, TrainState
+from job.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -75,6 +37,10 @@ class FitInputs:
     stop_early: Callable[[TrainState], str | None]  # why the trial is not worth going on
     measure_step_0: bool
     max_adapter_bytes: int
+    budget_seconds: float | None = None  # of training clock, for the forecast
+    stop_asked: Callable[[], str | None] = lambda: None  # that a person ends the trial
+    card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # README.md of the best one
+    crew: CrewPlan | None = None  # several GPUs of this node share the steps
 
 
 @dataclass(frozen=True)
@@ -100,119 +66,86 @@ def fit(
     """Train from the keeper's checkpoint or from the start, keep the best adapter.
 
     When `should_stop` raises `PreemptedError`, the state of the last optimizer step is kept first.
+    An adapter that cannot even be attached beside the base makes the trial infeasible; where it
+    was attached in an earlier attempt, it is this node's fault (`GpuError`).
     """
     should_stop()
-    model = add_adapters(inputs.base, recipe, recompute=inputs.memory.recompute)
-    num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
-    log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
-    trainer = Trainer(model, recipe, device=device, token_budget=inputs.memory.token_budget)
-    run = _Run(trainer, keeper, work_dir)
-    if 2 * num_parameters > inputs.max_adapter_bytes:
-        reason = (
-            f"adapter would be {2 * num_parameters / 1e6:.0f} MB, limit is"
-            f" {inputs.max_adapter_bytes / 1e6:.0f} MB: lower lora_r or raise JOB_MAX_ADAPTER_MB"
-        )
-        outcome = TrainOutcome("infeasible", reason, run.state)
+    try:
+        trainer = _attach(recipe, inputs, device)
+    except torch.OutOfMemoryError as error:
+        if keeper.resume_dir is not None:
+            raise GpuError(
+                "out of GPU memory while attaching the adapter, which had room in an earlier"
+                " attempt: another process uses this card, or it is a smaller one"
+            ) from error
+        (work_dir / HISTORY_FILE).touch()
+        reason = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
+        peak = peak_memory_bytes(device)
+        return Fit("infeasible", reason, TrainState(), work_dir / HISTORY_FILE, peak)
+    pace = Pace(recipe, len(inputs.eval_table.input_ids), inputs.budget_seconds)
+    course = Course(trainer, keeper, work_dir, pace, inputs.card)
+    infeasible = _too_large(trainer, inputs)
+    if infeasible is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
+        infeasible = rehearse(trainer, inputs.train_table, inputs.memory)
+    if infeasible is not None:
+        outcome = TrainOutcome("infeasible", infeasible, course.state)
     else:
-        with run:
-            outcome = train(
-                trainer,
-                inputs.train_table,
-                inputs.eval_table,
-                state=run.state,
-                measure_step_0=inputs.measure_step_0,
-                out_of_time=inputs.out_of_time,
-                stop_early=inputs.stop_early,
-                on_step=run.on_step,
-                on_eval=run.on_eval,
-                on_best=run.on_best,
-                should_stop=should_stop,
-            )
+        outcome = _train(trainer, inputs, course, should_stop)
     return Fit(
         status=outcome.status,
         reason=outcome.reason,
         state=outcome.state,
-        history_path=run.history_path,
+        history_path=course.history_path,
         peak_memory_bytes=peak_memory_bytes(device),
     )
 
 
-class _Run:
-    """Keeps and shows what happens; a context manager around the training."""
+def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
+    """The base with its adapter, ready to train. Raises `torch.OutOfMemoryError`."""
+    model = add_adapters(inputs.base, recipe)
+    num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
+    log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
+    return Trainer(
+        model,
+        recipe,
+        device=device,
+        token_budget=inputs.memory.token_budget,
+        recompute=inputs.memory.recompute,
+    )
 
-    def __init__(self, trainer: Trainer, keeper: Keeper, work_dir: Path) -> None:
-        self.history_path = work_dir / HISTORY_FILE
-        self.state = TrainState()
-        self._trainer = trainer
-        self._keeper = keeper
-        self._work_dir = work_dir
-        self._saved_step = -1
-        if keeper.resume_dir is None:
-            self.history_path.touch()
-        else:
-            self.state, saved = read_state(keeper.resume_dir)
-            trainer.restore(keeper.resume_dir, saved)
-            shutil.copyfile(keeper.resume_dir / HISTORY_FILE, self.history_path)
-            self._saved_step = self.state.step
-        self._first_clock = self.state.clock_seconds
-        keeper.report(first_step=self.state.step, step=self.state.step, trained_seconds=0.0)
 
-    def __enter__(self) -> None:
-        self._history = self.history_path.open("a")
-        planned = self._trainer.recipe.planned_steps
-        self._progress = StepProgress("training", planned)
-        self._progress.__enter__()
+def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
+    """Why the adapter, saved in fp16, is over its limit; None if it is not."""
+    size = 2 * sum(parameter.numel() for parameter in trainer.parameters)
+    if size <= inputs.max_adapter_bytes:
+        return None
+    return (
+        f"adapter would be {size / 1e6:.0f} MB, limit is {inputs.max_adapter_bytes / 1e6:.0f} MB:"
+        " lower lora_r or raise JOB_MAX_ADAPTER_MB"
+    )
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._progress.__exit__(None, None, None)
-        with self._history:
-            if kind is not None and issubclass(kind, PreemptedError):
-                self._checkpoint()
 
-    def on_step(self, report: StepReport) -> None:
-        self._write(
-            {
-                "step": report.step,
-                "train/loss": report.train_loss,
-                "learning_rate": report.learning_rate,
-                "grad_norm": report.grad_norm,
-                "tokens": report.num_tokens,
-                "seconds": round(report.seconds, 4),
-            }
+def _train(
+    trainer: Trainer, inputs: FitInputs, course: Course, should_stop: Callable[[], None]
+) -> TrainOutcome:
+    if inputs.crew is not None:
+        tables = (inputs.train_table, inputs.eval_table)
+        trainer.crew = Crew.gather(inputs.crew, trainer.recipe, tables, trainer.device)
+    with course:
+        outcome = train(
+            trainer,
+            inputs.train_table,
+            inputs.eval_table,
+            state=course.state,
+            measure_step_0=inputs.measure_step_0,
+            out_of_time=inputs.out_of_time,
+            stop_early=inputs.stop_early,
+            stop_asked=inputs.stop_asked,
+            on_step=course.on_step,
+            on_eval=course.on_eval,
+            on_best=course.on_best,
+            should_stop=should_stop,
         )
-        rate = report.num_tokens / report.seconds
-        self._progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
-        trained = self.state.clock_seconds - self._first_clock
-        self._keeper.report(step=report.step, trained_seconds=round(trained, 1))
-        if self._keeper.is_due():
-            self._checkpoint()
-
-    def on_eval(self, step: int, loss: float, is_best: bool) -> None:
-        self._write({"step": step, "eval/loss": loss})
-        planned, note = self._trainer.recipe.planned_steps, ", the best so far" if is_best else ""
-        log.info("step %d/%d: eval/loss %.4f%s", step, planned, loss, note)
-
-    def on_best(self) -> dict[str, Any]:
-        folder = self._work_dir / f"best-{self.state.step}"
-        model = self._trainer.model
-        save_adapter(model, adapter_state(model), folder)
-        kept = self._keeper.put_best(folder)
-        return {"key": kept.key, "sha256": kept.sha256, "bytes": kept.size_bytes}
-
-    def _checkpoint(self) -> None:
-        """Keep the state as it is between two optimizer steps, unless it is kept already."""
-        if self._saved_step == self.state.step or self.state.diverged:
-            return
-        folder = self._work_dir / f"checkpoint-{self.state.step}"
-        folder.mkdir()
-        self._history.flush()
-        shutil.copyfile(self.history_path, folder / HISTORY_FILE)
-        write_state(folder, self.state, self._trainer.save(folder))
-        best = self.state.best["key"] if self.state.best else None
-        self._keeper.put_checkpoint(folder, self.state.step, best)
-        self._saved_step = self.state.step
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        # JSON has no NaN: a loss that overflowed stands as null.
-        plain = {k: v if math.isfinite(v) else None for k, v in entry.items()}
-        self._history.write(json.dumps(plain, allow_nan=False) + "\n")
+    if trainer.crew is not None:  # on no other way out: followers may be waiting for a sum
+        trainer.crew.dismiss()
+    return outcome

@@ -15,8 +15,6 @@ from job.training.recipe import Recipe
 from job.training.state import TrainState
 from job.training.trainer import ShouldStop, StepReport, Trainer
 
-MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
-
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 Result = TypeVar("Result")
 
@@ -43,35 +41,37 @@ def train(
     on_eval: Callable[[int, float, bool], None],
     on_best: Callable[[], dict[str, Any]],
     should_stop: ShouldStop,
+    stop_asked: Callable[[], str | None] = lambda: None,
 ) -> TrainOutcome:
     """Train to the planned end, to the end of patience, of the budget, or to divergence.
 
     `on_step` and `on_eval` (step, eval/loss, is it the best so far) report; `on_best` publishes the
     model's adapter and returns where; `should_stop` raises to end the trial between micro-batches;
-    `out_of_time` says why the trial has to be cut short, `stop_early` why it is not worth going on
-    (asked after an evaluation), or None. What comes next is read off
-    `state` alone, so it goes on exactly where a saved state stopped.
+    `out_of_time` says why the trial has to be cut short, `stop_asked` that a person ends it,
+    `stop_early` why it is not worth going on (asked after an evaluation), or None. What comes next
+    is read off `state` alone, so it goes on exactly where a saved state stopped.
     """
     recipe = trainer.recipe
     try:
         while True:
             cut_short = out_of_time(state) if state.step > 0 else None
+            stopped = stop_asked() if state.step > 0 else None
             planned = state.step in recipe.eval_steps or (measure_step_0 and state.step == 0)
             measured = bool(state.curve) and state.curve[-1][0] == state.step
-            if (planned or cut_short) and not measured:
-                loss = _halving_on_oom(
+            if (planned or cut_short or stopped) and not measured:
+                loss = easing_on_oom(
                     trainer, lambda: trainer.evaluate(eval_table, state, should_stop)
                 )
                 is_best = _judge(loss, state)
                 on_eval(state.step, loss, is_best)
                 if is_best:
                     state.best = on_best()
-            hopeless = stop_early(state) if planned else None
+            hopeless = stopped or (stop_early(state) if planned else None)
             ending = _ending(recipe, state, cut_short=cut_short, hopeless=hopeless)
             if ending is not None:
                 return TrainOutcome(*ending, state)
             should_stop()
-            on_step(_halving_on_oom(trainer, lambda: trainer.step(train_table, state, should_stop)))
+            on_step(easing_on_oom(trainer, lambda: trainer.step(train_table, state, should_stop)))
             if state.diverged:
                 return TrainOutcome("diverged", f"loss or gradients at step {state.step}", state)
     except torch.OutOfMemoryError:
@@ -110,16 +110,21 @@ def _ending(
     return None
 
 
-def _halving_on_oom(trainer: Trainer, action: Callable[[], Result]) -> Result:
-    """Run `action`; out of GPU memory, halve the token budget and run it again from its start."""
+def easing_on_oom(trainer: Trainer, action: Callable[[], Result]) -> Result:
+    """Run `action`; out of GPU memory, take the next smaller plan and run it again from its start.
+
+    Raises `torch.OutOfMemoryError` if there is none.
+    """
     while True:
         try:
             return action()
-        except torch.OutOfMemoryError:
-            if trainer.token_budget < MIN_TOKEN_BUDGET:
-                raise
+        except torch.OutOfMemoryError as error:
+            failure = str(error).partition("\n")[0]
         # Outside the handler: the exception's traceback keeps the failed step's tensors alive.
-        trainer.token_budget //= 2
-        log.warning("out of GPU memory: token budget halved to %d", trainer.token_budget)
-        if trainer.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if not trainer.ease():
+            raise torch.OutOfMemoryError(failure)
+        log.warning(
+            "out of GPU memory: from now on %d tokens a micro-batch, recomputing %s layers",
+            trainer.token_budget,
+            trainer.recompute,
+        )

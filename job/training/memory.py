@@ -1,12 +1,39 @@
-"""How much of the card a micro-batch may take. Reads config.json only; imports no torch."""
+"""Which token budget and which recompute mode a trial trains with. Imports no torch.
+
+Reads config.json only: also for people who want to know before they pay for a GPU.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CPU_TOKEN_BUDGET = 512
+from job.training.families import is_packed
+from job.training.footprint import FP16_CUDA, Footprint, Recompute, Work, footprint
+from job.training.shape import ModelShape, model_shape
+
+CPU_TOKEN_BUDGET = 4096
+MAX_TOKEN_BUDGET = 8192  # beyond it a T4's matrix products gain nothing
+BUDGET_STEP = 256
+# Share of the usable memory that a predicted peak may take: the rest is the prediction's error and
+# the allocator's gaps. 0.92 x 14.6 GiB = 13.4 GiB.
+FILL = 0.92
+# Dequantising a weight (0.5 bytes read, 2 written at a T4's 240 GB/s) takes as long as its product
+# with so many tokens (2 FLOP each at 24 TFLOPS). Computed from the data sheet, not measured.
+TOKENS_PER_DEQUANTISATION = 125
+RECOMPUTED_SHARE: dict[Recompute, float] = {"none": 0.0, "second": 0.5, "all": 1.0}
+T4_USABLE_BYTES = int(14.6 * 2**30)  # what a T4's allocator gets at most
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What of the rows matters to memory and speed: lengths in tokens."""
+
+    longest: int
+    mean: float
+    per_step: int  # samples of an optimizer step
 
 
 @dataclass(frozen=True)
@@ -14,33 +41,97 @@ class MemoryPlan:
     """What a step may hold at once."""
 
     token_budget: int  # tokens of a micro-batch, at most (a longer sample goes alone)
-    recompute: bool  # activations inside the layers are computed again in backward
+    recompute: Recompute = "none"
+    predicted: Footprint | None = None  # None: on a CPU, or a family that we cannot predict
+    usable_bytes: int | None = None
+    rehearse: bool = False  # try the heaviest micro-batch before the first step
+    relative_cost: float = math.nan  # seconds of a token, in forward passes that dequantise nothing
+
+    def __str__(self) -> str:
+        layers = {"none": "no layer", "second": "every second layer", "all": "all layers"}
+        text = f"{self.token_budget} tokens a micro-batch, {layers[self.recompute]} recomputed"
+        if self.predicted is None:
+            return text
+        limit = "" if self.usable_bytes is None else f" of {_gib(self.usable_bytes)}"
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in vars(self.predicted).items())
+        return f"{text}; predicted peak {_gib(self.predicted.total)}{limit} GiB ({parts})"
 
 
 def plan_memory(
-    *, on_gpu: bool, per_device_train_batch_size: int, max_seq_length: int
+    config: Mapping[str, Any],
+    samples: Samples,
+    *,
+    lora_r: int,
+    lora_dropout: float,
+    per_device_train_batch_size: int,
+    usable_bytes: int | None,
 ) -> MemoryPlan:
-    """The card's own plan: `per_device_train_batch_size` full-length samples, all recomputed.
+    """The fastest plan whose predicted peak fits `usable_bytes`; None stands for a CPU.
 
-    On a CPU memory is no concern and nothing is recomputed; there, attention between packed
-    samples is computed and masked out, so long rows cost more than they save.
+    On a CPU memory is no concern and nothing is recomputed. For a family that we cannot predict:
+    the card's `per_device_train_batch_size` longest samples, all recomputed. Where nothing fits:
+    the smallest plan, which the rehearsal then tries.
     """
-    if not on_gpu:
-        return MemoryPlan(CPU_TOKEN_BUDGET, recompute=False)
-    return MemoryPlan(per_device_train_batch_size * max_seq_length, recompute=True)
+    if usable_bytes is None:
+        return MemoryPlan(CPU_TOKEN_BUDGET)
+    shape = model_shape(config)
+    if shape is None or not is_packed(config.get("model_type")):
+        budget = per_device_train_batch_size * samples.longest
+        return MemoryPlan(budget, "all", usable_bytes=usable_bytes, rehearse=True)
+    plans = list_plans(
+        shape, samples, lora_r=lora_r, lora_dropout=lora_dropout, usable_bytes=usable_bytes
+    )
+    fitting = [plan for plan in plans if _peak(plan) <= FILL * usable_bytes]
+    if not fitting:
+        return min(plans, key=_peak)
+    return min(fitting, key=lambda plan: (round(plan.relative_cost, 3), _peak(plan)))
+
+
+def list_plans(
+    shape: ModelShape, samples: Samples, *, lora_r: int, lora_dropout: float, usable_bytes: int
+) -> list[MemoryPlan]:
+    """All budgets from the longest sample to a whole step, in each recompute mode."""
+    whole_step = min(MAX_TOKEN_BUDGET, samples.longest * samples.per_step)
+    budgets = {samples.longest, *range(BUDGET_STEP, whole_step + 1, BUDGET_STEP)}
+    plans = []
+    for budget in sorted(b for b in budgets if b >= samples.longest):
+        for recompute in RECOMPUTED_SHARE:
+            # Every token counted as a target: what a row holds beyond its targets is little.
+            work = Work(budget, budget, lora_r, lora_dropout > 0, recompute)
+            plans.append(
+                MemoryPlan(
+                    budget,
+                    recompute,
+                    footprint(shape, work, FP16_CUDA),
+                    usable_bytes,
+                    rehearse=True,
+                    relative_cost=_relative_cost(budget, recompute, samples),
+                )
+            )
+    return plans
+
+
+def _relative_cost(budget: int, recompute: Recompute, samples: Samples) -> float:
+    """Forward, the way back to the adapters, and what is recomputed, each dequantising once.
+
+    As weights are frozen, backward costs one product a weight, as forward does.
+    """
+    tokens_of_step = samples.mean * samples.per_step
+    full = max(samples.mean, budget - samples.mean / 2)  # half a sample stays free on average
+    tokens = tokens_of_step / math.ceil(tokens_of_step / full)
+    return (2 + RECOMPUTED_SHARE[recompute]) * (1 + TOKENS_PER_DEQUANTISATION / tokens)
+
+
+def _peak(plan: MemoryPlan) -> int:
+    assert plan.predicted is not None
+    return plan.predicted.total
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
 
 
 def adapter_parameters(config: Mapping[str, Any], lora_r: int) -> int | None:
-    """Parameters of LoRA on all linear layers of a Llama-shaped decoder, from its config.json.
-
-    r * (inputs + outputs) for each of the seven projections of a layer; None for other shapes.
-    """
-    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
-        return None
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    kv = (config.get("num_key_value_heads") or heads) * head_dim
-    query, intermediate = heads * head_dim, config["intermediate_size"]
-    attention = (hidden + query) + 2 * (hidden + kv) + (query + hidden)
-    feed_forward = 2 * (hidden + intermediate) + (intermediate + hidden)
-    return int(config["num_hidden_layers"] * lora_r * (attention + feed_forward))
+    """Parameters of LoRA on all linear layers but the head; None for families we do not know."""
+    shape = model_shape(config)
+    return shape.adapter_weights(lora_r) if shape else None

@@ -15,6 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from job.errors import GpuError, OutageError, SettingsError
+from job.log import log
+from job.training.attention import enable_packed_attention
+from job.training.families import PACKED_FAMILIES
+from job.training.footprint import EVERY_N_LAYERS, Recompute
+from job.training.lora import enable_lean_forward
+from job.training.loss import has_chunked_loss
 from job.training.recipe import Recipe, derive_seed
 
 
@@ -77,36 +83,54 @@ def _is_4_bit(quantization_config: dict[str, Any]) -> bool:
 
 
 def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Make every floating tensor and every 4-bit layer compute in `dtype`.
+    """Make every weight and every 4-bit layer compute in `dtype`; `SettingsError` if one cannot.
 
     Pre-quantised checkpoints carry bf16 in the quantisation state, the compute dtype, embeddings,
-    norms and head, and keep it whatever dtype from_pretrained() is asked for.
+    norms and head, and keep it whatever dtype from_pretrained() is asked for. What quantisation
+    states and buffers hold in fp32 stays so: rotary frequencies in fp16 would be off by half a
+    radian at position 1000.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.compute_dtype = dtype
             module.compute_type_is_set = True
-            module.weight.quant_state.dtype = dtype
+            _normalise_quant_state(module.weight.quant_state, dtype)
             if module.weight.device.type == "cpu":
                 # On CPUs with AVX512-BF16, the first forward in evaluation mode repacks the weight
                 # for a path without autograd, and later training forwards silently lose gradients.
                 module.support_avx512bf16_for_cpu = False
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and not isinstance(tensor, bnb.nn.Params4bit):
-            tensor.data = tensor.data.to(dtype)
-    wrong = [
-        name
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if tensor.dtype == torch.bfloat16
-    ]
-    assert not wrong, f"bf16 left in {wrong[:3]}"
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not isinstance(parameter, bnb.nn.Params4bit):
+            parameter.data = parameter.data.to(dtype)
+            if dtype == torch.float16 and not bool(parameter.isfinite().all()):
+                raise SettingsError(
+                    f"JOB_BASE_MODEL: {name} holds values that fp16 cannot (over 65504), and a T4"
+                    " has no bf16; take another model"
+                )
+    for buffer in model.buffers():
+        if buffer.dtype == torch.bfloat16:
+            buffer.data = buffer.data.to(dtype)
+    wrong = [n for n, p in model.named_parameters() if p.dtype not in (dtype, torch.uint8)]
+    wrong += [n for n, buffer in model.named_buffers() if buffer.dtype == torch.bfloat16]
+    assert not wrong, f"not {dtype}: {wrong[:3]}"
 
 
-def add_adapters(model: Any, recipe: Recipe, *, recompute: bool) -> Any:
+def _normalise_quant_state(state: Any, dtype: torch.dtype) -> None:
+    """Weights are dequantised to `dtype`; the scales, quantised themselves, to fp32."""
+    state.dtype = dtype
+    scales = state.state2 if state.nested else state
+    if state.nested:
+        scales.dtype = torch.float32
+        state.offset = state.offset.float()
+    scales.absmax = scales.absmax.float()
+    scales.code = scales.code.float()
+    state.code = state.code.float()
+
+
+def add_adapters(model: Any, recipe: Recipe) -> Any:
     """Wrap the base in fp32 LoRA adapters on every linear layer except the head.
 
-    The initial weights are a function of the recipe's seed. `recompute` keeps no activations
-    inside the layers and computes them again in backward.
+    The initial weights are a function of the recipe's seed.
     """
     torch.manual_seed(derive_seed(recipe.seed, "adapter"))
     config = LoraConfig(
@@ -118,11 +142,32 @@ def add_adapters(model: Any, recipe: Recipe, *, recompute: bool) -> Any:
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
-    if recompute:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_lean_forward(peft_model)
+    if has_chunked_loss(model):
+        enable_packed_attention(model)
+    else:
+        log.info(
+            "family %s: the plain loss, one sample at a time (packed rows are known to be safe for"
+            " %s)",
+            model.config.model_type,
+            ", ".join(PACKED_FAMILIES),
+        )
     for name, parameter in trainable_parameters(peft_model).items():
         assert parameter.dtype == torch.float32, name
     return peft_model
+
+
+def set_recompute(model: Any, recompute: Recompute) -> None:
+    """Which layers keep no activations from forward to backward, but compute them again."""
+    causal_lm = model.get_base_model()
+    every = EVERY_N_LAYERS[recompute]
+    if every is None:
+        causal_lm.activation_checkpointing_disable()
+    else:
+        causal_lm.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
+        # It makes embeddings require a gradient, which only reentrant checkpoints need: the first
+        # layer would go back to where nothing learns.
+        causal_lm.disable_input_require_grads()
 
 
 def trainable_parameters(model: Any) -> dict[str, torch.nn.Parameter]:

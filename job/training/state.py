@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 STATE_FILE = "state.json"
+HISTORY_FILE = "history.jsonl"  # a line for every optimizer step and evaluation
 SCHEMA = 1  # raise it when an older version could not go on from the checkpoint
 
 
@@ -50,6 +51,11 @@ def read_state(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     """What `write_state` wrote."""
     content = json.loads((folder / STATE_FILE).read_text())
     return TrainState.from_json(content["state"]), content["trainer"]
+
+
+def saved_clock_seconds(folder: Path) -> float:
+    """The training clock in a checkpoint."""
+    return read_state(folder)[0].clock_seconds
 
 
 def unreadable(folder: Path) -> str | None:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
-from job.training.loss import target_nll
-from job.training.model import compute_dtype, trainable_parameters, write_tensors
+from job.training.crew import Crew, Kind, Order, split_evenly, sum_up
+from job.training.footprint import Recompute
+from job.training.loss import has_chunked_loss, target_nll
+from job.training.model import compute_dtype, set_recompute, trainable_parameters
 from job.training.recipe import Recipe, derive_seed, learning_rate_at
+from job.training.snapshot import Snapshot, put_back, read_snapshot, take_snapshot
 from job.training.state import TrainState
 
+MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
-ADAPTER_FILE, OPTIMIZER_FILE = "adapter.safetensors", "optimizer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# What a share's summed NLL is held in; the ranks must agree.
+TOTALS: dict[Kind, torch.dtype] = {"step": torch.float32, "evaluate": torch.float64}
 
 ShouldStop = Callable[[], None]
 
@@ -48,17 +53,30 @@ class Trainer:
     """A model being trained by a recipe on one device."""
 
     def __init__(
-        self, model: Any, recipe: Recipe, *, device: torch.device, token_budget: int
+        self,
+        model: Any,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        token_budget: int,
+        recompute: Recompute = "none",
     ) -> None:
         self.model = model
+        self.crew: Crew | None = None  # rank 0's followers
         self.recipe = recipe
         self.device = device
-        self.token_budget = token_budget
+        self.set_plan(token_budget, recompute)
+        self._packed = has_chunked_loss(model.get_base_model())
         self.parameters = list(trainable_parameters(model).values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+        self.scaler = self._new_scaler()
+
+    def set_plan(self, token_budget: int, recompute: Recompute) -> None:
+        """What a micro-batch may hold from now on; changes no result but by rounding."""
+        self.token_budget, self.recompute = token_budget, recompute
+        set_recompute(self.model, recompute)
 
     def step(
         self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
@@ -69,83 +87,112 @@ class Trainer:
         the step; partial gradients are dropped.
         """
         started = time.monotonic()
-        # Dropout must not depend on what ran before, or a resumed trial would differ.
-        torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
         learning_rate = learning_rate_at(self.recipe, state.step)
         self.optimizer.param_groups[0]["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.train()
         indices = samples_of_step(self.recipe, len(table), state.step)
-        batches = list(pack(table, indices, self.token_budget))
-        num_targets = sum(len(batch.targets) for batch in batches)
-        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for batch in batches:
-            should_stop()
-            nll = self._nll(batch)
-            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
-            total += nll.detach()
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
-        self._update(grad_norm, state)
+        num_targets = table.targets_of(indices)
+        # Dropout must not depend on what ran before, or a resumed trial would differ.
+        seed = derive_seed(self.recipe.seed, "step", state.step)
+        total = self._shared("step", table, indices, should_stop, seed=seed, targets=num_targets)
+        grad_norm = self._update(state)
         train_loss = float(total) / num_targets
         state.step += 1
         state.diverged = (
             not math.isfinite(train_loss) or state.skipped_in_a_row >= MAX_SKIPPED_STEPS
         )
         seconds = time.monotonic() - started
-        num_tokens = sum(batch.num_tokens for batch in batches)
+        num_tokens = int(table.lengths[indices].sum())
         state.tokens += num_tokens
         state.clock_seconds += seconds
         state.step_seconds += seconds
         return StepReport(state.step, train_loss, learning_rate, grad_norm, num_tokens, seconds)
+
+    def take_step(self, batches: Sequence[MicroBatch], state: TrainState) -> None:
+        """Update the weights from given micro-batches, on this rank alone."""
+        num_targets = sum(len(batch.targets) for batch in batches)
+        self._accumulate(batches, num_targets, _never)
+        self._update(state)
+
+    def compute_step(
+        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
+    ) -> torch.Tensor:
+        """A rank's share of a step: its summed NLL; its gradients stand in the parameters."""
+        torch.manual_seed(order.seed + rank)
+        batches = pack(table, order.shares[rank], self._row_budget)
+        return self._accumulate(batches, order.num_targets, should_stop)
+
+    def compute_nll(
+        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
+    ) -> torch.Tensor:
+        """A rank's share of an evaluation: its summed NLL."""
+        self.model.eval()
+        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            for batch in pack(table, order.shares[rank], self._row_budget):
+                should_stop()
+                total += self._nll(batch)
+        return total
+
+    def heaviest(self, table: SampleTable) -> MicroBatch:
+        """The micro-batch that takes the most memory: the longest samples that share a row."""
+        longest_first = np.argsort(table.lengths)[::-1].tolist()
+        return next(pack(table, longest_first, self._row_budget))
+
+    def ease(self) -> bool:
+        """After a failed step: need less memory from now on. False if there is nothing to ease.
+
+        Recomputing costs a third more, a smaller budget mostly less; but only after recomputing
+        does one sample alone take the least, so this order is sure to come down to it.
+        """
+        if self.recompute != "all":
+            self.set_plan(self.token_budget, "second" if self.recompute == "none" else "all")
+        elif self.token_budget >= MIN_TOKEN_BUDGET:
+            self.set_plan(self.token_budget // 2, "all")
+        else:
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        # An OOM between unscaling and the update would leave the scaler refusing the next step.
+        self.scaler, old = self._new_scaler(), self.scaler.state_dict()
+        if old:
+            self.scaler.load_state_dict(old)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     def evaluate(
         self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
     ) -> float:
         """eval/loss: summed NLL over all target tokens divided by their number, fp32 sums."""
         started = time.monotonic()
-        self.model.eval()
-        total = 0.0
-        with torch.no_grad():
-            for batch in pack(table, range(len(table)), self.token_budget):
-                should_stop()
-                total += float(self._nll(batch))
+        total = self._shared("evaluate", table, list(range(len(table))), should_stop)
+        loss = float(total) / table.num_target_tokens
         state.clock_seconds += time.monotonic() - started
-        return total / table.num_target_tokens
+        return loss
+
+    def snapshot(self) -> Snapshot:
+        """Weights, moments and loss scale as they are now."""
+        return take_snapshot(self.model, self.optimizer, self.scaler)
+
+    def go_back(self, snapshot: Snapshot) -> None:
+        """To what `snapshot` saw."""
+        put_back(snapshot, self.model, self.optimizer, self.scaler)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write adapter and moments as safetensors; return what else `restore` needs, as JSON."""
-        named = trainable_parameters(self.model)
-        write_tensors(folder / ADAPTER_FILE, {n: p.detach().cpu() for n, p in named.items()})
-        moments: dict[str, torch.Tensor] = {}
-        num_updates = 0.0
-        for name, parameter in named.items():
-            slots = self.optimizer.state.get(parameter, {})
-            num_updates = float(slots.get("step", 0.0))
-            moments |= {f"{key}.{name}": slots[key].cpu() for key in MOMENTS if key in slots}
-        write_tensors(folder / OPTIMIZER_FILE, moments)
-        return {
-            "num_updates": num_updates,
-            "scaler": self.scaler.state_dict(),
-            "token_budget": self.token_budget,
-        }
+        plan = {"token_budget": self.token_budget, "recompute": self.recompute}
+        return {**self.snapshot().write(folder), **plan}
 
     def restore(self, folder: Path, saved: dict[str, Any]) -> None:
         """Put back what `save` wrote; the next step then computes what it would have computed."""
-        named = trainable_parameters(self.model)
-        weights, moments = load_file(folder / ADAPTER_FILE), load_file(folder / OPTIMIZER_FILE)
-        assert weights.keys() == named.keys(), "the checkpoint is of another adapter"
-        for name, parameter in named.items():
-            parameter.data.copy_(weights[name])
-            if moments:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(saved["num_updates"]),
-                    **{key: moments[f"{key}.{name}"].to(self.device) for key in MOMENTS},
-                }
-        if saved["scaler"]:
-            self.scaler.load_state_dict(saved["scaler"])
-        self.token_budget = saved["token_budget"]
+        self.go_back(read_snapshot(folder, saved))
+        # The mode was not written by the first version.
+        self.set_plan(saved["token_budget"], saved.get("recompute", self.recompute))
+
+    @property
+    def _row_budget(self) -> int:
+        """Samples of a family that we do not know share no row."""
+        return self.token_budget if self._packed else 1
 
     def _nll(self, batch: MicroBatch) -> torch.Tensor:
         # Entered here, around backbone and head alike; an autocast around an outer forward only
@@ -153,15 +200,66 @@ class Trainer:
         with self._autocast():
             return target_nll(self.model, batch.to(self.device))
 
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
+
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.device.type == "cpu":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=compute_dtype(self.device))
 
-    def _update(self, grad_norm: float, state: TrainState) -> None:
-        """Step the optimizer, unless a gradient overflowed: then the scaler skips and shrinks."""
+    def _shared(
+        self,
+        kind: Kind,
+        table: SampleTable,
+        indices: list[int],
+        should_stop: ShouldStop,
+        *,
+        seed: int = 0,
+        targets: int = 1,
+    ) -> torch.Tensor:
+        """Have all ranks compute their share of `indices`; their sum."""
+        compute = self.compute_step if kind == "step" else self.compute_nll
+        plan = (self.token_budget, self.recompute)
+        if self.crew is None:
+            return compute(table, Order(kind, [indices], *plan, seed, targets), 0, should_stop)
+        shares = split_evenly(table.lengths[indices].tolist(), indices, self.crew.size)
+        order = Order(kind, shares, *plan, seed, targets, self.scaler.state_dict())
+        self.crew.give(order, self.parameters)
+        total, failed = torch.zeros((), dtype=TOTALS[kind], device=self.device), False
+        try:
+            total = compute(table, order, 0, should_stop)
+        except torch.OutOfMemoryError:
+            failed = True
+        sum_up(total, self.parameters if kind == "step" else None, failed=failed)
+        return total
+
+    def _accumulate(
+        self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop
+    ) -> torch.Tensor:
+        """Gradients of the mean over `num_targets` targets; the summed NLL."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for batch in batches:
+            should_stop()
+            nll = self._nll(batch)
+            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
+            total += nll.detach()
+        return total
+
+    def _update(self, state: TrainState) -> float:
+        """Step the optimizer; return the gradient's norm before clipping.
+
+        If a gradient overflowed, the scaler skips the step and shrinks.
+        """
+        self.scaler.unscale_(self.optimizer)
+        # The GPU is waited for here, and once more in the scaler: of a step's seconds, nothing.
+        grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
         skipped = not math.isfinite(grad_norm)
         if not skipped or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
         self.scaler.update()
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+        return grad_norm

@@ -32,10 +32,7 @@ PAGE = 100  # objects of a listing
 class Blob(NamedTuple):
     data: bytes
     generation: int
-
-    def hashes(self) -> dict[str, str]:
-        md5 = hashlib.md5(self.data, usedforsecurity=False).digest()
-        return {"crc32c": crc32c(self.data), "md5Hash": base64.b64encode(md5).decode()}
+    hashes: dict[str, str]
 
 
 class Bucket:
@@ -50,17 +47,22 @@ class Bucket:
 
     def write(self, key: str, data: bytes, condition: str | None) -> Blob | None:
         """The new object, None if the condition fails."""
+        hashes = {"crc32c": crc32c(data), "md5Hash": _md5(data)}
         with self.lock:
             standing = self.blobs[key].generation if key in self.blobs else 0
             if condition is not None and int(condition) != standing:
                 return None
             self.last_generation += 1
-            self.blobs[key] = Blob(data, self.last_generation)
+            self.blobs[key] = Blob(data, self.last_generation, hashes)
             return self.blobs[key]
 
 
 def crc32c(data: bytes) -> str:
     return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -69,8 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
     bucket: Bucket
 
     def do_GET(self) -> None:
-        if urlsplit(self.path).path == f"/storage/v1/b/{self.bucket.name}":
-            self._json(200, {"kind": "storage#bucket", "name": self.bucket.name})
+        if asked := re.fullmatch(r"/storage/v1/b/([^/]+)", urlsplit(self.path).path):
+            if asked[1] == self.bucket.name:
+                self._json(200, {"kind": "storage#bucket", "name": self.bucket.name})
+            else:
+                self._error(404, "The specified bucket does not exist.")
             return
         key, query = self._parse()
         if key is None:
@@ -160,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _resource(self, key: str, blob: Blob) -> dict[str, str]:
         where = {"kind": "storage#object", "bucket": self.bucket.name, "name": key}
         size = {"size": str(len(blob.data)), "generation": str(blob.generation)}
-        return {**where, **size, **blob.hashes()}
+        return {**where, **size, **blob.hashes}
 
     def _media(self, blob: Blob) -> None:
         data, status, headers = blob.data, 200, {}
@@ -169,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             last = min(int(wanted[2] or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {wanted[1]}-{last}/{len(data)}"
             data, status = data[int(wanted[1]) : last + 1], 206
-        hashes = blob.hashes()
+        hashes = blob.hashes
         headers["X-Goog-Hash"] = f"crc32c={hashes['crc32c']},md5={hashes['md5Hash']}"
         headers["X-Goog-Generation"] = str(blob.generation)
         self._answer(status, data, headers)

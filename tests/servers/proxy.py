@@ -6,6 +6,7 @@ One thread a connection, one request a connection, so that a fault hits exactly 
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -16,6 +17,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 _CONNECTION_SECONDS = 60
+DRIP_SECONDS = 0.02  # between two bytes, or between two pieces of a request
+_DRIP_PIECE_BYTES = 2**13
+_RECEIVE_BUFFER_BYTES = 2**16
+# Google's SDK looks at the bucket in a thread of its own, once a client, and needs no answer.
+_ASIDE = re.compile(r"GET /storage/v1/b/[^/?]+\?")
 
 
 @dataclass
@@ -57,6 +63,8 @@ class FaultProxy:
     def listen(self) -> None:
         """Accept connections, on the same port as before."""
         self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
+        # Small, so that a request that is read slowly is felt by the one who sends it.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
@@ -82,16 +90,22 @@ class FaultProxy:
 
     def _handle(self, client: socket.socket) -> None:
         with client, suppress(OSError):
-            request = _read_request(client)
-            if request is None:
+            head, rest = _read_request_head(client)
+            if head is None:
                 return
-            fault = self._next_fault(request.head.split(b"\r\n", 1)[0].decode())
+            fault = self._next_fault(head.split(b"\r\n", 1)[0].decode())
+            if fault is not None and fault.kind == "drip request":
+                self._read_slowly(client)
+                return
+            request = Answer(head, _read_body(client, head, rest))
             if fault is None:
                 client.sendall(_closing(_forward(self.upstream, request)))
             else:
                 self._spoil(fault, client, request)
 
     def _next_fault(self, first_line: str) -> Fault | None:
+        if _ASIDE.match(first_line):
+            return None
         with self._lock:
             self.num_requests += 1
             for fault in self.faults:
@@ -129,10 +143,27 @@ class FaultProxy:
         elif kind == "stall in body":
             client.sendall(answer.head + half)
             self._stopped.wait(_CONNECTION_SECONDS)
+        elif kind == "drip answer":
+            self._drip(client, answer.head + answer.body)
+        elif kind == "drip body":
+            client.sendall(answer.head)
+            self._drip(client, answer.body)
         elif kind == "corrupt answer":
             client.sendall(_closing(Answer(answer.head, _flip(answer.body))))
         else:
             raise AssertionError(kind)
+
+    def _drip(self, client: socket.socket, data: bytes) -> None:
+        """A byte now and then, so that no read timeout sees silence."""
+        for index in range(len(data)):
+            client.sendall(data[index : index + 1])
+            if self._stopped.wait(DRIP_SECONDS):
+                return
+
+    def _read_slowly(self, client: socket.socket) -> None:
+        """Take a request's body so slowly that the client waits, and yet goes on sending."""
+        while client.recv(_DRIP_PIECE_BYTES) and not self._stopped.wait(DRIP_SECONDS):
+            pass
 
 
 @contextmanager
@@ -149,15 +180,14 @@ def proxy_to(endpoint: str) -> Iterator[FaultProxy]:
         proxy.stop()
 
 
-def _read_request(client: socket.socket) -> Answer | None:
+def _read_request_head(client: socket.socket) -> tuple[bytes | None, bytes]:
+    """The head and what came of the body with it."""
     head, rest = _read_head(client)
-    if head is None:
-        return None
-    if b"\r\nexpect: 100-continue" in head.lower():
+    if head is not None and b"\r\nexpect: 100-continue" in head.lower():
         client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:")]
         head = b"\r\n".join(lines)
-    return Answer(head, _read_body(client, head, rest))
+    return head, rest
 
 
 def _forward(upstream: tuple[str, int], request: Answer) -> Answer:

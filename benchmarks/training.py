@@ -1,0 +1,207 @@
+"""Our training against a padded `transformers.Trainer` and, if there is one, TRL's packing.
+
+`make bench` (one CPU thread, a small model) and `make bench-gpu` (random weights in real shapes,
+4-bit, fp16, memory capped to a T4's, no FlashAttention). Prints tables; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.shapes import SHAPES, log_normal_rows, write_model
+from job.training.batching import samples_of_step
+from job.training.recipe import Recipe
+from job.training.shape import model_shape
+
+NOT_COUNTED = 2  # of a side's steps: the first are slow
+NAMES = {
+    "job": "job",
+    "trainer": "transformers.Trainer, padded",
+    "trl": "TRL SFTTrainer, packing",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shapes", default="tiny", help=f"some of {','.join(SHAPES)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--gpu-memory-gb", type=float, default=None)
+    parser.add_argument("--trl-python", default="", help="a Python that has TRL (trl_peer.py)")
+    arguments = parser.parse_args()
+    console = Console(width=120, highlight=False)
+    sustained = sustained_flops(torch.device(arguments.device))
+    console.print(_machine(sustained, arguments))
+    for name in arguments.shapes.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            console.print(_shape_table(name, Path(folder), arguments, sustained))
+
+
+def _machine(sustained: float, arguments: argparse.Namespace) -> str:
+    text = f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, torch"
+    text += f" {torch.__version__}, "
+    if arguments.device == "cpu":
+        text += f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
+    else:
+        text += torch.cuda.get_device_name(0)
+        cap = arguments.gpu_memory_gb
+        text += f" capped to {cap} GiB" if cap else ""
+    return f"{text}; large matrix products sustained at {sustained / 1e12:.3g} TFLOPS"
+
+
+def sustained_flops(device: torch.device, size: int = 0, seconds: float = 3.0) -> float:
+    """FLOP/s of matrix products over some seconds, fp16 on a GPU: hot, as in training."""
+    on_gpu = device.type == "cuda"
+    size = size or (8192 if on_gpu else 1024)
+    dtype = torch.float16 if on_gpu else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def run(at_least: float) -> float:
+        num_products, started = 0, time.monotonic()
+        while time.monotonic() - started < at_least:
+            for _ in range(8):
+                torch.mm(a, b)
+            if on_gpu:
+                torch.cuda.synchronize()
+            num_products += 8
+        return num_products * 2 * size**3 / (time.monotonic() - started)
+
+    run(seconds / 3)
+    return run(seconds)
+
+
+def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustained: float) -> Table:
+    recipe = _recipe(arguments.steps, 0.05 if arguments.device == "cuda" else 0.0)
+    table = log_normal_rows(recipe.samples_per_step * arguments.steps, SHAPES[name]["vocab_size"])
+    write_model(folder / "model", name)
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    np.savez(
+        folder / "rows.npz",
+        input_ids=table.input_ids,
+        is_target=table.is_target,
+        offsets=table.offsets,
+    )
+    sides = ["job", "trainer", *(["trl"] if arguments.trl_python else [])]
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(arguments.rounds):  # in turn, so that a slow minute hits all
+        for side in sides:
+            runs[side].append(_run(side, folder, arguments))
+    steps = range(recipe.planned_steps)
+    tokens = [int(table.lengths[samples_of_step(recipe, len(table), s)].sum()) for s in steps]
+    config = json.loads((folder / "model" / "config.json").read_text())
+    return _show(name, runs, tokens, config, sustained)
+
+
+def _run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    options = [str(folder), "--device", arguments.device]
+    if arguments.gpu_memory_gb:
+        options += ["--gpu-memory-gb", str(arguments.gpu_memory_gb)]
+    if side == "trl":
+        command = [arguments.trl_python, str(Path(__file__).parent / "trl_peer.py"), *options]
+    else:
+        command = [sys.executable, "-m", "benchmarks.training_side", side, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:  # a peer may not fit the card: that is a result, too
+        return {"failure": done.stderr.strip().splitlines()[-1][:200]}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _show(
+    name: str,
+    runs: dict[str, list[dict[str, Any]]],
+    our_tokens: list[int],
+    config: dict[str, Any],
+    sustained: float,
+) -> Table:
+    shown = Table(
+        title=f"{name}: {len(next(iter(runs.values())))} rounds in turn, real (non-padding) tokens",
+        box=box.SIMPLE,
+        title_justify="left",
+        caption_justify="left",
+    )
+    columns = ["", "tokens/s", "lowest", "highest", "peak MB", f"loss, step {len(our_tokens)}"]
+    for column in [*columns, "FLOP used", "ratio"]:
+        shown.add_column(column, justify="right" if column else "left")
+    rates = {}
+    notes = []
+    for side, results in runs.items():
+        if failure := next((r["failure"] for r in results if "failure" in r), None):
+            shown.add_row(NAMES[side], "failed")
+            notes.append(f"{NAMES[side]}: {failure}")
+            continue
+        rates[side] = [_rate(result, our_tokens) for result in results]
+        ratio = statistics.median(a / b for a, b in zip(rates["job"], rates[side], strict=True))
+        peak = max(result["peak_bytes"] for result in results)
+        median = statistics.median(rates[side])
+        shown.add_row(
+            NAMES[side],
+            f"{median:.0f}",
+            f"{min(rates[side]):.0f}",
+            f"{max(rates[side]):.0f}",
+            f"{peak / 1e6:.0f}{_predicted(results[0])}",
+            f"{results[0]['losses'][-1]:.5f}",
+            f"{median * _flops_of_a_token(config) / sustained:.0%}",
+            f"{ratio:.2f}",
+        )
+        notes.append(f"{NAMES[side]}: {results[0]['plan']}")
+    shown.caption = "\n".join(notes)
+    return shown
+
+
+def _rate(result: dict[str, Any], our_tokens: list[int]) -> float:
+    tokens = result.get("tokens", our_tokens)
+    return float(sum(tokens[NOT_COUNTED:]) / sum(result["seconds"][NOT_COUNTED:]))
+
+
+def _predicted(result: dict[str, Any]) -> str:
+    predicted = result["predicted_bytes"]
+    return f" (predicted {predicted / 1e6:.0f})" if predicted else ""
+
+
+def _flops_of_a_token(config: dict[str, Any]) -> float:
+    """Model FLOP: forward and back through frozen weights; nothing recomputed, head included."""
+    if (shape := model_shape(config)) is None:
+        raise ValueError(f"no FLOP count for {config['model_type']}")
+    return 4.0 * (shape.quantised_weights + shape.vocabulary * shape.hidden / 2)  # half are targets
+
+
+def _recipe(num_steps: int, lora_dropout: float) -> Recipe:
+    """On the CPU without dropout, so that losses can be compared."""
+    return Recipe(
+        learning_rate=2e-4,
+        gradient_accumulation_steps=4,
+        lora_dropout=lora_dropout,
+        weight_decay=0.01,
+        lora_r=8,
+        lora_alpha=16,
+        lr_scheduler="linear",
+        warmup_ratio=0.1,
+        max_grad_norm=1.0,
+        per_device_train_batch_size=2,
+        seed=17,
+        planned_steps=num_steps,
+        eval_steps=(num_steps,),
+        patience=1,
+    )
+
+
+if __name__ == "__main__":
+    main()

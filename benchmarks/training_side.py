@@ -1,0 +1,114 @@
+"""One side of `benchmarks.training` in a process of its own: prints its steps as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.trainer_peer import train_with_trainer
+from job.data.samples import SampleTable
+from job.training.device import open_device, usable_memory_bytes
+from job.training.memory import MemoryPlan, Samples, plan_memory
+from job.training.model import add_adapters, load_base
+from job.training.recipe import Recipe
+from job.training.rehearsal import rehearse
+from job.training.state import TrainState
+from job.training.trainer import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("side", choices=("job", "trainer"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--gpu-memory-gb", type=float)
+    arguments = parser.parse_args()
+    device = open_device(arguments.device, gpu_memory_gb=arguments.gpu_memory_gb)
+    if device.type == "cuda":  # as on a T4, which has neither
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    recipe = Recipe.from_json(json.loads((arguments.folder / "recipe.json").read_text()))
+    rows = np.load(arguments.folder / "rows.npz")
+    table = SampleTable(rows["input_ids"], rows["is_target"], rows["offsets"])
+    base = load_base(str(arguments.folder / "model"), None, device)
+    model = add_adapters(base, recipe)
+    before = _resident_bytes()
+    if arguments.side == "job":
+        config = json.loads((arguments.folder / "model" / "config.json").read_text())
+        usable = usable_memory_bytes(device, gpu_memory_gb=arguments.gpu_memory_gb)
+        result = _train(model, table, recipe, device, _plan(config, table, recipe, usable))
+    else:
+        result = _train_with_peer(model, table, recipe, arguments.folder / "trainer", device)
+    if device.type == "cuda":
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()
+    else:
+        result["peak_bytes"] = _most_resident_bytes() - before
+    print(json.dumps(result))
+
+
+def _plan(
+    config: dict[str, Any], table: SampleTable, recipe: Recipe, usable_bytes: int | None
+) -> MemoryPlan:
+    lengths = table.lengths
+    return plan_memory(
+        config,
+        Samples(int(lengths.max()), float(lengths.mean()), recipe.samples_per_step),
+        lora_r=recipe.lora_r,
+        lora_dropout=recipe.lora_dropout,
+        per_device_train_batch_size=recipe.per_device_train_batch_size,
+        usable_bytes=usable_bytes,
+    )
+
+
+def _train(
+    model: Any, table: SampleTable, recipe: Recipe, device: torch.device, plan: MemoryPlan
+) -> dict[str, Any]:
+    trainer = Trainer(
+        model, recipe, device=device, token_budget=plan.token_budget, recompute=plan.recompute
+    )
+    if infeasible := rehearse(trainer, table, plan):
+        raise SystemExit(infeasible)
+    state = TrainState()
+    steps = [trainer.step(table, state) for _ in range(recipe.planned_steps)]
+    plan_text = str(MemoryPlan(trainer.token_budget, trainer.recompute))
+    return {
+        "losses": [step.train_loss for step in steps],
+        "seconds": [step.seconds for step in steps],
+        "plan": plan_text,
+        "predicted_bytes": plan.predicted.total if plan.predicted else None,
+    }
+
+
+def _train_with_peer(
+    model: Any, table: SampleTable, recipe: Recipe, output_dir: Path, device: torch.device
+) -> dict[str, Any]:
+    """On a GPU everything is recomputed: two samples of 1024 tokens would not fit otherwise."""
+    steps = train_with_trainer(model, table, recipe, output_dir, on_gpu=device.type == "cuda")
+    return {
+        "losses": [step.loss for step in steps],
+        "seconds": [step.seconds for step in steps],
+        "plan": "padded to the longest of each pair"
+        + (", all layers recomputed" if device.type == "cuda" else ""),
+        "predicted_bytes": None,
+    }
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _most_resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    main()

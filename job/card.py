@@ -1,0 +1,100 @@
+"""README.md beside an adapter: what it is and where it comes from, as the hub reads it.
+
+https://huggingface.co/docs/hub/model-cards: YAML between `---` lines, then Markdown. It holds no
+bucket, path or time: equal trials write equal bytes, and an adapter can be published as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+import job
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What of a trial its card tells, beside how it went."""
+
+    base_model: str
+    base_model_revision: str
+    sweep: str
+    slot: int
+    recipe: Mapping[str, Any]
+    data_digest: str
+    train_rows: int
+    eval_rows: int
+
+
+def adapter_card(origin: Provenance, *, eval_loss: float, step: int) -> str:
+    """The card of the adapter that reached `eval_loss` after `step` optimizer steps."""
+    front = yaml.safe_dump(_metadata(origin, eval_loss), sort_keys=False, allow_unicode=True)
+    hyperparameters = "\n".join(
+        f"| {name} | {_cell(value)} |"
+        for name, value in sorted(origin.recipe.items())
+        if not isinstance(value, list | tuple)
+    )
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return f"""---
+{front}---
+
+# LoRA adapter for {origin.base_model}
+
+Trial {origin.slot} of the sweep `{origin.sweep}`, trained in 4 bits (QLoRA, NF4) by qlora-sweep-job
+{job.__version__}. **eval/loss {eval_loss:.6f}** after {step} optimizer steps: the mean negative
+log-likelihood, in nats, of an answer's token over {origin.eval_rows} held-out rows.
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER OF THIS FILE", device_map="auto")
+```
+
+| | |
+|---|---|
+| base model | `{origin.base_model}` |
+| its revision | `{origin.base_model_revision}` |
+| rows | {origin.train_rows} to train on, {origin.eval_rows} to judge by |
+| digest of the prepared rows | `{origin.data_digest}` |
+
+| hyper-parameter | |
+|---|---|
+{hyperparameters}
+
+{packages}
+"""
+
+
+def _metadata(origin: Provenance, eval_loss: float) -> dict[str, Any]:
+    on_the_hub = not origin.base_model_revision.startswith("sha256:")
+    metric = {"type": "loss", "name": "eval/loss", "value": round(eval_loss, 6)}
+    dataset = {"type": "private", "name": f"prepared rows {origin.data_digest[:12]}"}
+    return {
+        # The hub refuses a base that is not one of its own.
+        **({"base_model": origin.base_model} if on_the_hub else {}),
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "qlora", "base_model:adapter"],
+        "model-index": [
+            {
+                "name": f"{origin.sweep}-{origin.slot:04d}",
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": dataset,
+                        "metrics": [metric],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|")

@@ -1,0 +1,180 @@
+"""Whether this node's GPU can be used, asked of the driver before torch is imported.
+
+A node that cannot train is left within a second, before a base model is downloaded to it. What
+passes here is looked at again through torch (`job/training/device.py`). The driver's library is
+NVML, https://docs.nvidia.com/deploy/nvml-api: the container runtime mounts it beside the GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from job.errors import GpuError
+from job.log import log
+
+NVML = "libnvidia-ml.so.1"
+NVML_NOT_SUPPORTED = 3
+# What the codes that a node really shows mean; nvmlReturn_t has 30 of them.
+NVML_ERRORS = {
+    4: "no permission to use the GPU",
+    6: "there is no such GPU",
+    9: "the NVIDIA driver is not loaded",
+    15: "the GPU is lost: it has fallen off the bus",
+    18: "the driver and its library are of different versions: restart the node",
+}
+MIN_CAPABILITY = (7, 0)  # the first cards with fp16 tensor cores; a T4 is (7, 5)
+# Of a T4's capability, but built without tensor cores (TU116, TU117).
+WITHOUT_TENSOR_CORES = r"\b(GTX 16\d\d|MX[45]50|T(400|500|550|600|1000|1200|2000))\b"
+FREE_SHARE = 0.9  # of the card; less means that another process holds it
+WAY_OUT = (
+    "run with --gpus all (or nvidia.com/gpu: 1) on a node with a working driver, or set"
+    " JOB_DEVICE=cpu for a tiny model"
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that CUDA will use, as its driver describes it."""
+
+    name: str
+    capability: tuple[int, int] | None  # None where the driver does not say (a slice of a GPU)
+    total_bytes: int
+    free_bytes: int
+    driver: str
+    driver_cuda: tuple[int, int]  # the newest CUDA that the driver supports
+
+
+def preflight(device: str, *, gpu_memory_gb: float | None) -> None:
+    """Raise `GpuError` if `JOB_DEVICE` asks for a GPU and this node's cannot be used."""
+    if device == "cpu":
+        return
+    torch_cuda = torch_cuda_version()
+    if torch_cuda is None:
+        raise GpuError(
+            "no GPU can be used: this torch is built for the CPU only; build the image with"
+            " TORCH_INDEX of a CUDA build, or set JOB_DEVICE=cpu for a tiny model"
+        )
+    gpu = read_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    check_gpu(gpu, torch_cuda=torch_cuda, gpu_memory_gb=gpu_memory_gb)
+    log.info(
+        "GPU: %s, driver %s (CUDA %d.%d), %.1f of %.1f GiB free",
+        gpu.name, gpu.driver, *gpu.driver_cuda, gpu.free_bytes / 2**30, gpu.total_bytes / 2**30,
+    )  # fmt: skip
+
+
+def check_gpu(gpu: Gpu, *, torch_cuda: tuple[int, int], gpu_memory_gb: float | None) -> None:
+    """Raise `GpuError` if the card, its driver or its free memory is not enough."""
+    # A driver runs everything of its own major version and older, minor versions apart
+    # (https://docs.nvidia.com/deploy/cuda-compatibility), for cards that the build has code for.
+    if gpu.driver_cuda[0] < torch_cuda[0]:
+        raise GpuError(
+            f"driver {gpu.driver} supports CUDA {_dotted(gpu.driver_cuda)}, this torch is built for"
+            f" CUDA {_dotted(torch_cuda)}: use a node with a newer driver, or an image whose torch"
+            f" is built for CUDA {gpu.driver_cuda[0]} (TORCH_INDEX)"
+        )
+    if gpu.capability is not None and gpu.capability < MIN_CAPABILITY:
+        raise GpuError(
+            f"{gpu.name} has compute capability {_dotted(gpu.capability)}, needed: 7.0 or higher"
+            " (fp16 tensor cores), as a T4's 7.5; choose another node type"
+        )
+    if re.search(WITHOUT_TENSOR_CORES, gpu.name):
+        raise GpuError(
+            f"{gpu.name} has no fp16 tensor cores, although its compute capability is that of a T4;"
+            " choose another node type"
+        )
+    needed_bytes = FREE_SHARE * gpu.total_bytes
+    if gpu_memory_gb is not None:
+        needed_bytes = min(needed_bytes, gpu_memory_gb * 2**30)
+    if gpu.free_bytes < needed_bytes:
+        raise GpuError(
+            f"{gpu.name} has {gpu.free_bytes / 2**30:.1f} of {gpu.total_bytes / 2**30:.1f} GiB"
+            f" free, needed: {needed_bytes / 2**30:.1f}; end the other process on it, or set"
+            " JOB_GPU_MEMORY_GB to what this trial may use"
+        )
+
+
+def read_gpu(visible: str | None, *, library: str = NVML) -> Gpu:
+    """Describe the first GPU of `CUDA_VISIBLE_DEVICES` (unset: of all). Raises `GpuError`."""
+    wanted = "0" if visible is None else visible.split(",")[0].strip()
+    if not wanted or wanted.startswith("-"):
+        raise GpuError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one")
+    try:
+        nvml = ctypes.CDLL(library)
+    except OSError as error:
+        raise GpuError(f"no GPU: the driver's library {library} is not here; {WAY_OUT}") from error
+    _call(nvml, "nvmlInit_v2")
+    try:
+        device = _handle(nvml, wanted)
+        memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
+        _call(nvml, "nvmlDeviceGetMemoryInfo", device, memory)
+        cuda = ctypes.c_int()
+        _call(nvml, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(cuda))
+        return Gpu(
+            name=_text(nvml, "nvmlDeviceGetName", device),
+            capability=_capability(nvml, device),
+            total_bytes=memory[0],
+            free_bytes=memory[1],
+            driver=_text(nvml, "nvmlSystemGetDriverVersion"),
+            driver_cuda=(cuda.value // 1000, cuda.value % 1000 // 10),
+        )
+    finally:
+        nvml.nvmlShutdown()
+
+
+def torch_cuda_version() -> tuple[int, int] | None:
+    """The CUDA that torch is built for, from its version file; None for a CPU build."""
+    spec = importlib.util.find_spec("torch")  # finds, does not import: 3 s on two cores
+    assert spec is not None
+    assert spec.origin is not None
+    text = Path(spec.origin).with_name("version.py").read_text()
+    match = re.search(r"^cuda\b.*= '(\d+)\.(\d+)", text, re.MULTILINE)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _handle(nvml: ctypes.CDLL, wanted: str) -> ctypes.c_void_p:
+    device = ctypes.c_void_p()
+    if wanted.isdecimal():
+        count = ctypes.c_uint()
+        _call(nvml, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+        if int(wanted) >= count.value:
+            raise GpuError(f"no GPU {wanted}: this node shows {count.value}; {WAY_OUT}")
+        index = ctypes.c_uint(int(wanted))
+        _call(nvml, "nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(device))
+    else:  # GPU-<uuid>, or MIG-<uuid> for a slice of one
+        _call(nvml, "nvmlDeviceGetHandleByUUID", wanted.encode(), ctypes.byref(device))
+    return device
+
+
+def _capability(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[int, int] | None:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    function = nvml.nvmlDeviceGetCudaComputeCapability
+    code = function(device, ctypes.byref(major), ctypes.byref(minor))
+    if code == NVML_NOT_SUPPORTED:
+        return None
+    _check(code, "nvmlDeviceGetCudaComputeCapability")
+    return major.value, minor.value
+
+
+def _text(nvml: ctypes.CDLL, name: str, *arguments: object) -> str:
+    buffer = ctypes.create_string_buffer(96)  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
+    _call(nvml, name, *arguments, buffer, ctypes.c_uint(len(buffer)))
+    return buffer.value.decode(errors="replace")
+
+
+def _call(nvml: ctypes.CDLL, name: str, *arguments: object) -> None:
+    _check(getattr(nvml, name)(*arguments), name)
+
+
+def _check(code: int, name: str) -> None:
+    if code:
+        reason = NVML_ERRORS.get(code, f"error {code}")
+        raise GpuError(f"the GPU cannot be used: {reason} ({name}); {WAY_OUT}")
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

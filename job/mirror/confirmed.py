@@ -1,0 +1,129 @@
+"""`mirror.json`: written once W&B has confirmed that it has all of a committed trial.
+
+sweeps/<sweep>/slots/<NNNN>/mirror.json   create-once: run, url
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from job.errors import CredentialsError, OutageError, SlotError
+from job.ledger import Ledger
+from job.log import log
+from job.mirror.rows import Rows
+from job.mirror.runs import end_run, is_confirmed, open_run, place_of, upload_seconds
+from job.settings import Settings
+from job.store.documents import Json, create_document, read_document
+from job.wandb_client import call, is_wanted, prepare
+
+CATCH_UP_SECONDS = 60.0  # at a pod's start, for what earlier pods could not tell W&B
+SLOT_SECONDS = 25.0  # a slot is not begun with less than that left
+
+
+def mirror_key(ledger: Ledger, slot: int) -> str:
+    """Where W&B's confirmation of a slot lies."""
+    return f"{ledger.slot_prefix(slot)}/mirror.json"
+
+
+def confirm(ledger: Ledger, slot: int, run: Any, result: Json, num_rows: int) -> bool:
+    """Write `mirror.json` if W&B has everything; whether it has."""
+    if not is_confirmed(f"{run.entity}/{run.project}/{run.id}", result, num_rows):
+        return False
+    content = {"run": f"{run.entity}/{run.project}/{run.id}", "url": run.url}
+    create_document(ledger.store, mirror_key(ledger, slot), content)
+    return True
+
+
+def unconfirmed(ledger: Ledger, num_trials: int) -> list[tuple[int, Json, Json]]:
+    """Slot, spec and result of the committed slots that W&B has not confirmed."""
+    found = []
+    for slot in range(num_trials):
+        with contextlib.suppress(SlotError):  # a damaged slot is told by `status`
+            spec, result = ledger.spec(slot), ledger.result(slot)
+            if spec is None or result is None:
+                continue
+            if read_document(ledger.store, mirror_key(ledger, slot)) is None:
+                found.append((slot, spec, result))
+    return found
+
+
+def mirror_slot(settings: Settings, ledger: Ledger, slot: int, spec: Json, result: Json) -> bool:
+    """Tell W&B all of a committed trial; whether it confirmed. Raises what the client raises."""
+    rows = Rows()
+    with tempfile.TemporaryDirectory(dir=settings.work_dir, prefix="mirror-") as folder:
+        history = Path(folder) / "history.jsonl"
+        ledger.store.download(result["history_key"], history)
+        rows.read(history)
+        rows.is_whole = True
+    place = place_of(settings, ledger.sweep, slot, spec)
+    run = open_run(place, upload_seconds=upload_seconds(settings))
+    is_taken = end_run(
+        run,
+        result,
+        artifact=settings.wandb_artifact,
+        ledger=ledger,
+        work_dir=settings.work_dir,
+        after=run.starting_step - 1,
+        rows=rows,
+    )
+    return is_taken and confirm(ledger, slot, run, result, len(rows))
+
+
+def catch_up(settings: Settings, ledger: Ledger, check: Callable[[], None]) -> None:
+    """Mirror what earlier pods could not, at most a minute; a failing W&B is only a warning."""
+    if not is_wanted(settings):
+        return
+    missing = unconfirmed(ledger, settings.num_trials)
+    if not missing:
+        return
+    prepare(settings)
+    deadline = time.monotonic() + CATCH_UP_SECONDS
+    try:
+        for slot, spec, result in missing:
+            left = deadline - time.monotonic()
+            if left < SLOT_SECONDS:
+                log.warning("W&B: slots are left to be mirrored: job report --mirror")
+                return
+            _mirror_and_say(settings, ledger, slot, spec, result, check=check, seconds=left)
+    except (OutageError, CredentialsError) as error:
+        log.warning("%s; later: job report --mirror", error)
+
+
+def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
+    """Mirror every committed slot that W&B has not confirmed; how many it has now, of how many."""
+    prepare(settings)
+    missing = unconfirmed(ledger, settings.num_trials)
+    seconds = 2 * upload_seconds(settings)
+    done = [
+        _mirror_and_say(settings, ledger, *entry, check=lambda: None, seconds=seconds)
+        for entry in missing
+    ]
+    return sum(done), len(missing)
+
+
+def _mirror_and_say(
+    settings: Settings,
+    ledger: Ledger,
+    slot: int,
+    spec: Json,
+    result: Json,
+    *,
+    check: Callable[[], None],
+    seconds: float,
+) -> bool:
+    confirmed = call(
+        f"mirroring slot {slot}",
+        lambda: mirror_slot(settings, ledger, slot, spec, result),
+        check=check,
+        seconds=seconds,
+    )
+    if confirmed:
+        log.info("slot %d: mirrored to W&B", slot)
+    else:
+        log.warning("slot %d: W&B did not confirm all of it; later: job report --mirror", slot)
+    return confirmed

@@ -1,0 +1,150 @@
+"""`job plan`: what a sweep will do, need and cost, tried as far as is possible without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from job.admission import check_work_dir
+from job.base_model import resolve_base_model
+from job.ledger import Ledger
+from job.plan import warnings
+from job.plan.forecast import (
+    Pace,
+    pace_of_trials,
+    pace_on_a_t4,
+    pace_on_this_cpu,
+    trial_seconds,
+)
+from job.plan.words import (
+    describe_base,
+    describe_cost,
+    describe_rows,
+    describe_sweep,
+    describe_trial,
+)
+from job.plan.workload import Costliest, memory_of, workload_of
+from job.report.overview import read_overview
+from job.settings import Settings
+from job.spec import base_revision, check_vocabulary, load_sweep
+from job.store import open_store, probe
+from job.store.base import Store
+from job.training.memory import MemoryPlan
+from job.training.shape import ModelShape, model_shape
+from job.trial import prepare_data
+
+RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
+
+
+@dataclass
+class Plan:
+    """What is known so far; printed as it comes, or as JSON at the end."""
+
+    sections: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def run_plan(options: Namespace, settings: Settings) -> None:
+    """Print the plan. Raises what the trial would raise, so that the exit code is the job's."""
+    plan = Plan()
+    console = Console(stderr=options.json, highlight=False, soft_wrap=True)
+    for section in _sections(settings, plan):
+        console.print(f"[bold]{section:11}[/]{plan.sections[section]}")
+    if options.json:
+        print(json.dumps({"sections": plan.sections, **plan.numbers, "warnings": plan.warnings}))
+        return
+    for warning in plan.warnings:
+        console.print(f"[yellow]warning[/]    {warning}")
+
+
+def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
+    """Work the plan out, part by part; yields the name of each part that stands."""
+    store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
+    definition, sweep = load_sweep(settings, store, lambda: None)
+    plan.sections["sweep"] = describe_sweep(settings, definition, sweep)
+    yield "sweep"
+    check_work_dir(settings.work_dir)
+    rate = _try_store(store)
+    plan.numbers["upload_bytes_per_second"] = round(rate)
+    plan.sections["store"] = f"{store.uri}: conditional writes hold, {rate / 1e6:.0f} MB/s up"
+    yield "store"
+    plan.warnings += warnings.of_expiry(store)
+    ledger = Ledger(store, sweep)
+    revision = base_revision(settings, ledger)
+    base = resolve_base_model(settings.base_model, revision, cache_dir=settings.work_dir)
+    shape = model_shape(base.config)
+    plan.sections["base"] = describe_base(base, shape)
+    yield "base"
+    data = prepare_data(settings, base, ledger, lambda: None)
+    check_vocabulary(base, data)
+    plan.numbers["data"] = {"digest": data.digest, **asdict(data.counts)}
+    plan.sections["rows"] = describe_rows(data)
+    yield "rows"
+    costliest = Costliest.of(settings, definition)
+    memory = memory_of(settings, base, data, costliest)
+    plan.sections["memory"] = str(memory)
+    plan.numbers["memory"] = _memory_numbers(memory)
+    yield "memory"
+    if shape is not None:
+        work = workload_of(settings, data, costliest)
+        pace = _pace(settings, ledger, shape, memory)
+        span = trial_seconds(work, pace, memory.recompute)
+        plan.numbers |= {"trial_seconds": asdict(span), "pace": asdict(pace), "work": asdict(work)}
+        plan.sections["trial"] = describe_trial(work, pace, span)
+        yield "trial"
+        plan.sections["in all"] = describe_cost(settings, span)
+        yield "in all"
+        checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)  # fp32, and two moments
+        plan.warnings += warnings.of_time(settings, span)
+        plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
+    plan.warnings += warnings.of_rows(settings, data)
+    plan.warnings += warnings.of_few(settings, definition)
+
+
+def _try_store(store: Store) -> float:
+    """Probe the store, then upload a few megabytes: bytes a second from this machine."""
+    probe(store)
+    key = f"probe-{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe"
+        path.write_bytes(os.urandom(RATE_PROBE_BYTES))
+        started = time.monotonic()
+        store.upload(key, path)
+        seconds = max(1e-3, time.monotonic() - started)
+    store.delete(key)
+    return RATE_PROBE_BYTES / seconds
+
+
+def _pace(settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryPlan) -> Pace:
+    """What committed trials of the sweep did; without one, an estimate."""
+    views = read_overview(ledger, settings.num_trials).slots
+    measured = [v.tokens_per_second for v in views if v.judged and v.tokens_per_second]
+    if measured:
+        return pace_of_trials(measured)
+    one = (
+        pace_on_this_cpu(shape)
+        if settings.device == "cpu"
+        else pace_on_a_t4(shape, memory.recompute)
+    )
+    return one.on_gpus(settings.num_gpus)
+
+
+def _memory_numbers(memory: MemoryPlan) -> dict[str, Any]:
+    predicted = memory.predicted
+    return {
+        "token_budget": memory.token_budget,
+        "recompute": memory.recompute,
+        "usable_bytes": memory.usable_bytes,
+        "predicted": {**asdict(predicted), "total": predicted.total} if predicted else None,
+    }

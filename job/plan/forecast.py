@@ -1,0 +1,108 @@
+"""How long a trial takes and what it costs, before it runs: from shapes and counts, no GPU needed.
+
+A frozen weight costs 2 FLOP a token in forward, 2 on the way back to the adapters, and 2 more where
+activations are computed again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from job.training.footprint import Recompute
+from job.training.memory import RECOMPUTED_SHARE
+from job.training.shape import ModelShape
+
+# What a T4 makes of its 65 TFLOPS: 350 tokens/s of a 7.25 B model with all layers recomputed, this
+# project's target, and 210, the lowest of the published figures. Neither was measured here.
+T4_FLOPS = (210 * 6 * 7.25e9, 350 * 6 * 7.25e9)
+# A tiny 4-bit model reaches this share of a plain matrix product's speed on a CPU: the demo's 2.0 M
+# weights on one core (benchmarks/plan.md).
+CPU_SHARE = (0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Real training tokens a second, from slow to fast, and where the numbers come from."""
+
+    slow: float
+    fast: float
+    basis: str
+
+    def on_gpus(self, number: int) -> Pace:
+        """Of several GPUs that share the steps: at best the sum, at worst half of it."""
+        if number == 1:
+            return self
+        basis = f"{self.basis}; {number} GPUs"
+        return Pace(max(self.slow, self.slow * number / 2), self.fast * number, basis)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a trial goes through at most."""
+
+    steps: int
+    train_tokens: int
+    eval_tokens: int  # of all evaluations together
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds, from the fast to the slow end."""
+
+    short: float
+    long: float
+
+    def times(self, factor: float) -> Span:
+        return Span(self.short * factor, self.long * factor)
+
+
+def pace_on_a_t4(shape: ModelShape, recompute: Recompute) -> Pace:
+    """From the target and the lowest published figure."""
+    needed = _flop_per_token(shape, recompute)
+    slow, fast = (flops / needed for flops in T4_FLOPS)
+    return Pace(slow, fast, "a T4, by published figures and this project's target; not measured")
+
+
+def pace_on_this_cpu(shape: ModelShape) -> Pace:
+    """From a matrix product of the model's width on this machine, timed now."""
+    needed = _flop_per_token(shape, "none")
+    slow, fast = (share * _matrix_flops(shape) / needed for share in CPU_SHARE)
+    return Pace(slow, fast, "this CPU, from a matrix product; rough")
+
+
+def pace_of_trials(tokens_per_second: Sequence[float]) -> Pace:
+    """From what committed trials of the sweep did."""
+    middle = median(tokens_per_second)
+    count = len(tokens_per_second)
+    return Pace(0.95 * middle, 1.05 * middle, f"measured by {count} committed trials")
+
+
+def trial_seconds(work: Workload, pace: Pace, recompute: Recompute) -> Span:
+    """Of the training clock: steps and evaluations, without starting and loading.
+
+    An evaluation is one of the `2 + recomputed` forward passes that a training token costs.
+    """
+    tokens = work.train_tokens + work.eval_tokens / (2 + RECOMPUTED_SHARE[recompute])
+    return Span(tokens / pace.fast, tokens / pace.slow)
+
+
+def _flop_per_token(shape: ModelShape, recompute: Recompute) -> float:
+    weights = shape.quantised_weights + shape.vocabulary * shape.hidden  # the head is a product too
+    return 2 * weights * (2 + RECOMPUTED_SHARE[recompute])
+
+
+def _matrix_flops(shape: ModelShape, num_tokens: int = 512, rounds: int = 5) -> float:
+    """FLOP a second of a product of `num_tokens` rows with a feed-forward matrix, best of few."""
+    rows = np.ones((num_tokens, shape.hidden), dtype=np.float32)
+    matrix = np.ones((shape.hidden, shape.intermediate), dtype=np.float32)
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        rows @ matrix
+        seconds.append(time.perf_counter() - started)
+    return 2 * num_tokens * shape.hidden * shape.intermediate / max(1e-9, min(seconds))

@@ -1,0 +1,79 @@
+"""What a person should change before paying for GPUs: one sentence each, with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from job.data.prepared import PreparedData
+from job.plan.forecast import Span
+from job.report.findings import BAYES_FROM_TRIALS
+from job.report.words import duration
+from job.settings import Settings
+from job.stop import EXIT_MARGIN_SECONDS
+from job.store.base import Store
+from job.store.bucket import BucketStore
+from job.sweep.definition import SweepDefinition
+
+CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth a warning
+
+
+def of_time(settings: Settings, span: Span) -> Iterator[str]:
+    budget = settings.trial_budget_hours * 3600
+    if span.long > budget:
+        certainty = "will" if span.short > budget else "may"
+        yield (
+            f"trials {certainty} be truncated: they take {duration(span.short)} to"
+            f" {duration(span.long)}, JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
+            " raise it or lower JOB_MAX_STEPS"
+        )
+
+
+def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> Iterator[str]:
+    left, seconds = settings.grace_seconds - EXIT_MARGIN_SECONDS, checkpoint_bytes / rate
+    if seconds > left:
+        yield (
+            f"a checkpoint of {checkpoint_bytes / 1e6:.0f} MB takes {seconds:.0f} s to upload, and"
+            f" {left:.0f} s are left after SIGTERM: a preempted trial falls back by up to"
+            f" JOB_CHECKPOINT_MINUTES ({settings.checkpoint_minutes:g}); lower lora_r, or use a"
+            " bucket in the nodes' region"
+        )
+
+
+def of_expiry(store: Store) -> Iterator[str]:
+    """Rules of the bucket that would delete a sweep's documents, live or finished."""
+    if not isinstance(store, BucketStore):
+        return
+    expiries = store.expiries()
+    if expiries is None:
+        yield (
+            f"{store.uri}: the bucket's lifecycle rules cannot be read with these credentials; make"
+            " sure that none deletes what a sweep needs"
+        )
+    for rule in expiries or []:
+        yield (
+            f"{store.uri}: a lifecycle rule deletes objects under {rule.prefix or '/'} {rule.when}:"
+            " a slot that loses its spec or result is damaged; leave this prefix out of it"
+        )
+
+
+def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
+    counts = data.counts
+    cut = counts.truncated + counts.too_long
+    if cut > CUT_SHARE * counts.selected:
+        yield (
+            f"{cut / counts.selected:.0%} of the rows are longer than JOB_MAX_SEQ_LENGTH"
+            f" ({settings.max_seq_length} tokens) and lose their end: raise it"
+        )
+    if counts.eval < settings.eval_rows:
+        yield (
+            f"only {counts.eval} rows are held out, JOB_EVAL_ROWS asks for {settings.eval_rows}:"
+            " raise JOB_EVAL_FRACTION or JOB_SUBSAMPLE_FRACTION"
+        )
+
+
+def of_few(settings: Settings, definition: SweepDefinition) -> Iterator[str]:
+    if definition.method == "bayes" and settings.num_trials < BAYES_FROM_TRIALS:
+        yield (
+            f"with {settings.num_trials} trials the first learning rates decide, not the Bayesian"
+            f" optimiser: it helps from {BAYES_FROM_TRIALS} trials on (JOB_NUM_TRIALS)"
+        )

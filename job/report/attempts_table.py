@@ -1,0 +1,35 @@
+"""What every attempt cost, where it ran, and why it ended, for a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from job.attempts import read_accounts
+from job.lease import lease_key
+from job.ledger import Ledger
+from job.store.documents import read_document
+
+COLUMNS = ("slot", "attempt", "node", "from", "to", "steps", "GPU s", "wasted", "code", "reason")
+
+
+def attempts_table(ledger: Ledger, num_trials: int) -> Table:
+    """A line an attempt; times are for people, in UTC."""
+    table = Table(box=box.SIMPLE)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("node", "reason") else "right")
+    for slot in range(num_trials):
+        view = ledger.pin(slot)
+        lease = read_document(ledger.store, lease_key(view, slot))
+        for told in read_accounts(view, slot, lease.content if lease else None):
+            steps = f"{_shown(told['first_step'])}-{_shown(told['last_step'])}"
+            ended = told.get("ended_at") or told.get("heard_at")
+            values = (told["node"], told["started_at"], ended, steps, told["gpu_seconds"],
+                      told.get("wasted_gpu_seconds"), told.get("exit_code"),
+                      told.get("reason", "running"))  # fmt: skip
+            table.add_row(str(slot), str(told["epoch"]), *map(_shown, values))
+    return table
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else str(value).removesuffix("+00:00")

@@ -1,0 +1,94 @@
+"""`job best`: which adapter to take, fetched and verified, or merged into its base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from job.base_model import resolve_base_model
+from job.checkpoint import MANIFEST, fetch_folder
+from job.errors import SettingsError, SlotError, work_dir_error
+from job.log import log
+from job.report.overview import Overview, SlotView
+from job.store.base import Store
+
+MERGED_SHARD = "4GB"
+
+
+def best_of(overview: Overview) -> SlotView:
+    """The best committed trial. Raises `SlotError` if none has an adapter yet."""
+    if (best := overview.best) is None or best.adapter_key is None:
+        raise SlotError(
+            f"sweep {overview.sweep} in {overview.uri}: no committed trial has an adapter yet;"
+            " `job status` shows its slots"
+        )
+    return best
+
+
+def download(store: Store, best: SlotView, folder: Path) -> None:
+    """Fetch the adapter to `folder`, which must be new or empty, and check every byte of it.
+
+    Raises `SettingsError` for a folder in use, `StoreError` for bytes that are not those written.
+    """
+    _check_new(folder)
+    assert best.adapter_key is not None
+    assert best.result is not None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        arriving = Path(name) / "adapter"
+        arriving.mkdir()
+        fetch_folder(store, best.adapter_key, best.result["adapter_sha256"], arriving)
+        (arriving / MANIFEST).unlink()
+        try:
+            if folder.exists():
+                folder.rmdir()
+            shutil.move(arriving, folder)
+        except OSError as error:
+            raise work_dir_error(folder, error) from error
+    log.info("slot %d's adapter: %s, every sha256 holds", best.slot, folder)
+
+
+def merge(store: Store, best: SlotView, folder: Path, *, work_dir: Path) -> None:
+    """Write the base with the adapter added to its weights, in fp16, as a model of its own.
+
+    The base is loaded in 16 bits, not in 4: merging into quantised weights would round the
+    adapter away. A base that exists only in 4 bits is dequantised first.
+    """
+    _check_new(folder)
+    assert best.result is not None
+    from job.training.merging import merge_adapter  # torch
+
+    base = resolve_base_model(
+        best.result["base_model"], best.result["base_model_revision"], cache_dir=work_dir
+    )
+    with tempfile.TemporaryDirectory(prefix="adapter-") as name:
+        adapter = Path(name) / "adapter"
+        download(store, best, adapter)
+        merge_adapter(base.location, base.hub_revision, adapter, folder)
+    log.info("slot %d merged into %s: %s", best.slot, base.name, folder)
+
+
+def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
+    """What `job best` prints."""
+    assert best.result is not None
+    return {
+        "slot": best.slot,
+        "eval_loss": best.eval_loss,
+        "params": dict(best.params),
+        "adapter": f"{overview.uri}/{best.adapter_key}",
+        "adapter_sha256": best.result["adapter_sha256"],
+        "base_model": best.result["base_model"],
+        "base_model_revision": best.result["base_model_revision"],
+    }
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"{folder}: exists and is not empty; give a new folder")
+
+
+def as_json(description: dict[str, Any]) -> str:
+    return json.dumps(description, indent=1)

@@ -1,0 +1,207 @@
+"""A sweep as its bucket holds it: one `SlotView` a slot, read by name, damaged ones included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from job.errors import SlotError
+from job.lease import lease_key
+from job.ledger import Ledger
+from job.log import log
+from job.spec import gpu_seconds
+from job.store.documents import Json, read_document
+from job.sweep.definition import SweepDefinition, parse_definition
+
+State = Literal[
+    "empty",  # not drawn
+    "running",  # drawn, and somebody holds its lease
+    "waiting",  # drawn, nobody is at work on it
+    "given up",
+    "excluded",  # by a person
+    "damaged",
+    "completed", "truncated", "stopped", "diverged", "infeasible",  # committed
+]  # fmt: skip
+COMMITTED = ("completed", "truncated", "stopped", "diverged", "infeasible")
+_READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """A slot as a person sees it; None where the bucket does not say."""
+
+    slot: int
+    state: State
+    reason: str | None = None  # how it ended, or why it is damaged
+    params: Mapping[str, Any] = field(default_factory=dict)
+    step: int | None = None  # optimizer steps done
+    planned_steps: int | None = None
+    eval_loss: float | None = None  # of the adapter, or the last one told so far
+    best_step: int | None = None
+    curve: tuple[tuple[int, float], ...] = ()  # (step, eval/loss), finite ones
+    attempts: int = 0
+    generation: int = 0  # how often a person began it again
+    node: str | None = None
+    tokens_per_second: float | None = None
+    lease_age_seconds: float | None = None  # since the holder last renewed it
+    gpu_seconds: float = 0.0  # of all attempts
+    wasted_gpu_seconds: float = 0.0  # of them: steps done twice, restarts, waiting
+    training_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    adapter_key: str | None = None
+    adapter_bytes: int | None = None
+    committed_at: str | None = None
+    result: Json | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Committed with an adapter that may be the best."""
+        return self.state in COMMITTED and self.state != "diverged" and self.eval_loss is not None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A sweep as its bucket holds it."""
+
+    sweep: str
+    uri: str
+    identity: Json  # empty before the first trial
+    slots: tuple[SlotView, ...]
+
+    @property
+    def definition(self) -> SweepDefinition | None:
+        """What is searched, as frozen by the first trial; None before it."""
+        frozen = self.identity.get("JOB_SWEEP_FILE")
+        return parse_definition(frozen, where=f"{self.uri}: sweep.json") if frozen else None
+
+    @property
+    def base_model(self) -> str:
+        return str(self.identity.get("_base_model", ""))
+
+    @property
+    def best(self) -> SlotView | None:
+        """The committed trial with the lowest eval/loss; None before the first."""
+        judged = [view for view in self.slots if view.judged]
+        return min(judged, key=lambda view: (view.eval_loss, view.slot), default=None)
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Of all attempts at all slots."""
+        return sum(view.gpu_seconds for view in self.slots)
+
+    @property
+    def wasted_gpu_seconds(self) -> float:
+        return sum(view.wasted_gpu_seconds for view in self.slots)
+
+    @property
+    def untuned_loss(self) -> float | None:
+        """eval/loss at step 0, if a trial measured it."""
+        return next((loss for v in self.slots for step, loss in v.curve if step == 0), None)
+
+
+def read_overview(
+    ledger: Ledger, num_trials: int, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Overview:
+    """Read every slot of the sweep, and those that a larger `JOB_NUM_TRIALS` drew beyond it."""
+    moment = now()
+    with ThreadPoolExecutor(_READERS) as pool:
+        views = list(pool.map(lambda slot: _view(ledger, slot, moment), range(num_trials)))
+    while (further := _view(ledger, len(views), moment)).state != "empty":
+        views.append(further)
+    return Overview(ledger.sweep, ledger.store.uri, ledger.identity() or {}, tuple(views))
+
+
+def _view(ledger: Ledger, slot: int, now: datetime) -> SlotView:
+    """One slot; a damaged one says so and hides no other."""
+    try:
+        current = ledger.pin(slot)
+        view = _view_generation(current, slot, now)
+        earlier = sum(
+            gpu_seconds(ledger.pin(slot, generation), slot)
+            for generation in range(current.generation(slot))
+        )
+        # Paid for, and nothing of it counts.
+        wasted = view.wasted_gpu_seconds + earlier
+        return replace(
+            view,
+            generation=current.generation(slot),
+            gpu_seconds=view.gpu_seconds + earlier,
+            wasted_gpu_seconds=wasted,
+        )
+    except (SlotError, KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("slot %d is damaged: %s", slot, error)
+        return SlotView(slot, "damaged", str(error))
+
+
+def _view_generation(ledger: Ledger, slot: int, now: datetime) -> SlotView:
+    spec, result, failure = ledger.spec(slot), ledger.result(slot), ledger.failure(slot)
+    excluded = ledger.exclusion(slot)
+    if spec is None:
+        if excluded is not None:
+            return SlotView(slot, "excluded", excluded)
+        reason = "it has a result.json but no spec.json" if result is not None else None
+        return SlotView(slot, "damaged" if reason else "empty", reason)
+    if result is not None:
+        view = _committed(ledger, slot, spec, result)
+    else:
+        view = _open(ledger, slot, spec, failure, now)
+    return replace(view, state="excluded", reason=excluded) if excluded is not None else view
+
+
+def _committed(ledger: Ledger, slot: int, spec: Json, result: Json) -> SlotView:
+    if result["status"] not in COMMITTED:
+        raise SlotError(f"slot {slot}: result.json has the status {result['status']!r}")
+    return SlotView(
+        slot,
+        result["status"],
+        reason=result.get("reason"),
+        params=spec["params"],
+        step=result["steps"],
+        planned_steps=spec["recipe"]["planned_steps"],
+        eval_loss=result["eval_loss"],
+        best_step=result.get("best_step"),
+        curve=tuple((step, loss) for step, loss in result["curve"] if loss is not None),
+        attempts=result.get("attempts", 0),
+        tokens_per_second=result.get("tokens_per_second"),
+        gpu_seconds=gpu_seconds(ledger, slot),
+        wasted_gpu_seconds=result.get("wasted_gpu_seconds", 0.0),
+        training_seconds=result.get("training_seconds"),
+        peak_memory_bytes=result.get("peak_memory_bytes"),
+        adapter_key=result["adapter_key"],
+        adapter_bytes=result.get("adapter_bytes"),
+        committed_at=result.get("committed_at"),
+        result=result,
+    )
+
+
+def _open(ledger: Ledger, slot: int, spec: Json, failure: str | None, now: datetime) -> SlotView:
+    lease = read_document(ledger.store, lease_key(ledger, slot))
+    content: Json = lease.content if lease else {"attempt": {}}
+    attempt = content["attempt"]
+    held = content.get("state") == "held"
+    heard_at = attempt.get("heard_at") if held else None
+    return SlotView(
+        slot,
+        "given up" if failure else "running" if held else "waiting",
+        reason=failure,
+        params=spec["params"],
+        step=attempt.get("step"),
+        planned_steps=spec["recipe"]["planned_steps"],
+        eval_loss=attempt.get("eval_loss"),
+        attempts=content.get("epoch", 0),
+        node=attempt.get("node") if held else None,
+        tokens_per_second=attempt.get("tokens_per_second") if held else None,
+        lease_age_seconds=_age(heard_at, now),
+        gpu_seconds=gpu_seconds(ledger, slot),
+        wasted_gpu_seconds=content.get("wasted_gpu_seconds_before", 0.0),
+    )
+
+
+def _age(moment: str | None, now: datetime) -> float | None:
+    """Seconds since a time that another machine wrote: for people, whose clocks may differ."""
+    if moment is None:
+        return None
+    return max(0.0, (now - datetime.fromisoformat(moment)).total_seconds())

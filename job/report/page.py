@@ -1,0 +1,196 @@
+"""`job report`: a sweep as one self-contained HTML page, and as a Markdown summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from job.report import charts
+from job.report.findings import findings
+from job.report.importance import WEAK_BELOW_TRIALS, importances
+from job.report.overview import COMMITTED, Overview, SlotView
+from job.report.words import duration, number, short_name
+
+Facts = list[tuple[str, str]]
+
+# Loads what `job best --download adapter` fetched.
+LOAD_SNIPPET = """\
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("adapter", device_map="auto")"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table cell shows, and what it is sorted by (empty: last)."""
+
+    text: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A slot in the table."""
+
+    cells: list[Cell]
+    is_best: bool
+
+
+def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
+    """The page; it fetches nothing, so it can be mailed, put in a bucket, or opened from disk."""
+    # Jinja escapes whatever the bucket holds; the drawings escape their own words.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    columns, rows = _table(overview)
+    return environment.get_template("page.html.j2").render(
+        overview=overview,
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        facts=_facts(overview, usd_per_hour),
+        states=_states(overview),
+        notes=[_code(note) for note in findings(overview)],
+        best=overview.best,
+        snippet=LOAD_SNIPPET,
+        charts=_charts(overview),
+        columns=columns,
+        rows=rows,
+    )
+
+
+def markdown(overview: Overview, *, usd_per_hour: float | None) -> str:
+    """The same in short, for a pull request or a chat."""
+    lines = [f"# Sweep {overview.sweep}", "", f"{overview.base_model}, `{overview.uri}`"]
+    lines += [_states(overview), ""]
+    lines += [f"- {name}: **{value}**" for name, value in _facts(overview, usd_per_hour)]
+    lines += ["", *(f"> {note}" for note in findings(overview))]
+    if (best := overview.best) is not None:
+        lines += ["", f"Best: slot {best.slot}, eval/loss {best.eval_loss:.4f}"]
+        lines += ["", "```python", LOAD_SNIPPET, "```"]
+    columns, rows = _table(overview)
+    lines += ["", _pipes(columns), _pipes(["---"] * len(columns))]
+    lines += [_pipes([cell.text for cell in row.cells]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(overview: Overview, usd_per_hour: float | None) -> Facts:
+    committed = sum(view.state in COMMITTED for view in overview.slots)
+    facts = [("committed", f"{committed} of {len(overview.slots)}")]
+    if (best := overview.best) is not None:
+        facts.append(("best eval/loss", f"{best.eval_loss:.4f}"))
+    if (untuned := overview.untuned_loss) is not None:
+        facts.append(("untuned eval/loss", f"{untuned:.4f}"))
+    spent, wasted = overview.gpu_seconds, overview.wasted_gpu_seconds
+    facts.append(("of GPU", duration(spent)))
+    if spent:
+        facts.append(("of it wasted", f"{wasted / spent:.0%}"))
+    if usd_per_hour is not None:
+        facts.append(("spent", f"${spent / 3600 * usd_per_hour:.2f}"))
+    return facts
+
+
+def _states(overview: Overview) -> str:
+    counts = Counter(view.state for view in overview.slots)
+    return ", ".join(f"{count} {state}" for state, count in counts.most_common())
+
+
+def _charts(overview: Overview) -> list[tuple[str, str, str]]:
+    found = importances(overview)
+    weak = sum(view.judged for view in overview.slots) < WEAK_BELOW_TRIALS
+    drawn = [
+        ("Best so far", "Trials in the order of their commits.", charts.best_so_far(overview)),
+        (
+            "Learning rate",
+            "Dashed: the range that was searched; shaded: its outer tenths.",
+            charts.learning_rate(overview),
+        ),
+        ("Loss curves", "The best trial is highlighted.", charts.loss_curves(overview)),
+        (
+            "All parameters",
+            "A line a trial; where lines of low loss meet is a good value.",
+            charts.parallel_coordinates(overview),
+        ),
+        (
+            "Importance" + (" (weak evidence)" if weak else ""),
+            "Share of eval/loss's ranks that the parameter alone explains"
+            + (f"; below {WEAK_BELOW_TRIALS} trials this can be chance." if weak else "."),
+            charts.importance_bars(found),
+        ),
+        (
+            "GPU time",
+            "Yellow: lost to preemptions, restarts and waiting.",
+            charts.gpu_time(overview),
+        ),
+    ]
+    return [entry for entry in drawn if entry[2]]
+
+
+def _table(overview: Overview) -> tuple[list[str], list[Row]]:
+    names = list(dict.fromkeys(name for view in overview.slots for name in view.params))
+    columns = [
+        "slot",
+        "state",
+        "eval/loss",
+        *map(short_name, names),
+        "steps",
+        "best step",
+        "tokens/s",
+    ]
+    columns += ["peak GB", "attempts", "GPU time", "wasted"]
+    best = overview.best
+    return columns, [Row(_cells(view, names), view is best) for view in overview.slots]
+
+
+def _cells(view: SlotView, names: list[str]) -> list[Cell]:
+    params: Mapping[str, Any] = view.params
+    peak = view.peak_memory_bytes / 1e9 if view.peak_memory_bytes else None
+    steps = "" if view.step is None else f"{view.step}/{view.planned_steps}"
+    drawn = view.state != "empty"
+    return [
+        Cell(str(view.slot), str(view.slot)),
+        Cell(view.state, view.state),
+        _number(view.eval_loss, "{:.4f}"),
+        *(_value(params.get(name)) for name in names),
+        Cell(steps, "" if view.step is None else str(view.step)),
+        _number(view.best_step, "{:d}"),
+        _number(view.tokens_per_second, "{:.0f}"),
+        _number(peak, "{:.1f}"),
+        _number(view.attempts if drawn else None, "{:d}"),
+        _seconds(view.gpu_seconds if drawn else None),
+        _seconds(view.wasted_gpu_seconds if drawn else None),
+    ]
+
+
+def _value(value: object) -> Cell:
+    if value is None:
+        return Cell("", "")
+    if isinstance(value, int | float):
+        return Cell(number(value), repr(float(value)))
+    return Cell(str(value), str(value))
+
+
+def _number(value: float | None, form: str) -> Cell:
+    return Cell("", "") if value is None else Cell(form.format(value), repr(value))
+
+
+def _seconds(value: float | None) -> Cell:
+    return Cell("", "") if value is None else Cell(duration(value), repr(value))
+
+
+def _code(note: str) -> Markup:
+    """What stands between backticks, as code."""
+    parts = note.split("`")
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if number % 2 else part
+        for number, part in enumerate(parts)
+    )
+
+
+def _pipes(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,134 @@
+"""The slots of a sweep for a terminal, for a program (JSON), and for Prometheus."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from job.report.overview import COMMITTED, Overview, SlotView
+from job.report.words import duration, plain, short_name
+
+# Renewals come every third of JOB_LEASE_SECONDS, and clocks of two machines may differ a little.
+STUCK_LEASES = 3
+_PROMETHEUS = (
+    ("trials", "gauge", "Slots of the sweep by state."),
+    ("best_eval_loss", "gauge", "Lowest eval/loss of a committed trial."),
+    ("gpu_seconds_total", "counter", "GPU-seconds of all attempts."),
+    ("wasted_gpu_seconds_total", "counter", "Of them, spent on steps done twice and restarts."),
+    ("slot_step", "gauge", "Optimizer steps done in a slot."),
+    ("slot_eval_loss", "gauge", "eval/loss of a slot, the last one told."),
+    ("slot_attempts_total", "counter", "Attempts at a slot."),
+    ("slot_lease_age_seconds", "gauge", "Since the holder last renewed a slot's lease."),
+)
+
+
+def slot_table(overview: Overview) -> Table:
+    """The slots as a table, the best one marked; columns that say nothing are left out."""
+    views = overview.slots
+    names = list(dict.fromkeys(name for view in views for name in view.params))
+    columns: list[tuple[str, list[str]]] = [
+        ("slot", [str(view.slot) for view in views]),
+        ("state", [view.state for view in views]),
+        ("steps", [_steps(view) for view in views]),
+        *((short_name(name), [plain(view.params.get(name)) for view in views]) for name in names),
+        ("eval/loss", [_form(view.eval_loss, "{:.4f}") for view in views]),
+        ("tokens/s", [_form(view.tokens_per_second, "{:.0f}") for view in views]),
+        ("attempts", [str(view.attempts or "") for view in views]),
+        ("GPU", [duration(view.gpu_seconds) if view.gpu_seconds else "" for view in views]),
+        ("node", [view.node or "" for view in views]),
+        ("lease", [_lease(view) for view in views]),
+        ("", [_note(overview, view) for view in views]),
+    ]
+    table = Table(box=box.SIMPLE)
+    shown = [(name, cells) for name, cells in columns if any(cells)]
+    for name, _ in shown:
+        table.add_column(name, justify="left" if name in ("state", "node", "") else "right")
+    for row in zip(*(cells for _, cells in shown), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
+    """Slots whose holder has gone silent, with the command that is safe to run."""
+    return [
+        f"slot {view.slot}: {view.node or 'its holder'} has not renewed the lease for"
+        f" {duration(view.lease_age_seconds)}. Another attempt takes it over by itself; if the pod"
+        " hangs in Terminating, this is safe: kubectl delete pod --selector"
+        f" batch.kubernetes.io/job-completion-index={view.slot} --force"
+        for view in overview.slots
+        if view.lease_age_seconds is not None
+        and view.lease_age_seconds > STUCK_LEASES * lease_seconds
+    ]
+
+
+def to_json(overview: Overview) -> str:
+    """One object: the sweep, its numbers, and every slot."""
+    best = overview.best
+    content = {
+        "sweep": overview.sweep,
+        "uri": overview.uri,
+        "base_model": overview.base_model,
+        "best_slot": best.slot if best else None,
+        "gpu_seconds": round(overview.gpu_seconds, 1),
+        "wasted_gpu_seconds": round(overview.wasted_gpu_seconds, 1),
+        "slots": [_as_dict(view) for view in overview.slots],
+    }
+    return json.dumps(content, indent=1)
+
+
+def to_prometheus(overview: Overview) -> str:
+    """The text that node_exporter's textfile collector reads, a family of samples after another."""
+    samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name, *_ in _PROMETHEUS}
+    for state, count in sorted(Counter(view.state for view in overview.slots).items()):
+        samples["trials"].append(({"state": state}, count))
+    if (best := overview.best) is not None and best.eval_loss is not None:
+        samples["best_eval_loss"].append(({}, best.eval_loss))
+    samples["gpu_seconds_total"].append(({}, overview.gpu_seconds))
+    samples["wasted_gpu_seconds_total"].append(({}, overview.wasted_gpu_seconds))
+    for view in overview.slots:
+        for name, value in (
+            ("slot_step", view.step),
+            ("slot_eval_loss", view.eval_loss),
+            ("slot_attempts_total", view.attempts or None),
+            ("slot_lease_age_seconds", view.lease_age_seconds),
+        ):
+            if value is not None:
+                samples[name].append(({"slot": str(view.slot)}, value))
+    return "".join(_families(overview.sweep, samples))
+
+
+def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]) -> Iterator[str]:
+    for name, kind, meaning in _PROMETHEUS:
+        if samples[name]:
+            yield f"# HELP qlora_sweep_{name} {meaning}\n# TYPE qlora_sweep_{name} {kind}\n"
+        for labels, value in samples[name]:
+            pairs = ",".join(f'{key}="{text}"' for key, text in {"sweep": sweep, **labels}.items())
+            yield f"qlora_sweep_{name}{{{pairs}}} {value:.10g}\n"
+
+
+def _as_dict(view: SlotView) -> dict[str, Any]:
+    shown = {key: value for key, value in vars(view).items() if key not in ("result", "curve")}
+    return {**shown, "params": dict(view.params), "curve": [list(point) for point in view.curve]}
+
+
+def _note(overview: Overview, view: SlotView) -> str:
+    redone = f"redo {view.generation}" if view.generation else ""
+    return " ".join(word for word in ("best" if view is overview.best else "", redone) if word)
+
+
+def _steps(view: SlotView) -> str:
+    return "" if view.step is None else f"{view.step}/{view.planned_steps}"
+
+
+def _lease(view: SlotView) -> str:
+    age = view.lease_age_seconds
+    return "" if age is None or view.state in COMMITTED else f"{duration(age)} ago"
+
+
+def _form(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

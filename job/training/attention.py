@@ -1,0 +1,71 @@
+"""Causal attention within each sample of a packed row, without a mask and without FlashAttention.
+
+transformers' own way for a packed row is a (tokens x tokens) mask, with which every pair of tokens
+of the row is computed, also of different samples: with 8 samples in a row 16 times as much as
+needed. Here each sample is a call of its own, which skips what lies after a token. That a sample
+cannot see another one does not rest on a mask being right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+PACKED_ATTENTION = "packed_samples"
+
+
+def enable_packed_attention(model: Any) -> None:
+    """Let every later forward of `model` expect `sample_lengths` (a list of int) beside its row.
+
+    No mask function belongs to the name, so transformers builds no mask and does not look for
+    restarts in the position ids, which would wait for the GPU in every micro-batch.
+    """
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    model.set_attn_implementation(PACKED_ATTENTION)
+
+
+def packed_attention(
+    _module: Any,
+    query: torch.Tensor,  # (1, heads, tokens, head_dim)
+    key: torch.Tensor,  # (1, key_value_heads, tokens, head_dim)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    sample_lengths: list[int] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention output (1, tokens, heads, head_dim), as transformers' interface wants it."""
+    assert attention_mask is None, "packed rows have no mask"
+    assert sample_lengths is not None, "packed attention needs sample_lengths"
+    assert sum(sample_lengths) == query.shape[2], "sample_lengths are not this row's"
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        # Not enable_gqa: the memory-efficient kernel, the only fused one on sm75, refuses it
+        # (check_batch_size_and_num_heads_dense<false> in torch's sdp_utils.cpp) and SDPA falls back
+        # to plain products that hold (heads, tokens, tokens); so does the CPU's.
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    row = (torch.split(tensor, sample_lengths, dim=2) for tensor in (query, key, value))
+    parts = []
+    for q, k, v in zip(*row, strict=True):
+        mask = _window(q, sliding_window)
+        part = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+        )
+        parts.append(part.transpose(1, 2))
+    return (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)), None
+
+
+def _window(query: torch.Tensor, sliding_window: int | None) -> torch.Tensor | None:
+    """A causal mask for a sample that is longer than the family's window; None for the others."""
+    length = query.shape[2]
+    if sliding_window is None or length <= sliding_window:
+        return None
+    position = torch.arange(length, device=query.device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < sliding_window)

@@ -1,0 +1,222 @@
+"""Several GPUs of one node at one trial: what the ranks say to each other.
+
+Rank 0 trains; the others only compute their share of a step's samples. Every order brings them the
+weights, and their gradients are summed into rank 0's, so optimizer, loss scale, checkpoints and
+exactness are rank 0's alone, and a follower keeps nothing that could be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from job.data.samples import SampleTable
+from job.errors import GpuError
+from job.log import log
+from job.training.footprint import Recompute
+from job.training.recipe import Recipe
+
+Kind = Literal["step", "evaluate"]
+KINDS: tuple[Kind, ...] = ("step", "evaluate")
+# A follower waits so long for an order: checkpoints and evaluations of rank 0 lie between two.
+ORDER_SECONDS = 1800.0
+OPEN_FILE = "open"  # in the meeting folder: rank 0 has something to train
+
+
+@dataclass(frozen=True)
+class CrewPlan:
+    """Who trains a trial together."""
+
+    meeting: Path  # a folder that all ranks see, empty at first
+    size: int  # ranks
+    location: str  # of the base, for load_base()
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all ranks do next. `shares`: the sample indices of each rank."""
+
+    kind: Kind
+    shares: list[list[int]]
+    token_budget: int
+    recompute: Recompute
+    seed: int = 0
+    num_targets: int = 1  # of the whole step
+    scaler: dict[str, Any] = field(default_factory=dict)  # of the leader's GradScaler
+
+
+def join(meeting: Path, *, rank: int, size: int, device: torch.device) -> None:
+    """Meet the other ranks; CPU tensors go by gloo, CUDA tensors by NCCL."""
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{meeting}/rendezvous",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=ORDER_SECONDS),
+    )
+
+
+def split_evenly(lengths: Sequence[int], indices: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Samples of a step by rank, so that the rank with the most tokens has as few as can be.
+
+    Longest first to the rank with the fewest tokens so far; then each share in the step's order.
+    """
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    tokens = [0] * num_ranks
+    for place in sorted(range(len(indices)), key=lambda place: (-lengths[place], place)):
+        rank = tokens.index(min(tokens))
+        shares[rank].append(place)
+        tokens[rank] += lengths[place]
+    return [[indices[place] for place in sorted(share)] for share in shares]
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """A message between ranks; one that is gone is told in a line. Raises `GpuError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo's and NCCL's own
+        first_line = str(error).partition("\n")[0]
+        raise GpuError(
+            f"another process of this trial is gone, its lines tell why ({first_line})"
+        ) from error
+
+
+class Crew:
+    """Rank 0's followers."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @classmethod
+    def gather(
+        cls,
+        plan: CrewPlan,
+        recipe: Recipe,
+        tables: tuple[SampleTable, SampleTable],  # of steps, of evaluations
+        device: torch.device,
+    ) -> Self:
+        """Open the meeting, tell the others what is trained, send them the rows."""
+        (plan.meeting / OPEN_FILE).touch()
+        join(plan.meeting, rank=0, size=plan.size, device=device)
+        task = {"location": plan.location, "revision": plan.revision, "recipe": recipe.to_json()}
+        send_json(task)
+        for table in tables:
+            send_table(table)
+        log.info("%d GPUs share each step", plan.size)
+        return cls(plan.size)
+
+    def give(self, order: Order, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Send an order, and the weights it is to be computed with."""
+        send_json(asdict(order))
+        _broadcast(_flat([p.data for p in parameters]))
+
+    def dismiss(self) -> None:
+        """The trial is over."""
+        send_json({"kind": "end"})
+        dist.destroy_process_group()
+
+
+def receive_order(parameters: Sequence[torch.nn.Parameter]) -> Order | None:
+    """A follower's next order, its weights put in place; None at the end."""
+    content = receive_json()
+    if content["kind"] == "end":
+        return None
+    weights = torch.cat([p.data.reshape(-1) for p in parameters])
+    _broadcast(weights)
+    for parameter, part in zip(parameters, _parts(weights, parameters), strict=True):
+        parameter.data.copy_(part)
+    return Order(**content)
+
+
+def sum_up(
+    total: torch.Tensor, parameters: Sequence[torch.nn.Parameter] | None, *, failed: bool
+) -> None:
+    """Sum `total` and the gradients of all ranks into rank 0's, in place.
+
+    Raises `torch.OutOfMemoryError` in every rank if any of them failed: then nothing was summed.
+    """
+    failures = torch.tensor([float(failed)])
+    with _together():
+        dist.all_reduce(failures)
+    if failures.item():
+        raise torch.OutOfMemoryError(f"{failures.item():.0f} GPUs of this node ran out of memory")
+    with _together():
+        dist.reduce(total, dst=0)
+    if parameters is None:
+        return
+    # A rank whose share is empty has no gradients.
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    summed = _flat(gradients)
+    with _together():
+        dist.reduce(summed, dst=0)
+    for parameter, part in zip(parameters, _parts(summed, parameters), strict=True):
+        parameter.grad = part.clone()
+
+
+def _broadcast(tensor: torch.Tensor) -> None:
+    """From rank 0 to all, in place."""
+    with _together():
+        dist.broadcast(tensor, src=0)
+
+
+def send_json(content: dict[str, Any]) -> None:
+    """From rank 0 to all. JSON, not torch's object collectives: those pickle."""
+    data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+    _broadcast(torch.tensor([len(data)]))
+    _broadcast(data)
+
+
+def receive_json() -> dict[str, Any]:
+    """What rank 0 sent."""
+    size = torch.zeros(1, dtype=torch.int64)
+    _broadcast(size)
+    data = torch.empty(int(size), dtype=torch.uint8)
+    _broadcast(data)
+    content: dict[str, Any] = json.loads(bytes(data.numpy()))
+    return content
+
+
+def send_table(table: SampleTable) -> None:
+    """From rank 0 to all: followers need neither the store nor the rows."""
+    send_json({"tokens": len(table.input_ids), "samples": len(table)})
+    for array, dtype in _arrays(table):
+        _broadcast(torch.from_numpy(array.astype(dtype)))
+
+
+def receive_table() -> SampleTable:
+    """What rank 0 sent."""
+    sizes = receive_json()
+    input_ids = torch.empty(sizes["tokens"], dtype=torch.int32)
+    is_target = torch.empty(sizes["tokens"], dtype=torch.uint8)
+    offsets = torch.empty(sizes["samples"] + 1, dtype=torch.int64)
+    for tensor in (input_ids, is_target, offsets):
+        _broadcast(tensor)
+    return SampleTable(input_ids.numpy(), is_target.numpy().astype(np.bool_), offsets.numpy())
+
+
+def _arrays(table: SampleTable) -> list[tuple[np.ndarray[Any, Any], type]]:
+    return [(table.input_ids, np.int32), (table.is_target, np.uint8), (table.offsets, np.int64)]
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One message instead of one for each of hundreds of tensors."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _parts(flat: torch.Tensor, like: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    sizes = [parameter.numel() for parameter in like]
+    parts = torch.split(flat, sizes)
+    return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]

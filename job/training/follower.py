@@ -1,0 +1,63 @@
+"""A rank above 0: computes its share of each step and of each evaluation, until dismissed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from job.data.samples import SampleTable
+from job.training.crew import (
+    KINDS,
+    OPEN_FILE,
+    Kind,
+    Order,
+    join,
+    receive_json,
+    receive_order,
+    receive_table,
+    sum_up,
+)
+from job.training.model import add_adapters, load_base
+from job.training.recipe import Recipe
+from job.training.trainer import TOTALS, Trainer
+
+LOOK_SECONDS = 0.2
+
+
+def follow(meeting: Path, *, rank: int, size: int, device: torch.device) -> None:
+    """Wait for rank 0 to have a trial, then compute what it orders until it dismisses us."""
+    while not (meeting / OPEN_FILE).exists():  # hours, if rows are prepared first
+        time.sleep(LOOK_SECONDS)
+    join(meeting, rank=rank, size=size, device=device)
+    begin = receive_json()
+    tables = {kind: receive_table() for kind in KINDS}
+    recipe = Recipe.from_json(begin["recipe"])
+    model = add_adapters(load_base(begin["location"], begin["revision"], device), recipe)
+    serve(Trainer(model, recipe, device=device, token_budget=1), tables, rank)
+
+
+def serve(trainer: Trainer, tables: dict[Kind, SampleTable], rank: int) -> None:
+    """Do what rank 0 orders until it dismisses us."""
+    while (order := receive_order(trainer.parameters)) is not None:
+        _obey(trainer, order, tables[order.kind], rank)
+
+
+def _obey(trainer: Trainer, order: Order, table: SampleTable, rank: int) -> None:
+    """Compute and hand over; out of memory, say so and wait for an easier order."""
+    trainer.set_plan(order.token_budget, order.recompute)
+    if order.scaler:
+        trainer.scaler.load_state_dict(order.scaler)
+    total, failed = torch.zeros((), dtype=TOTALS[order.kind], device=trainer.device), False
+    compute = trainer.compute_step if order.kind == "step" else trainer.compute_nll
+    try:
+        total = compute(table, order, rank)
+    except torch.OutOfMemoryError:
+        failed = True
+    try:
+        sum_up(total, trainer.parameters if order.kind == "step" else None, failed=failed)
+    except torch.OutOfMemoryError:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        if trainer.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,176 @@
+"""What a training step holds, part by part, from a model's shape alone. Imports no torch.
+
+Every line of `_layer_bytes` is a tensor that autograd keeps, found by tracing. Attention is ours
+(`attention.py`): K and V expanded to all heads, no mask. The CUDA kernels behind it (memory-
+efficient SDPA) keep the same tensors as the CPU's flash kernel: q, k, v, output, log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from job.training.shape import ModelShape
+
+# Whose activations are computed again in backward: of all layers, of every second one, of none.
+Recompute = Literal["all", "second", "none"]
+EVERY_N_LAYERS: dict[Recompute, int | None] = {"all": 1, "second": 2, "none": None}
+# 4 bits, an 8-bit scale for 64 weights, an fp32 one for 256 of those.
+QUANTISED_WEIGHT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of an element on a kind of device."""
+
+    compute: int  # weights that are not quantised, activations
+    dropout_mask: int  # CUDA's fused dropout keeps a bool, the CPU's the noise itself
+    workspace: int  # cuBLAS's own, in all
+    optimizer: int  # what AdamW holds beyond its state, per parameter: its foreach square roots
+
+
+FP16_CUDA = Precision(compute=2, dropout_mask=1, workspace=9 * 2**20, optimizer=4)
+FP32_CPU = Precision(compute=4, dropout_mask=4, workspace=0, optimizer=0)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one micro-batch is at most."""
+
+    num_tokens: int
+    num_targets: int
+    lora_r: int
+    dropout: bool
+    recompute: Recompute
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the peak of a step, by part; `total` is the peak."""
+
+    weights: int  # 4-bit with their scales; embeddings, head and norms
+    adapter: int  # adapter, gradients, AdamW's moments
+    activations: int  # what waits for backward
+    loss: int  # a chunk of logits and the gradients of the hidden states; 0 at another peak
+    workspace: int  # gradients in flight, a dequantised matrix, copies of the adapter; cuBLAS
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.activations + self.loss + self.workspace
+
+
+def loss_chunk_targets(vocabulary: int) -> int:
+    """Targets whose logits are held at once: 64 MiB of fp32, but rows enough for a matrix product.
+
+    512 for a vocabulary of 32 k; never under 256, which a T4's tensor cores still fill.
+    """
+    return max(256, 2**24 // vocabulary)
+
+
+def footprint(shape: ModelShape, work: Work, precision: Precision) -> Footprint:
+    """The step's peak is the highest of three: in the loss, in a layer's backward, in AdamW."""
+    adapter_weights = shape.adapter_weights(work.lora_r)
+    weights = int(
+        shape.quantised_weights * QUANTISED_WEIGHT_BYTES + shape.plain_weights * precision.compute
+    )
+    adapter = 16 * adapter_weights
+    kept = _kept_bytes(shape, work, precision)
+    copies = 2 * adapter_weights if precision.compute == 2 else 0  # autocast's, in fp16
+    in_loss = Footprint(
+        weights, adapter, kept, _loss_bytes(shape, work, precision), copies + precision.workspace
+    )
+    in_layer = _in_layer_backward(shape, work, precision)
+    in_backward = Footprint(
+        weights,
+        adapter,
+        kept - _final_norm_bytes(shape, work),
+        0,
+        in_layer + _share_kept(work, shape) * copies // shape.num_layers + precision.workspace,
+    )
+    in_optimizer = Footprint(
+        weights, adapter, 0, 0, precision.optimizer * adapter_weights + precision.workspace
+    )
+    return max(in_loss, in_backward, in_optimizer, key=lambda part: part.total)
+
+
+def _share_kept(work: Work, shape: ModelShape) -> int:
+    """Layers whose insides are kept from forward to backward."""
+    every = EVERY_N_LAYERS[work.recompute]
+    return shape.num_layers - (-(-shape.num_layers // every) if every else 0)
+
+
+def _layer_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
+    """What a layer keeps for its backward, per token."""
+    size, mask = precision.compute, precision.dropout_mask
+    norms = 2 * (4 * shape.hidden + 4)  # the input in fp32, and 1/rms
+    if work.dropout:
+        # Every adapter drops from its input anew: the result and the mask.
+        adapters = sum(inputs for inputs, _ in shape.matrices) * (size + mask)
+    else:
+        adapters = (2 * shape.hidden + shape.query + shape.intermediate) * size
+    adapters += len(shape.matrices) * work.lora_r * size
+    attention = 4 * shape.query * size + 4 * shape.num_heads  # q, k, v, output; log-sum-exp
+    if shape.fused and shape.query == shape.key_value:
+        attention += 2 * shape.key_value * size  # v is a view: it keeps its neighbours q and k
+    if shape.normed_heads:
+        attention += 4 * (shape.query + shape.key_value)
+        attention += 4 * (shape.query + shape.key_value) // shape.head_dim
+    feed_forward = 3 * shape.intermediate * size  # gate, silu(gate), up
+    return norms + adapters + attention + feed_forward
+
+
+def _kept_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
+    """What all layers keep until backward, the final norm included."""
+    tokens, layer = work.num_tokens, _layer_bytes(shape, work, precision)
+    whole = _share_kept(work, shape)
+    boundaries = (shape.num_layers - whole) * shape.hidden * precision.compute
+    rotary = 2 * shape.head_dim * precision.compute
+    first = 0
+    if whole == shape.num_layers:  # embeddings are frozen: nothing before them needs a gradient
+        masks = sum(i for i, _ in shape.matrices[: 1 if shape.fused else 3])
+        first = 4 * shape.hidden + 4 + (masks * precision.dropout_mask if work.dropout else 0)
+    kept = whole * layer + boundaries + rotary - first
+    return tokens * kept + _final_norm_bytes(shape, work)
+
+
+def _final_norm_bytes(shape: ModelShape, work: Work) -> int:
+    return work.num_tokens * (4 * shape.hidden + 4)
+
+
+def _loss_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
+    """Hidden states of the row and of its targets, their gradient, a chunk of logits."""
+    size = precision.compute
+    rows = min(work.num_targets, loss_chunk_targets(shape.vocabulary))
+    in_fp32 = 4 * rows * shape.vocabulary
+    in_fp16 = size * rows * shape.vocabulary if size != 4 else 0
+    hidden = (work.num_tokens + 2 * work.num_targets) * shape.hidden * size
+    return in_fp32 + in_fp16 + hidden
+
+
+def _in_layer_backward(shape: ModelShape, work: Work, precision: Precision) -> int:
+    """Beyond what is kept: a recomputed layer, gradients in flight, a dequantised matrix.
+
+    All maxima lie in the feed-forward's last matrix, where a layer's backward begins.
+    """
+    size, tokens, hidden = precision.compute, work.num_tokens, shape.hidden * precision.compute
+    inner = shape.intermediate * size
+    mask = shape.intermediate * precision.dropout_mask if work.dropout else 0
+    matrix = shape.intermediate * hidden
+    backward = max(
+        tokens * (inner + 2 * hidden),  # the gradient of what dropout gave
+        tokens * (inner - mask + hidden) + matrix,  # the base matrix's turn
+        tokens * (2 * inner - mask + hidden),  # silu(gate) x up
+    )
+    recomputed_last = work.recompute == "all" or (
+        work.recompute == "second" and shape.num_layers % 2 == 1
+    )
+    if not recomputed_last:
+        return backward
+    again = _layer_bytes(shape, work, precision)
+    again -= hidden if size == 4 else 0  # in fp32 the first norm's input is the boundary itself
+    product = inner if work.dropout else 0
+    forward = max(
+        tokens * (product + (4 if size == 4 else 5) * hidden),
+        tokens * (product - (inner + mask if work.dropout else 0) + 4 * hidden) + matrix,
+    )
+    return tokens * again + max(forward, backward)

@@ -1,0 +1,79 @@
+"""A decoder's dimensions and weights, read off its config.json. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Whose layers hold what `footprint.py` counts: two RMSNorms, attention, a gated feed-forward.
+PLANNED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Numbers of features, heads and layers."""
+
+    hidden: int
+    query: int  # heads x head_dim
+    key_value: int  # key_value_heads x head_dim
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool  # the head is the embedding matrix
+    fused: bool  # Phi-3: one matrix for q, k, v and one for gate, up
+    normed_heads: bool  # Qwen3: an RMSNorm on q and on k
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of a layer's quantised matrices, each of which gets an adapter."""
+        hidden, inner = self.hidden, self.intermediate
+        if self.fused:
+            first: list[tuple[int, int]] = [(hidden, self.query + 2 * self.key_value)]
+            second = [(hidden, 2 * inner)]
+        else:
+            first = [(hidden, self.query), (hidden, self.key_value), (hidden, self.key_value)]
+            second = [(hidden, inner), (hidden, inner)]
+        return (*first, (self.query, hidden), *second, (inner, hidden))
+
+    @property
+    def quantised_weights(self) -> int:
+        return self.num_layers * sum(i * o for i, o in self.matrices)
+
+    @property
+    def plain_weights(self) -> int:
+        """Embeddings, head and norms."""
+        head_norms = 2 * self.head_dim if self.normed_heads else 0
+        norms = self.hidden + self.num_layers * (2 * self.hidden + head_norms)
+        return (1 if self.tied else 2) * self.vocabulary * self.hidden + norms
+
+    def adapter_weights(self, lora_r: int) -> int:
+        """LoRA on all linear layers but the head: r x (inputs + outputs) of each matrix."""
+        return self.num_layers * lora_r * sum(i + o for i, o in self.matrices)
+
+
+def model_shape(config: Mapping[str, Any]) -> ModelShape | None:
+    """From config.json; None for a family whose memory we cannot predict."""
+    family = config.get("model_type")
+    if family not in PLANNED_FAMILIES:
+        return None
+    try:
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        head_dim = int(config.get("head_dim") or hidden // heads)
+        return ModelShape(
+            hidden=hidden,
+            query=heads * head_dim,
+            key_value=int(config.get("num_key_value_heads") or heads) * head_dim,
+            intermediate=int(config["intermediate_size"]),
+            num_layers=int(config["num_hidden_layers"]),
+            num_heads=heads,
+            head_dim=head_dim,
+            vocabulary=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            fused=family == "phi3",
+            normed_heads=family == "qwen3",
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None  # a config that leaves its family's defaults out

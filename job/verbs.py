@@ -1,0 +1,48 @@
+"""The command line of the verbs that change a sweep: what they are given and say at the end.
+
+Heavy imports sit inside: `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from job.ledger import Ledger
+    from job.settings import Settings
+
+
+def run_redo(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
+    """`job redo SLOT`."""
+    from job.operations import check_sweep, redo, slot_argument
+
+    slot = slot_argument(options.slot, "redo", settings.num_trials)
+    check_sweep(ledger)
+    return redo(ledger, slot)
+
+
+def run_exclude(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
+    """`job exclude SLOT --reason TEXT`."""
+    from job.operations import check_sweep, exclude, reason_argument, slot_argument
+
+    slot = slot_argument(options.slot, "exclude", settings.num_trials)
+    reason = reason_argument(options.reason)
+    check_sweep(ledger)
+    return exclude(ledger, slot, reason)
+
+
+def run_gc(_settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
+    """`job gc [--dry-run]`."""
+    from job.garbage import collect, hours_argument
+    from job.operations import check_sweep
+
+    unused_hours = hours_argument(options.unused_hours)
+    check_sweep(ledger)
+    return collect(
+        ledger,
+        dry_run=options.dry_run,
+        old_generations=options.old_generations,
+        unused_hours=unused_hours,
+        say=print,
+    )

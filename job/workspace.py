@@ -1,0 +1,69 @@
+"""An attempt's folder below `JOB_WORK_DIR`, and what killed attempts left there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from job.errors import VOLUME_FULL, work_dir_error
+from job.log import log
+
+PREFIX = "attempt-"
+LOCK = "lock"  # held as long as the attempt lives; the kernel frees it with the process
+
+
+@contextlib.contextmanager
+def attempt_folder(work_dir: Path) -> Iterator[Path]:
+    """A folder for this attempt alone, removed with it; those whose process is gone are swept.
+
+    Raises `OutageError` if the volume is full, whoever notices it in the folder.
+    """
+    sweep(work_dir)
+    # Locked before it has the name that is swept: no other worker ever sees it unlocked.
+    new = Path(tempfile.mkdtemp(dir=work_dir, prefix=f"new-{PREFIX}"))
+    lock = _open(new / LOCK)
+    _try_lock(lock)
+    top = new.rename(work_dir / new.name.removeprefix("new-"))
+    try:
+        (top / "files").mkdir()
+        yield top / "files"
+    except OSError as error:
+        if error.errno in VOLUME_FULL:
+            raise work_dir_error(work_dir, error) from error
+        raise
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(work_dir: Path) -> None:
+    """Remove the folders of attempts whose process is gone; a frozen process still holds its."""
+    for folder in sorted(work_dir.glob(f"{PREFIX}*")):
+        try:
+            lock = _open(folder / LOCK)
+        except OSError:  # swept by another worker meanwhile, or another user's
+            continue
+        try:
+            if _try_lock(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+                log.info("work folder: removed %s, whose attempt is gone", folder)
+        finally:
+            os.close(lock)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file; False if another process holds it, or the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

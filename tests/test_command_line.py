@@ -1,0 +1,46 @@
+"""The verbs' help: an example each, quick, and no word without a function.
+
+`pytest tests/test_command_line.py`
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from job.__main__ import _VERBS, main
+from job.command_line import VERBS, parse
+from job.errors import ExitCode
+
+
+def test_every_word_has_its_function() -> None:
+    assert list(_VERBS) == list(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_ends_with_an_example_that_can_be_parsed(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == ExitCode.OK
+    example = capsys.readouterr().out.splitlines()[-1]
+    assert example.startswith("example: ")
+    words = example.partition(" job")[2].replace("'wrong rows'", "rows").split()
+    assert parse(words).verb == verb
+
+
+def test_without_a_word_one_trial_runs() -> None:
+    assert parse([]).verb == "run"
+
+
+def test_an_unknown_word_is_64_and_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["statsu"]) == ExitCode.SETTINGS
+    assert "status" in capsys.readouterr().err
+
+
+def test_the_version_names_the_commit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(os.environ, "IMAGE_REVISION", "0123abc")
+    assert main(["--version"]) == ExitCode.OK
+    assert "commit: 0123abc" in capsys.readouterr().out
