@@ -23,6 +23,7 @@ FRESH: Json = {
     "epoch": 0,
     "checkpoints": [],  # newest first: key, sha256, step, clock_seconds, best
     "gpu_seconds_before": 0.0,  # of all earlier attempts
+    "seconds_before": 0.0,  # likewise, on however many GPUs
     "wasted_gpu_seconds_before": 0.0,  # of them, what no later attempt could build on
     "attempt": {},  # the current attempt's account: seconds, steps, where it runs
     "ended": [],  # accounts of earlier attempts whose documents may not be written yet
@@ -47,6 +48,8 @@ def taken_over(old: Json, owner: str) -> Json:
         "beat": 0,
         "checkpoints": old["checkpoints"],
         "gpu_seconds_before": old["gpu_seconds_before"] + last.get("gpu_seconds", 0.0),
+        "seconds_before": old["seconds_before"]
+        + last.get("gpu_seconds", 0.0) / last.get("num_gpus", 1),
         "wasted_gpu_seconds_before": old["wasted_gpu_seconds_before"]
         + sum(closed["wasted_gpu_seconds"] for closed in ended),
         "ended": [*old["ended"], *ended],

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from job.errors import JobError, OutageError
+from job.errors import ExitCode, JobError
 from job.log import log
 from job.pulse import beat, open_beat
 from job.settings import Settings
 from job.stop import Stop
 from job.trial import run_trial
+from job.wandb_client import leave
 from job.watchdog import Watchdog
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -37,19 +38,23 @@ def run_as_child(
         signal.signal(number, stop.set)
     watchdog = Watchdog(stop, die, pulse=partial(beat, open_beat(pulse_fd)))
     try:
-        return run_trial(settings, stop, watchdog, meeting)
-    except OutageError as error:
-        raise stop.on_the_way_down(error) from error
+        line = run_trial(settings, stop, watchdog, meeting)
+    except JobError as error:
+        told = stop.on_the_way_down(error)
+        leave(told.exit_code)
+        raise told from error
+    leave(ExitCode.OK)
+    return line
 
 
 def follow_rank_0(settings: Settings, rank: int, meeting: Path) -> int:
     """Be one more GPU of a trial; the exit code. Rank 0 saves at a SIGTERM, our parent ends us."""
+    _end_with_parent(signal.SIGKILL)
+    for number in ENDING:  # before torch is imported, which takes seconds
+        signal.signal(number, signal.SIG_IGN)
     from job.training.device import open_device
     from job.training.follower import follow
 
-    _end_with_parent(signal.SIGKILL)
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
     try:
         device = open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
         follow(meeting, rank=rank, size=settings.num_gpus, device=device)

@@ -19,6 +19,7 @@ Any other exception is a bug of ours: it ends with 70 and a traceback.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
@@ -96,15 +97,29 @@ class CredentialsError(JobError):
 VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it or came before it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def is_volume_full(error: BaseException | None) -> bool:
     """Whether a full volume is behind it; safetensors tells the system's error in words only."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in VOLUME_FULL:
-            return True
-        if f"os error {errno.ENOSPC}" in str(error):
-            return True
-        error = error.__cause__
-    return False
+    return any(
+        (isinstance(cause, OSError) and cause.errno in VOLUME_FULL)
+        or f"os error {errno.ENOSPC}" in str(cause)
+        for cause in causes(error)
+    )
+
+
+def is_network_failure(error: BaseException | None) -> bool:
+    """Whether a network's failure is behind it; the hub's HTTP client has had two names."""
+    return any(
+        type(cause).__module__.startswith("httpx")
+        or isinstance(cause, ConnectionError | TimeoutError)
+        for cause in causes(error)
+    )
 
 
 def work_dir_error(path: Path, error: OSError) -> JobError:

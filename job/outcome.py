@@ -42,7 +42,8 @@ class AttemptClock:
         """Why the trial has to be cut short; None if it has time."""
         if state.clock_seconds >= self._budget_seconds:
             return "JOB_TRIAL_BUDGET_HOURS is spent"
-        if self.gpu_seconds() >= 2 * self._budget_seconds * self._num_gpus:
+        before = float(self._lease.content.get("seconds_before", 0.0))
+        if before + self._own_seconds() / self._num_gpus >= 2 * self._budget_seconds:
             return "overrun: all attempts together took twice JOB_TRIAL_BUDGET_HOURS"
         return None
 

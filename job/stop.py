@@ -35,12 +35,13 @@ class Stop:
         if self._event.is_set():
             raise PreemptedError("told to end")
 
-    def on_the_way_down(self, error: OutageError) -> JobError:
+    def on_the_way_down(self, error: JobError) -> JobError:
         """What a process that met `error` ends with.
 
         After SIGTERM only a full volume is told: whatever else fails must not count as a try.
         """
-        if self._deadline is None or is_volume_full(error):
+        told = self._deadline is None or isinstance(error, PreemptedError)
+        if told or (isinstance(error, OutageError) and is_volume_full(error)):
             return error
         return PreemptedError(f"told to end; on the way down: {error}")
 

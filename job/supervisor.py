@@ -108,8 +108,9 @@ class Supervisor:
             if rank is not None and code != 0 and not _ends_soon(child):
                 log.error("rank %d ended with %d; the trial cannot go on without it", rank, code)
                 self._failed_rank = (rank, code)
-                signal.setitimer(signal.ITIMER_REAL, max(0.1, self._grace_seconds))
-                self._signal_group(signal.SIGTERM)  # rank 0 saves what it has
+                if not self.told_to_end:  # else the deadline stands already
+                    signal.setitimer(signal.ITIMER_REAL, max(0.1, self._grace_seconds))
+                    self._signal_group(signal.SIGTERM)  # rank 0 saves what it has
 
     def _exit_code(self, code: int, *, hung: bool) -> int:
         self.last_words = None

@@ -44,7 +44,6 @@ from job.stop import Stop
 from job.store import open_store, probe
 from job.store.base import Store
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
-from job.wandb_client import leave
 from job.watchdog import Watchdog
 from job.workspace import attempt_folder
 
@@ -65,14 +64,8 @@ def run_trial(
         )
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
-    try:
-        with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-            line = run_trial_on(store, settings, stop, real_training(meeting), watchdog)
-    except JobError as error:
-        leave(error.exit_code)
-        raise
-    leave(ExitCode.OK)
-    return line
+    with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
+        return run_trial_on(store, settings, stop, real_training(meeting), watchdog)
 
 
 def run_trial_on(

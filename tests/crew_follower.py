@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from job.training.crew import join, receive_json, receive_table
+from job.training.crew import KINDS, join, read_task, ready_file, receive_table
 from job.training.follower import follow, serve
 from job.training.model import add_adapters, load_base
 from job.training.recipe import Recipe
@@ -24,9 +24,7 @@ def main(meeting: Path, most_tokens: int | None) -> None:
     if most_tokens is None:
         follow(meeting, rank=1, size=2, device=CPU)
         return
-    join(meeting, rank=1, size=2, device=CPU)
-    task = receive_json()
-    tables = {"step": receive_table(), "evaluate": receive_table()}
+    task = read_task(meeting)
     recipe = Recipe.from_json(task["recipe"])
     model = add_adapters(load_base(task["location"], task["revision"], CPU), recipe)
 
@@ -35,7 +33,10 @@ def main(meeting: Path, most_tokens: int | None) -> None:
             raise torch.OutOfMemoryError("as small as a test wants it")
 
     model.get_base_model().base_model.register_forward_pre_hook(refuse, with_kwargs=True)
-    serve(Trainer(model, recipe, device=CPU, token_budget=1), tables, rank=1)  # type: ignore[arg-type]
+    (meeting / ready_file(1)).touch()
+    join(meeting, rank=1, size=2, device=CPU)
+    tables = {kind: receive_table() for kind in KINDS}
+    serve(Trainer(model, recipe, device=CPU, token_budget=1), tables, rank=1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ from typing import Any
 
 from job.data.readers import table_rows
 from job.data.rows import Row, SourceVersion, unusable
-from job.errors import VOLUME_FULL, CredentialsError, JobError, OutageError, SettingsError
+from job.errors import (
+    CredentialsError,
+    JobError,
+    OutageError,
+    SettingsError,
+    causes,
+    is_network_failure,
+    is_volume_full,
+)
 
 SPLIT = "train"
 _BATCH_ROWS = 1000
@@ -86,20 +94,20 @@ def _explained(where: str, revision: str | None) -> Iterator[None]:
     except JobError:
         raise
     except Exception as error:  # `datasets` lets everything through that its readers raise
-        causes = list(_causes(error))
+        behind = list(causes(error))
         said = " ".join(str(error).split())[:300]
-        if any(isinstance(cause, errors.GatedRepoError) for cause in causes) or "a gated" in said:
+        if any(isinstance(cause, errors.GatedRepoError) for cause in behind) or "a gated" in said:
             raise CredentialsError(
                 f"JOB_DATASET_URI: {where} is gated: accept its licence and set HF_TOKEN"
             ) from error
         missing = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
-        if any(isinstance(cause, missing) for cause in causes):
+        if any(isinstance(cause, missing) for cause in behind):
             at = "" if revision is None else f" at revision {revision}"
             raise SettingsError(
                 f"JOB_DATASET_URI: {where}{at} is neither a path here nor on the Hugging Face hub; "
                 "check the spelling, or set HF_TOKEN if it is private"
             ) from error
-        if any(_is_outage(cause) for cause in causes):
+        if is_network_failure(error) or is_volume_full(error):
             raise OutageError(
                 f"JOB_DATASET_URI: {where} is no path here, and the Hugging Face hub cannot be "
                 f"reached or read ({type(error).__name__}: {said}); try again, or give files"
@@ -117,20 +125,7 @@ def _unreachable(name: str, commit: str) -> Exception | None:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise
     except Exception as error:
-        if any(_is_outage(cause) for cause in _causes(error)):
+        if is_network_failure(error) or is_volume_full(error):
             return error
         raise
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_outage(cause: BaseException) -> bool:
-    """A network's failure, or a full disk's; the hub library's HTTP client has had two names."""
-    full = isinstance(cause, OSError) and cause.errno in VOLUME_FULL
-    http = type(cause).__module__.startswith("httpx")
-    return full or http or isinstance(cause, ConnectionError | TimeoutError)

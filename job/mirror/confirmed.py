@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from job.store.documents import Json, create_document, read_document
 from job.wandb_client import call, is_wanted, prepare
 
 CATCH_UP_SECONDS = 60.0  # at a pod's start, for what earlier pods could not tell W&B
+FAILURES = 3  # slots in a row, after which W&B itself is taken to be down
 SLOT_SECONDS = 25.0  # a slot is not begun with less than that left
 
 
@@ -39,16 +41,27 @@ def confirm(ledger: Ledger, slot: int, run: Any, result: Json, num_rows: int) ->
     return True
 
 
-def unconfirmed(ledger: Ledger, num_trials: int) -> list[tuple[int, Json, Json]]:
-    """Slot, spec and result of the committed slots that W&B has not confirmed."""
+@dataclass(frozen=True)
+class Unconfirmed:
+    """A committed slot that W&B has not confirmed, in the generation in which it was found."""
+
+    ledger: Ledger  # pinned: a redo in between must not get the old run
+    slot: int
+    spec: Json
+    result: Json
+
+
+def unconfirmed(ledger: Ledger, num_trials: int) -> list[Unconfirmed]:
+    """The committed slots that W&B has not confirmed."""
     found = []
     for slot in range(num_trials):
         with contextlib.suppress(SlotError):  # a damaged slot is told by `status`
-            spec, result = ledger.spec(slot), ledger.result(slot)
+            view = ledger.pin(slot)
+            spec, result = view.spec(slot), view.result(slot)
             if spec is None or result is None:
                 continue
-            if read_document(ledger.store, mirror_key(ledger, slot)) is None:
-                found.append((slot, spec, result))
+            if read_document(view.store, mirror_key(view, slot)) is None:
+                found.append(Unconfirmed(view, slot, spec, result))
     return found
 
 
@@ -83,47 +96,52 @@ def catch_up(settings: Settings, ledger: Ledger, check: Callable[[], None]) -> N
         return
     prepare(settings)
     deadline = time.monotonic() + CATCH_UP_SECONDS
-    try:
-        for slot, spec, result in missing:
-            left = deadline - time.monotonic()
-            if left < SLOT_SECONDS:
-                log.warning("W&B: slots are left to be mirrored: job report --mirror")
-                return
-            _mirror_and_say(settings, ledger, slot, spec, result, check=check, seconds=left)
-    except (OutageError, CredentialsError) as error:
-        log.warning("%s; later: job report --mirror", error)
+    for found in missing:
+        left = deadline - time.monotonic()
+        if left < SLOT_SECONDS:
+            log.warning("W&B: slots are left to be mirrored: job report --mirror")
+            return
+        try:
+            _mirror_and_say(settings, found, check=check, seconds=left)
+        except OutageError as error:  # perhaps of this slot alone: the next one is tried, too
+            log.warning("%s; later: job report --mirror", error)
+        except CredentialsError as error:
+            log.warning("%s; later: job report --mirror", error)
+            return
 
 
 def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
-    """Mirror every committed slot that W&B has not confirmed; how many it has now, of how many."""
+    """Mirror every committed slot that W&B has not confirmed; how many it has now, of how many.
+
+    Raises `CredentialsError`, and `OutageError` after `FAILURES` slots in a row.
+    """
     prepare(settings)
     missing = unconfirmed(ledger, settings.num_trials)
     seconds = 2 * upload_seconds(settings)
-    done = [
-        _mirror_and_say(settings, ledger, *entry, check=lambda: None, seconds=seconds)
-        for entry in missing
-    ]
-    return sum(done), len(missing)
+    done = failures = 0
+    for found in missing:
+        try:
+            done += _mirror_and_say(settings, found, check=lambda: None, seconds=seconds)
+            failures = 0
+        except OutageError as error:
+            failures += 1
+            if failures == FAILURES:
+                raise
+            log.warning("%s", error)
+    return done, len(missing)
 
 
 def _mirror_and_say(
-    settings: Settings,
-    ledger: Ledger,
-    slot: int,
-    spec: Json,
-    result: Json,
-    *,
-    check: Callable[[], None],
-    seconds: float,
+    settings: Settings, found: Unconfirmed, *, check: Callable[[], None], seconds: float
 ) -> bool:
     confirmed = call(
-        f"mirroring slot {slot}",
-        lambda: mirror_slot(settings, ledger, slot, spec, result),
+        f"mirroring slot {found.slot}",
+        lambda: mirror_slot(settings, found.ledger, found.slot, found.spec, found.result),
         check=check,
         seconds=seconds,
     )
     if confirmed:
-        log.info("slot %d: mirrored to W&B", slot)
+        log.info("slot %d: mirrored to W&B", found.slot)
     else:
-        log.warning("slot %d: W&B did not confirm all of it; later: job report --mirror", slot)
+        log.warning("slot %d: W&B did not confirm all; later: job report --mirror", found.slot)
     return confirmed

@@ -6,6 +6,7 @@ is sent again, by the same thread, the next attempt or a later pod.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -91,6 +92,8 @@ class Mirror:
         deadline = time.monotonic() + seconds
         self._ending.set()
         while not self._ended.wait(0.05):
+            with contextlib.suppress(PreemptedError):
+                self._stop.check()  # also the watchdog's sign of life: an upload may take minutes
             if self._stop.seconds_left() is not None or time.monotonic() >= deadline:
                 log.warning("W&B did not take the run's end in time; later: job report --mirror")
                 return

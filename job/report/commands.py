@@ -105,7 +105,7 @@ def _watch(ledger: Ledger, settings: Settings) -> None:
         while True:
             overview = read_overview(ledger, settings.num_trials)
             live.update(slot_table(overview), refresh=True)
-            if all(view.result is not None for view in overview.slots):
+            if not any(view.state in ("empty", "running", "waiting") for view in overview.slots):
                 return
             time.sleep(WATCH_SECONDS)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,8 @@ Kind = Literal["step", "evaluate"]
 KINDS: tuple[Kind, ...] = ("step", "evaluate")
 # A follower waits so long for an order: checkpoints and evaluations of rank 0 lie between two.
 ORDER_SECONDS = 1800.0
-OPEN_FILE = "open"  # in the meeting folder: rank 0 has something to train
+TASK_FILE = "task.json"  # in the meeting folder: what rank 0 has to train
+LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,25 @@ def join(meeting: Path, *, rank: int, size: int, device: torch.device) -> None:
         world_size=size,
         timeout=timedelta(seconds=ORDER_SECONDS),
     )
+
+
+def read_task(meeting: Path) -> dict[str, Any]:
+    """Wait until rank 0 has something to train: for hours, if rows are prepared first."""
+    while not (meeting / TASK_FILE).exists():
+        time.sleep(LOOK_SECONDS)
+    task: dict[str, Any] = json.loads((meeting / TASK_FILE).read_text())
+    return task
+
+
+def ready_file(rank: int) -> str:
+    """In the meeting folder: the rank has loaded the model."""
+    return f"ready-{rank}"
+
+
+def _write_task(meeting: Path, task: dict[str, Any]) -> None:
+    temporary = meeting / f".{TASK_FILE}"
+    temporary.write_text(json.dumps(task))
+    temporary.replace(meeting / TASK_FILE)
 
 
 def split_evenly(lengths: Sequence[int], indices: Sequence[int], num_ranks: int) -> list[list[int]]:
@@ -107,12 +128,16 @@ class Crew:
         recipe: Recipe,
         tables: tuple[SampleTable, SampleTable],  # of steps, of evaluations
         device: torch.device,
+        should_stop: Callable[[], None],
     ) -> Self:
-        """Open the meeting, tell the others what is trained, send them the rows."""
-        (plan.meeting / OPEN_FILE).touch()
-        join(plan.meeting, rank=0, size=plan.size, device=device)
+        """Tell the others what is trained, wait until they have loaded it, send them the rows."""
         task = {"location": plan.location, "revision": plan.revision, "recipe": recipe.to_json()}
-        send_json(task)
+        _write_task(plan.meeting, task)
+        ready = [plan.meeting / ready_file(rank) for rank in range(1, plan.size)]
+        while not all(path.exists() for path in ready):  # not in a collective: it hears no signal
+            should_stop()
+            time.sleep(LOOK_SECONDS)
+        join(plan.meeting, rank=0, size=plan.size, device=device)
         for table in tables:
             send_table(table)
         log.info("%d GPUs share each step", plan.size)
@@ -120,8 +145,9 @@ class Crew:
 
     def give(self, order: Order, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Send an order, and the weights it is to be computed with."""
+        weights = _flat([p.data for p in parameters])  # before anything is said: it takes memory
         send_json(asdict(order))
-        _broadcast(_flat([p.data for p in parameters]))
+        _broadcast(weights)
 
     def dismiss(self) -> None:
         """The trial is over."""
@@ -134,7 +160,10 @@ def receive_order(parameters: Sequence[torch.nn.Parameter]) -> Order | None:
     content = receive_json()
     if content["kind"] == "end":
         return None
-    weights = torch.cat([p.data.reshape(-1) for p in parameters])
+    try:
+        weights = _flat([p.data for p in parameters])
+    except torch.OutOfMemoryError as error:  # the others wait for us: nothing can be eased here
+        raise GpuError("no room on this GPU for a copy of the adapter's weights") from error
     _broadcast(weights)
     for parameter, part in zip(parameters, _parts(weights, parameters), strict=True):
         parameter.data.copy_(part)
@@ -147,7 +176,17 @@ def sum_up(
     """Sum `total` and the gradients of all ranks into rank 0's, in place.
 
     Raises `torch.OutOfMemoryError` in every rank if any of them failed: then nothing was summed.
+    Whatever takes memory comes before the ranks agree on that.
     """
+    flat = None
+    if parameters is not None and not failed:
+        try:
+            for parameter in parameters:  # a rank whose share is empty has no gradients
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            flat = _flat([p.grad for p in parameters if p.grad is not None])
+        except torch.OutOfMemoryError:
+            failed = True
     failures = torch.tensor([float(failed)])
     with _together():
         dist.all_reduce(failures)
@@ -155,15 +194,13 @@ def sum_up(
         raise torch.OutOfMemoryError(f"{failures.item():.0f} GPUs of this node ran out of memory")
     with _together():
         dist.reduce(total, dst=0)
-    if parameters is None:
+    if parameters is None or flat is None:
         return
-    # A rank whose share is empty has no gradients.
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    summed = _flat(gradients)
     with _together():
-        dist.reduce(summed, dst=0)
-    for parameter, part in zip(parameters, _parts(summed, parameters), strict=True):
-        parameter.grad = part.clone()
+        dist.reduce(flat, dst=0)
+    for parameter, part in zip(parameters, _parts(flat, parameters), strict=True):
+        if parameter.grad is not None:
+            parameter.grad.copy_(part)
 
 
 def _broadcast(tensor: torch.Tensor) -> None:

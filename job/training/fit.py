@@ -130,7 +130,7 @@ def _train(
 ) -> TrainOutcome:
     if inputs.crew is not None:
         tables = (inputs.train_table, inputs.eval_table)
-        trainer.crew = Crew.gather(inputs.crew, trainer.recipe, tables, trainer.device)
+        trainer.crew = Crew.gather(inputs.crew, trainer.recipe, tables, trainer.device, should_stop)
     with course:
         outcome = train(
             trainer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -10,11 +9,11 @@ import torch
 from job.data.samples import SampleTable
 from job.training.crew import (
     KINDS,
-    OPEN_FILE,
     Kind,
     Order,
     join,
-    receive_json,
+    read_task,
+    ready_file,
     receive_order,
     receive_table,
     sum_up,
@@ -23,19 +22,16 @@ from job.training.model import add_adapters, load_base
 from job.training.recipe import Recipe
 from job.training.trainer import TOTALS, Trainer
 
-LOOK_SECONDS = 0.2
-
 
 def follow(meeting: Path, *, rank: int, size: int, device: torch.device) -> None:
-    """Wait for rank 0 to have a trial, then compute what it orders until it dismisses us."""
-    while not (meeting / OPEN_FILE).exists():  # hours, if rows are prepared first
-        time.sleep(LOOK_SECONDS)
+    """Wait until rank 0 has a trial, load it, compute what is ordered until we are dismissed."""
+    task = read_task(meeting)
+    recipe = Recipe.from_json(task["recipe"])
+    model = add_adapters(load_base(task["location"], task["revision"], device), recipe)
+    trainer = Trainer(model, recipe, device=device, token_budget=1)
+    (meeting / ready_file(rank)).touch()
     join(meeting, rank=rank, size=size, device=device)
-    begin = receive_json()
-    tables = {kind: receive_table() for kind in KINDS}
-    recipe = Recipe.from_json(begin["recipe"])
-    model = add_adapters(load_base(begin["location"], begin["revision"], device), recipe)
-    serve(Trainer(model, recipe, device=device, token_budget=1), tables, rank)
+    serve(trainer, {kind: receive_table() for kind in KINDS}, rank)
 
 
 def serve(trainer: Trainer, tables: dict[Kind, SampleTable], rank: int) -> None:

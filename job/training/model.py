@@ -8,13 +8,22 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from job.errors import GpuError, OutageError, SettingsError
+from job.errors import (
+    GpuError,
+    JobError,
+    OutageError,
+    SettingsError,
+    causes,
+    is_network_failure,
+    is_volume_full,
+)
 from job.log import log
 from job.training.attention import enable_packed_attention
 from job.training.families import PACKED_FAMILIES
@@ -33,7 +42,7 @@ def load_base(location: str, revision: str | None, device: torch.device) -> Any:
     """The base model in NF4 with double quantisation, frozen, in evaluation mode, on `device`.
 
     A pre-quantised checkpoint keeps its own 4-bit weights. Raises `SettingsError` if the files do
-    not make a causal language model.
+    not make a causal language model, `OutageError` if they cannot be fetched, `GpuError`.
     """
     transformers_logging.disable_progress_bar()
     dtype = compute_dtype(device)
@@ -65,14 +74,32 @@ def load_base(location: str, revision: str | None, device: torch.device) -> Any:
             f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise SettingsError(
-            f"JOB_BASE_MODEL: {location} cannot be loaded as a causal language model: {first_line}"
-        ) from error
+        raise _load_error(location, error) from error
     normalise_dtype(model, dtype)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()
+
+
+def _load_error(location: str, error: Exception) -> JobError:
+    """What a failed load means: this node's disk, network or card, or files that are no model.
+
+    A hub's weights are downloaded here, not before: `resolve_base_model` looks at its config only.
+    """
+    first_line = str(error).strip().partition("\n")[0]
+    if is_volume_full(error):
+        return OutageError(f"JOB_BASE_MODEL: no space left for {location}: enlarge JOB_WORK_DIR")
+    unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled)
+    if is_network_failure(error) or any(isinstance(c, unreachable) for c in causes(error)):
+        return OutageError(
+            f"JOB_BASE_MODEL: {location}: the Hugging Face hub cannot be reached ({first_line});"
+            " try again, or give a folder"
+        )
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in first_line:
+        return GpuError(f"JOB_BASE_MODEL: {location}: this node's GPU failed: {first_line}")
+    return SettingsError(
+        f"JOB_BASE_MODEL: {location} cannot be loaded as a causal language model: {first_line}"
+    )
 
 
 def _is_4_bit(quantization_config: dict[str, Any]) -> bool:
