@@ -27,8 +27,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("inputs")
     settings = make_inputs(folder) | {
         "device": "cpu",
-        "max_steps": 60,
-        "num_epochs": 20,
+        "max_steps": 240,
+        "num_epochs": 40,
         "lora_dropout": 0.1,
         "num_trials": 1,
         "lease_seconds": 3,
@@ -82,7 +82,7 @@ def calm(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.mark.parametrize(
     ("moment", "number"),
-    [("device:", signal.SIGTERM), ("data:", signal.SIGTERM), ("step 15/60", signal.SIGTERM),
+    [("device:", signal.SIGTERM), ("data:", signal.SIGTERM), ("step 60/240", signal.SIGTERM),
      ("model:", signal.SIGINT)],
 )  # fmt: skip
 def test_a_signal_ends_in_75_within_the_grace_and_the_next_attempt_ends_equal(
@@ -175,4 +175,4 @@ def test_two_ranks_save_and_end_whichever_of_them_is_ended(
     assert not Path(f"/proc/{follower}").exists(), "no process is left"
     code, rest = _finish(_start(ranks, tmp_path))
     assert code == 0, rest
-    assert _result(tmp_path)["steps"] == 60
+    assert _result(tmp_path)["steps"] == 240
