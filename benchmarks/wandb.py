@@ -30,7 +30,8 @@ def _trial(environ: dict[str, str], out: Path) -> tuple[float, dict[str, Any]]:
     given = environ | {"JOB_OUTPUT_URI": str(out)}
     done = subprocess.run(TRIAL, env=given, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
-    assert done.returncode == 0, done.stderr
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
     (path,) = out.glob("sweeps/*/slots/0000/result.json")
     return seconds, json.loads(path.read_text())
 
