@@ -1,89 +1,101 @@
-"""What W&B adds to a trial, and to a logged step, against the same trial without.
+"""What W&B costs a trial: the same real trial with and without a key, in turns.
 
-`python -m benchmarks.wandb`: whole processes (`python -m job`) with a tiny model on the CPU, the
-real client, and the tests' server on loopback; three ways in turn, three rounds, medians. The
-network to the real service is not in it. Results: benchmarks/wandb.md.
+`python -m benchmarks.wandb [ROUNDS]`; the server is the tests', on loopback, so the network is not
+in it. A tiny model makes steps of some milliseconds: W&B's part is then as large as it can be.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.servers.wandb import API_KEY, WandbServer, wandb_server
 from tests.tiny_model import make_base
 from tests.workers import make_inputs
 
-ROUNDS = 3
-SHORT, LONG = 40, 440  # optimizer steps
-WAYS = ("without W&B", "mirrored", "W&B sweep")
+STEPS = 200
+TRIAL = [sys.executable, "-m", "job"]
 
 
-def main() -> None:
-    """Run all trials, print a table."""
-    seconds: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as name, wandb_server() as server:
-        inputs = make_inputs(Path(name)) | {"device": "cpu", "num_epochs": 1000, "num_trials": 1}
-        make_base(Path(name) / "base", vocab_size=600)
-        for number in range(ROUNDS):
-            for steps in (SHORT, LONG):
-                for way in WAYS:
-                    out = Path(name) / f"out-{way}-{steps}-{number}"
-                    given = inputs | {"max_steps": steps, "output_uri": out, "patience": 1000}
-                    seconds.setdefault((way, steps), []).append(_trial(way, given, server))
-    print("| trial of | steps | seconds | CPU seconds | added seconds | added a step, ms |")
-    print("|---|---|---|---|---|---|")
-    for steps in (SHORT, LONG):
-        for way in WAYS:
-            print(_row(seconds, way, steps))
+def _trial(environ: dict[str, str], out: Path) -> tuple[float, dict[str, Any]]:
+    """Wall seconds of a trial, and its result."""
+    started = time.monotonic()
+    given = environ | {"JOB_OUTPUT_URI": str(out)}
+    done = subprocess.run(TRIAL, env=given, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    (path,) = out.glob("sweeps/*/slots/0000/result.json")
+    return seconds, json.loads(path.read_text())
 
 
-def _row(seconds: dict[tuple[str, int], list[tuple[float, float]]], way: str, steps: int) -> str:
-    wall, cpu = (statistics.median(run[k] for run in seconds[way, steps]) for k in (0, 1))
-    added = wall - statistics.median(run[0] for run in seconds[WAYS[0], steps])
-    short = [statistics.median(run[0] for run in seconds[w, SHORT]) for w in (way, WAYS[0])]
-    a_step = 1000 * (added - (short[0] - short[1])) / (LONG - SHORT) if steps == LONG else None
-    shown = "" if a_step is None or way == WAYS[0] else f"{a_step:.1f}"
-    plus = "" if way == WAYS[0] else f"{added:.1f}"
-    return f"| {way} | {steps} | {wall:.1f} | {cpu:.1f} | {plus} | {shown} |"
+def _environ(folder: Path) -> dict[str, str]:
+    settings = make_inputs(folder) | {
+        "device": "cpu", "max_steps": STEPS, "num_epochs": 99, "num_trials": 1, "patience": 99,
+        "lease_seconds": 30, "checkpoint_minutes": 5,
+    }  # fmt: skip
+    make_base(folder / "base", vocab_size=600)
+    variables = {f"JOB_{name.upper()}": str(value) for name, value in settings.items()}
+    return variables | {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def _trial(way: str, given: dict[str, object], server: WandbServer) -> tuple[float, float]:
-    """Wall and CPU seconds of a trial's processes."""
-    environ = {
-        **{f"JOB_{name.upper()}": str(value) for name, value in given.items()},
-        **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
-        "HOME": str(Path(str(given["output_uri"])).parent),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
+def _kinds(server: WandbServer) -> dict[str, dict[str, str]]:
+    key = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": server.url, "WANDB_PROJECT": "qlora"}
+    return {
+        "without W&B": {},
+        "mirrored": key,
+        "drawn from a W&B sweep": key | {"WANDB_SWEEP_ID": "team/qlora/abc"},
     }
-    if way != WAYS[0]:
-        environ |= {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": server.url, "WANDB_PROJECT": "p"}
-    if way == "W&B sweep":
-        created = _job(["sweep", "create"], environ)
-        environ["WANDB_SWEEP_ID"] = created.partition("WANDB_SWEEP_ID=")[2].split()[0]
-        del environ["JOB_SWEEP_FILE"]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    _job([], environ)
-    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - started
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _job(words: list[str], environ: dict[str, str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "job", *words],
-        env=environ, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return done.stdout
+def main(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as name, wandb_server() as server:
+        folder = Path(name)
+        server.state.add_sweep(_SWEEP, "abc")
+        environ = _environ(folder)
+        seen: dict[str, list[tuple[float, float]]] = {}
+        for number in range(rounds + 1):
+            for kind, variables in _kinds(server).items():
+                given = environ | variables
+                if "WANDB_SWEEP_ID" in given:
+                    del given["JOB_SWEEP_FILE"]
+                out = folder / f"{number}-{kind.replace(' ', '-')}"
+                seconds, result = _trial(given, out)
+                if number:  # the first round fills caches
+                    train = result["phase_seconds"]["train"]
+                    seen.setdefault(kind, []).append((seconds, train))
+    base_wall, base_train = _medians(seen["without W&B"])
+    print("| trial | seconds | lowest | more | training | lowest | more a step |")
+    print("|---|---|---|---|---|---|---|")
+    for kind, pairs in seen.items():
+        wall, train = _medians(pairs)
+        lowest_wall, lowest_train = (min(column) for column in zip(*pairs, strict=True))
+        step = 1000 * (train - base_train) / STEPS
+        print(
+            f"| {kind} | {wall:.2f} | {lowest_wall:.2f} | {wall - base_wall:+.2f} s"
+            f" | {train:.2f} | {lowest_train:.2f} | {step:+.2f} ms |"
+        )
+    print(f"\n{STEPS} steps, medians of {rounds} rounds")
 
+
+def _medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    walls, trains = zip(*pairs, strict=True)
+    return statistics.median(walls), statistics.median(trains)
+
+
+_SWEEP = """\
+method: random
+metric: {name: eval/loss, goal: minimize}
+parameters:
+  learning_rate: {distribution: log_uniform_values, min: 1.0e-4, max: 1.0e-2}
+"""
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

@@ -97,10 +97,12 @@ def _play(case: Case, workers: Workers) -> Played:
         code = attempt.wait(120)
         seconds = time.monotonic() - started
         mirrored = workers.document(case.name, "slots/0000/mirror.json") is not None
+        if mirrored:
+            return Played(code, attempt.log, server, seconds, True, 0, True)
         _mend(server)
         later = workers.start(case.name, environ=environ, num_trials=1).wait(90)
         found = workers.document(case.name, "slots/0000/mirror.json") is not None
-        return Played(code, attempt.log, server, seconds, mirrored, later, found)
+        return Played(code, attempt.log, server, seconds, False, later, found)
 
 
 def _mend(server: WandbServer) -> None:

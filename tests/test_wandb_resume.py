@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -26,6 +27,7 @@ SETTINGS = {
     "checkpoint_minutes": 0.1 / 60,
 }
 KILLED, PREEMPTED = 1, 2  # slots
+SPEC = "sweeps/abc/slots/0000/spec.json"
 
 
 def test_four_trials_one_killed_one_preempted(
@@ -81,3 +83,29 @@ def test_four_trials_one_killed_one_preempted(
                     f"  {slot:4} {', '.join(map(str, ends)):10} {shown_steps:16} {run.name:6}"
                     f" {len(run.rows):4} {run.state}"
                 )
+
+
+def test_the_loser_of_a_draw_ends_as_superseded_and_trains_the_winners_parameters(
+    tmp_path: Path,
+) -> None:
+    with wandb_server() as server:
+        server.state.add_sweep(copy.deepcopy(SWEEP), "abc")
+        workers = Workers(server, tmp_path)
+        winner = workers.start("won", sweep="team/qlora/abc", num_trials=1)
+        assert winner.wait() == 0, winner.log
+        loser = workers.start(
+            "lost", sweep="team/qlora/abc", environ={"HOLD": "spec.json"}, num_trials=1
+        )
+        eventually(lambda: "held:" in loser.log)
+        won, lost = (workers.out(case) for case in ("won", "lost"))
+        # Its spec was written meanwhile, by an attempt that has lost the lease since.
+        shutil.copy(won / SPEC, lost / SPEC)
+        (lost / "go").touch()
+        assert loser.wait() == 0, loser.log
+        result = workers.document("lost", "slots/0000/result.json")
+        assert result is not None
+        assert result["wandb_run_id"] == "abc-0"
+        superseded = server.run("abc-1")
+        assert (superseded.state, superseded.tags) == ("failed", ["superseded"])
+        assert superseded.rows == []
+        assert (server.run("abc-0").state, len(server.run("abc-0").rows)) == ("finished", 16)

@@ -17,7 +17,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from job.data.tokens import load_tokenizer
 from job.errors import JobError
 from job.log import log, set_up_logging
 from job.settings import Settings
@@ -37,8 +36,7 @@ SWEEP = {
         "lora_dropout": {"values": [0.05, 0.1]},
     },
 }
-PRELOADED = ["tests.wandb_workers", "wandb.agents.pyagent", "wandb.apis.public",
-             "transformers.models.auto.tokenization_auto"]  # fmt: skip
+PRELOADED = ["tests.wandb_workers", "tests.wandb_preload"]
 HEARTBEAT_SECONDS = 0.5  # of wandb's agent, which has this knob for tests; 5 otherwise
 LONG = 4000  # steps that take longer than any test waits
 
@@ -199,6 +197,3 @@ def eventually(happened: Callable[[], bool], seconds: float = 30) -> None:
     while not happened():
         assert time.monotonic() < deadline, f"did not happen in {seconds} s"
         time.sleep(0.02)
-
-
-__all__ = ["LONG", "SWEEP", "Attempt", "Workers", "eventually", "load_tokenizer"]

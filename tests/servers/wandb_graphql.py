@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tests.servers import wandb_artifacts
 from tests.servers.wandb_state import ENTITY, PROJECT, Run, State, Sweep, merge_json
 
 Variables = dict[str, Any]
@@ -217,46 +218,6 @@ def _create_run_files(_state: State, variables: Variables) -> Answer:
     return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
 
 
-def _create_artifact(state: State, variables: Variables) -> Answer:
-    given = variables.get("input") or variables
-    artifact = {**given, "id": f"artifact{len(state.artifacts)}", "state": "PENDING"}
-    same = [a for a in state.artifacts if a.get("digest") == given.get("digest")]
-    if same:
-        artifact = same[0]
-    else:
-        state.artifacts.append(artifact)
-    found = {"id": artifact["id"], "state": artifact["state"],
-             "artifactSequence": {"latestArtifact": None}}  # fmt: skip
-    return {"createArtifact": {"artifact": found}}
-
-
-def _create_manifest(_state: State, variables: Variables) -> Answer:
-    manifest_id = f"manifest-{variables.get('artifactID') or variables.get('artifactManifestID')}"
-    file = {"id": manifest_id, "uploadHeaders": [],
-            "uploadUrl": f"{variables.get('url', '')}/storage/{manifest_id}"}  # fmt: skip
-    return {"createArtifactManifest": {"artifactManifest": {"id": manifest_id, "file": file}}}
-
-
-def _create_artifact_files(_state: State, variables: Variables) -> Answer:
-    edges = []
-    for spec in variables["input"]["artifactFiles"]:
-        path = f"artifacts/{spec['artifactID']}/{spec['name']}"
-        edges.append({"node": {"storagePath": path, "uploadUrl": f"{variables['url']}/{path}",
-                               "uploadHeaders": [], "uploadMultipartUrls": None,
-                               "artifact": {"id": spec["artifactID"]}}})  # fmt: skip
-    return {"createArtifactFiles": {"files": {"edges": edges}}}
-
-
-def _commit_artifact(state: State, variables: Variables) -> Answer:
-    (artifact,) = [a for a in state.artifacts if a["id"] == variables["artifactID"]]
-    artifact["state"] = "COMMITTED"
-    return {"commitArtifact": {"artifact": {"id": artifact["id"], "digest": artifact["digest"]}}}
-
-
-def _no_artifact_type(_state: State, _: Variables) -> Answer:
-    return {"project": {"artifactType": None, "artifact": None}}
-
-
 _HANDLERS: dict[str, Callable[[State, Variables], Answer]] = {
     "Viewer": _viewer,
     "GetDefaultEntity": _default_entity,
@@ -270,10 +231,10 @@ _HANDLERS: dict[str, Callable[[State, Variables], Answer]] = {
     "CreateAgent": _create_agent,
     "Heartbeat": _heartbeat,
     "CreateRunFiles": _create_run_files,
-    "CreateArtifact": _create_artifact,
-    "CreateArtifactManifest": _create_manifest,
-    "CreateArtifactFiles": _create_artifact_files,
-    "CommitArtifact": _commit_artifact,
-    "FetchArtifactDigestAlgorithm": _no_artifact_type,
-    "ArtifactType": _no_artifact_type,
+    "CreateArtifact": wandb_artifacts.create_artifact,
+    "CreateArtifactManifest": wandb_artifacts.create_manifest,
+    "CreateArtifactFiles": wandb_artifacts.create_artifact_files,
+    "CommitArtifact": wandb_artifacts.commit_artifact,
+    "FetchArtifactDigestAlgorithm": wandb_artifacts.no_artifact_type,
+    "ArtifactType": wandb_artifacts.no_artifact_type,
 }
