@@ -76,16 +76,32 @@ class Ledger:
     def open_sweep(self, identity: Mapping[str, Any]) -> None:
         """Freeze the identity, or check ours against the frozen one.
 
-        Raises `SettingsError` with a line `name: old -> new` for every difference. Names that
-        begin with `_` are information and not compared.
+        Raises as `check_identity`.
         """
         key = f"{self._root}/sweep.json"
-        frozen = create_document(self.store, key, {**identity, "ledger_schema": LEDGER_SCHEMA})
-        old, new = _flatten(frozen.content), _flatten({**identity, "ledger_schema": LEDGER_SCHEMA})
+        create_document(self.store, key, {**identity, "ledger_schema": LEDGER_SCHEMA})
+        self.check_identity(identity)
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Compare with the frozen identity, if the sweep has begun.
+
+        Raises `SettingsError` with a line `name: old -> new` for every difference. Names that
+        begin with `_` are information and not compared; those under `_rows` say what is behind
+        other prepared rows.
+        """
+        if (frozen := self.identity()) is None:
+            return
+        old, new = _flatten(frozen), _flatten({**identity, "ledger_schema": LEDGER_SCHEMA})
+        different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
         changed = [
             f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name) and not name.startswith("_")
+            for name in different
+            if not name.startswith("_")
+        ]
+        changed += [
+            f"{name.removeprefix('_rows.')}: {old.get(name)} -> {new.get(name)}"
+            for name in different
+            if changed and name.startswith("_rows.")
         ]
         if changed:
             raise SettingsError(
@@ -161,6 +177,13 @@ class Ledger:
         """The slots that a trial may work on."""
         return [slot for slot in range(num_trials) if self.is_open(slot)]
 
+    def num_slots(self, num_trials: int) -> int:
+        """`num_trials`, or more if the sweep has drawn more."""
+        count = num_trials
+        while self.pin(count).spec(count) is not None:
+            count += 1
+        return count
+
     def committed(self, num_trials: int) -> Iterator[tuple[int, Json, Json]]:
         """Slot, spec and result of every committed slot that is not excluded."""
         for slot in range(num_trials):
@@ -172,6 +195,15 @@ class Ledger:
             if spec is None:
                 raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
             yield slot, spec, result
+
+
+def check_sweep(ledger: Ledger) -> None:
+    """Refuse a sweep that does not exist: a misspelt name. Raises `SettingsError`."""
+    if ledger.identity() is None:
+        raise SettingsError(
+            f"JOB_OUTPUT_URI, JOB_SWEEP_NAME: there is no sweep {ledger.sweep} in"
+            f" {ledger.store.uri}"
+        )
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

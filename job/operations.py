@@ -7,7 +7,7 @@ one. The engine, `status` and workers see the newest generation only, as a runni
 committed; budgets count all of them.
 
 **exclude** takes the slot out of the sweep: no worker trains it, the engine is not told of it, it
-is never the best. A redo takes it back in.
+is never the best. A redo trains it again.
 
 An attempt that holds the slot's lease meanwhile loses it and ends with 75, which Kubernetes runs
 again. The document comes first and the lease is taken after it; whoever takes a lease looks for the
@@ -55,7 +55,9 @@ def exclude(ledger: Ledger, slot: int, reason: str) -> str:
         fence(view, slot, "exclude")
         return f"slot {slot}: was excluded before ({before}), which stays"
     ended = fence(view, slot, "exclude")
-    return f"slot {slot}: excluded ({reason}){_told(ended=ended)}; `job redo {slot}` takes it back"
+    return (
+        f"slot {slot}: excluded ({reason}){_told(ended=ended)}; `job redo {slot}` trains it again"
+    )
 
 
 def fence(ledger: Ledger, slot: int, by: str) -> bool:
@@ -75,17 +77,9 @@ def fence(ledger: Ledger, slot: int, by: str) -> bool:
     return False
 
 
-def check_sweep(ledger: Ledger) -> None:
-    """Refuse a sweep that does not exist: a misspelt name. Raises `SettingsError`."""
-    if ledger.identity() is None:
-        raise SettingsError(
-            f"JOB_SWEEP_NAME: there is no sweep {ledger.sweep} in {ledger.store.uri}"
-        )
-
-
 def slot_argument(text: str | None, verb: str, num_trials: int) -> int:
     """The slot that a person named. Raises `SettingsError`."""
-    allowed = f"allowed: 0 to {num_trials - 1} (JOB_NUM_TRIALS is {num_trials})"
+    allowed = f"allowed: 0 to {num_trials - 1}"
     if text is None:
         raise SettingsError(f"{verb}: SLOT is missing; {allowed}")
     if not text.isascii() or not text.isdigit() or int(text) >= num_trials:

@@ -189,6 +189,19 @@ IDENTITY_FIELDS = (
 )
 
 
+# They enter the identity as the prepared rows' digest; kept beside it for who looks for a change.
+ROW_FIELDS = (
+    "dataset_uri",
+    "use_full_dataset",
+    "subsample_fraction",
+    "eval_fraction",
+    "max_seq_length",
+    "prompt_column",
+    "completion_column",
+    "chat_template",
+)
+
+
 def load_settings(**given: str) -> tuple[Settings, list[str]]:
     """Read the environment; return the settings and warnings about unknown variables.
 

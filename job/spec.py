@@ -15,7 +15,7 @@ from job.errors import SettingsError, SweepError
 from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
-from job.settings import IDENTITY_FIELDS, Settings, variable
+from job.settings import IDENTITY_FIELDS, ROW_FIELDS, Settings, variable
 from job.store.base import Store
 from job.store.documents import Json, read_document
 from job.sweep.builtin import Observation, suggest
@@ -87,6 +87,7 @@ def sweep_identity(
         },
         "JOB_BASE_MODEL": {"revision": base.revision},
         "JOB_DATASET_URI": {"prepared": data.digest},
+        "_rows": {variable(field): getattr(settings, field) for field in ROW_FIELDS},
         "_base_model": base.name,
         "_base_model_revision": settings.base_model_revision,
         "_code_version": job.__version__,

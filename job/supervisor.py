@@ -172,6 +172,7 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     line = deque(range(settings.num_trials))
     tries = dict.fromkeys(line, 0)
     failed: dict[int, int] = {}
+    held = 0  # slots in a row that another worker was at
     while line:
         slot = line.popleft()
         code = supervisor.run(_trial_environ(slot))
@@ -181,8 +182,11 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
             return code, f"the queue was told to end at slot {slot}; start it again to go on"
         if code in (ExitCode.SETTINGS, ExitCode.DATA, ExitCode.CREDENTIALS):
             return code, f"slot {slot} ended with {code}, which every other slot would, too"
+        held = held + 1 if code == ExitCode.PREEMPTED else 0
         if code == ExitCode.PREEMPTED:
             line.append(slot)
+            if held >= len(line):  # all that are left: each look at one costs a load of the base
+                wait(settings.lease_seconds)
         elif code != ExitCode.OK:
             tries[slot] += 1
             if code == ExitCode.SLOT or tries[slot] >= TRIES_PER_SLOT:

@@ -15,27 +15,29 @@ if TYPE_CHECKING:
 
 def run_redo(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """`job redo SLOT`."""
-    from job.operations import check_sweep, redo, slot_argument
+    from job.ledger import check_sweep
+    from job.operations import redo, slot_argument
 
-    slot = slot_argument(options.slot, "redo", settings.num_trials)
     check_sweep(ledger)
+    slot = slot_argument(options.slot, "redo", ledger.num_slots(settings.num_trials))
     return redo(ledger, slot)
 
 
 def run_exclude(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """`job exclude SLOT --reason TEXT`."""
-    from job.operations import check_sweep, exclude, reason_argument, slot_argument
+    from job.ledger import check_sweep
+    from job.operations import exclude, reason_argument, slot_argument
 
-    slot = slot_argument(options.slot, "exclude", settings.num_trials)
     reason = reason_argument(options.reason)
     check_sweep(ledger)
+    slot = slot_argument(options.slot, "exclude", ledger.num_slots(settings.num_trials))
     return exclude(ledger, slot, reason)
 
 
 def run_gc(_settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """`job gc [--dry-run]`."""
     from job.garbage import collect, hours_argument
-    from job.operations import check_sweep
+    from job.ledger import check_sweep
 
     unused_hours = hours_argument(options.unused_hours)
     check_sweep(ledger)

@@ -85,3 +85,16 @@ def test_a_damaged_result_is_an_error_and_never_open(ledger: Ledger, body: bytes
     ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/result.json", body)
     with pytest.raises(SlotError, match=r"slots/0000/result\.json.*damaged"):
         ledger.open_slots(1)
+
+
+def test_what_is_behind_other_rows_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    rows = {"JOB_SUBSAMPLE_FRACTION": 0.15, "JOB_MAX_SEQ_LENGTH": 1024}
+    ledger.check_identity({"JOB_DATASET_URI": {"prepared": "a"}})  # not begun: nothing to compare
+    ledger.open_sweep({"JOB_DATASET_URI": {"prepared": "a"}, "_rows": rows})
+    ledger.check_identity({"JOB_DATASET_URI": {"prepared": "a"}, "_rows": {}})
+    other = {"JOB_DATASET_URI": {"prepared": "b"}, "_rows": rows | {"JOB_SUBSAMPLE_FRACTION": 0.1}}
+    with pytest.raises(SettingsError) as caught:
+        ledger.open_sweep(other)
+    assert "JOB_SUBSAMPLE_FRACTION: 0.15 -> 0.1" in str(caught.value)
+    assert "JOB_MAX_SEQ_LENGTH" not in str(caught.value)

@@ -211,7 +211,19 @@ def test_a_flipped_byte_in_the_best_adapter_is_found(copy: Path, overview: Overv
     assert not (copy / "adapter").exists()
 
 
-def test_no_adapter_yet_is_said(tmp_path: Path) -> None:
-    done = _job(tmp_path, "best")
-    assert done.returncode == 69
-    assert "no committed trial has an adapter yet" in done.stderr
+@pytest.mark.parametrize("verb", ["best", "report"])
+def test_a_sweep_that_is_not_there_is_no_empty_one(tmp_path: Path, verb: str) -> None:
+    done = _job(tmp_path, verb)
+    assert done.returncode == 64
+    assert "there is no sweep s in" in done.stderr
+    assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+def test_outputs_that_cannot_be_written_are_named_before_anything_is_fetched(copy: Path) -> None:
+    (copy / "file").write_text("")
+    for words in (["best", "--download"], ["best", "--merge"], ["report", "--output"],
+                  ["status", "--prometheus"]):  # fmt: skip
+        done = _job(copy, *words, f"{copy}/file/below")
+        assert done.returncode == 64, done.stderr
+        assert f"{copy}/file/below" in done.stderr
+        assert "Traceback" not in done.stderr

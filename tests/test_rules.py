@@ -203,8 +203,8 @@ def test_the_budget_runs_on_the_training_clock_and_overruns_at_twice_that_of_all
     clock = AttemptClock(settings, lease, prepare_seconds=900, load_seconds=60)
     state = TrainState(clock_seconds=3599)
     assert clock.out_of_time(state) is None, "waiting and loading are not the trial's time"
-    lease.renew(gpu_seconds_before=7100.0)
+    lease.renew(seconds_before=7100.0)
     assert clock.out_of_time(state) is None
-    lease.renew(gpu_seconds_before=7150.0)  # and 60 s of load in this attempt
+    lease.renew(seconds_before=7150.0)  # and 60 s of load in this attempt
     assert str(clock.out_of_time(state)).startswith("overrun")
     assert clock.out_of_time(TrainState(clock_seconds=3600)) == "JOB_TRIAL_BUDGET_HOURS is spent"

@@ -36,7 +36,7 @@ from job.plan.words import (
 from job.plan.workload import Costliest, memory_of, workload_of
 from job.report.overview import read_overview
 from job.settings import Settings
-from job.spec import base_revision, check_vocabulary, load_sweep
+from job.spec import base_revision, check_vocabulary, load_sweep, sweep_identity
 from job.store import open_store, probe
 from job.store.base import Store
 from job.training.memory import MemoryPlan
@@ -88,6 +88,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
     check_vocabulary(base, data)
+    ledger.check_identity(sweep_identity(settings, definition, base, data))
     plan.numbers["data"] = {"digest": data.digest, **asdict(data.counts)}
     plan.sections["rows"] = describe_rows(data)
     yield "rows"

@@ -10,7 +10,7 @@ from typing import Any
 
 from job.base_model import resolve_base_model
 from job.checkpoint import MANIFEST, fetch_folder
-from job.errors import SettingsError, SlotError, work_dir_error
+from job.errors import JobError, OutageError, SettingsError, SlotError, is_volume_full
 from job.log import log
 from job.report.overview import Overview, SlotView
 from job.store.base import Store
@@ -33,31 +33,25 @@ def download(store: Store, best: SlotView, folder: Path) -> None:
 
     Raises `SettingsError` for a folder in use, `StoreError` for bytes that are not those written.
     """
-    _check_new(folder)
+    make_new(folder)
     assert best.adapter_key is not None
     assert best.result is not None
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         arriving = Path(name) / "adapter"
         arriving.mkdir()
+        folder.rmdir()  # it is made again by the move, or not at all
         fetch_folder(store, best.adapter_key, best.result["adapter_sha256"], arriving)
         (arriving / MANIFEST).unlink()
-        try:
-            if folder.exists():
-                folder.rmdir()
-            shutil.move(arriving, folder)
-        except OSError as error:
-            raise work_dir_error(folder, error) from error
+        shutil.move(arriving, folder)
     log.info("slot %d's adapter: %s, every sha256 holds", best.slot, folder)
 
 
 def merge(store: Store, best: SlotView, folder: Path, *, work_dir: Path) -> None:
     """Write the base with the adapter added to its weights, in fp16, as a model of its own.
 
-    The base is loaded in 16 bits, not in 4: merging into quantised weights would round the
-    adapter away. A base that exists only in 4 bits is dequantised first.
+    Raises as `download`.
     """
-    _check_new(folder)
+    make_new(folder)
     assert best.result is not None
     from job.training.merging import merge_adapter  # torch
 
@@ -85,9 +79,22 @@ def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
     }
 
 
-def _check_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingsError(f"{folder}: exists and is not empty; give a new folder")
+def make_new(folder: Path) -> None:
+    """Make the folder that a person named, before anything is fetched. Raises `SettingsError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise SettingsError(f"{folder}: exists and is not empty; give a new folder")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> JobError:
+    """What it means that a file or folder which a person named cannot be written."""
+    if is_volume_full(error):
+        return OutageError(f"{path}: no space left; free it, or give another folder")
+    return SettingsError(f"{path}: {error.strerror}; give a folder that this user may write")
 
 
 def as_json(description: dict[str, Any]) -> str:

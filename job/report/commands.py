@@ -11,11 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from job.errors import SettingsError, work_dir_error
-from job.ledger import Ledger
+from job.ledger import Ledger, check_sweep
 from job.log import log
 from job.report.attempts_table import attempts_table
-from job.report.best import as_json, best_of, describe_best, download, merge
+from job.report.best import as_json, best_of, describe_best, download, merge, unwritable
 from job.report.overview import Overview, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
@@ -44,6 +43,7 @@ def show_status(options: Namespace, settings: Settings, ledger: Ledger) -> None:
 
 def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     """Write the page and the summary; print where they are."""
+    check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
     price = settings.gpu_hourly_usd
     files = {
@@ -58,7 +58,7 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
                 folder.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
             except OSError as error:
-                raise SettingsError(f"--output: {path}: {error.strerror}") from error
+                raise unwritable(path, error) from error
             if options.output is None:
                 key = ledger.report_key(file_name)
                 ledger.store.upload(key, path)
@@ -69,6 +69,7 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
 
 def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     """Print the best trial as JSON, or fetch or merge its adapter."""
+    check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
     best = best_of(overview)
     if options.download is not None:
@@ -90,7 +91,8 @@ def _console() -> Console:
 
 
 def _print_status(console: Console, overview: Overview, settings: Settings) -> None:
-    console.print(f"sweep {overview.sweep} in {overview.uri}", soft_wrap=True)
+    begun = "" if overview.identity else ": not begun, or another name or place"
+    console.print(f"sweep {overview.sweep} in {overview.uri}{begun}", soft_wrap=True)
     console.print(slot_table(overview))
     for line in stuck_slots(overview, lease_seconds=settings.lease_seconds):
         console.print(line, soft_wrap=True)
@@ -119,5 +121,5 @@ def _write_samples(path: Path, samples: str) -> None:
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
-        raise work_dir_error(path, error) from error
+        raise unwritable(path, error) from error
     log.info("%s: written", path)

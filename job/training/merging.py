@@ -34,5 +34,7 @@ def merge_adapter(location: str, revision: str | None, adapter: Path, folder: Pa
         ).save_pretrained(folder)
     except OSError as error:
         raise work_dir_error(folder, error) from error
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes for this user only
     size = sum(path.stat().st_size for path in folder.iterdir())
     log.info("merged model: %.1f MB of fp16 weights and tokenizer", size / 1e6)
