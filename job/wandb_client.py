@@ -101,7 +101,6 @@ def run_settings(
         finish_timeout=upload_seconds or finish_seconds(),
         host="",
         program="job",
-        reinit="create_new",  # never a run that a call before, given up in its thread, left open
         save_code=False,
         silent=True,
         stop_fn=stopped,  # without one a stop would interrupt the main thread

@@ -36,7 +36,8 @@ def workers(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> Wo
 def _start(workers: Workers, case: str, hold: str = "", **settings: Any) -> Attempt:
     if case not in workers.server.state.sweeps:
         workers.server.state.add_sweep(copy.deepcopy(SWEEP), case)
-    environ = {"HOLD": hold} if hold else {}
+    # Thousands of rows are on their way when the stop comes, on a machine that does other work too.
+    environ = {"WANDB_FINISH_TIMEOUT": "20"} | ({"HOLD": hold} if hold else {})
     return workers.start(
         case, sweep=f"team/qlora/{case}", environ=environ, num_trials=1, **settings
     )

@@ -36,7 +36,7 @@ class Rows:
     def after(self, step: int) -> Iterator[tuple[int, Row]]:
         """The rows of later steps to which nothing will be added any more."""
         last = next(reversed(self._rows), None)
-        for at, row in self._rows.items():
+        for at, row in list(self._rows.items()):  # a copy: another thread may read on meanwhile
             if at > step and row and (at != last or self.is_whole):
                 yield at, row
 

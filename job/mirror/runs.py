@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from job.checkpoint import fetch_folder
+from job.errors import OutageError
 from job.ledger import Ledger
 from job.log import log
 from job.mirror.rows import Rows
@@ -103,6 +104,8 @@ def _init(place: Place, on_stop: Callable[[], None] | None, upload_seconds: floa
         resume="allow",
         settings=settings,
     )
+    if run.id != place.run_id:  # the client gives back whatever run is open in this process
+        raise OutageError(f"W&B: run {run.id} of an earlier call is still open; this one waits")
     describe(run, place)
     return run
 
