@@ -57,10 +57,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --only-binary :all: --constraint constraints.txt --requirement requirements.txt \
         --extra-index-url "$TORCH_INDEX" \
     && /opt/pip/bin/pip --python /opt/venv/bin/python check
-# After that check, off with what the wheels carry for other accelerators and for compiling and
-# testing torch. bitsandbytes keeps its CPU library and the one for this torch's CUDA, which it finds
-# by version. Triton (0.7 GB) builds each kernel's launcher with a C compiler and there is none here;
-# torch 2.13 uses it of its own accord for some products where it is installed, and would fail.
+# After that check, off with what the wheels carry for other accelerators, for compiling, and to test
+# themselves (0.15 GB in folders named tests, which nothing imports). bitsandbytes keeps its CPU
+# library and the one for this torch's CUDA, which it finds by version. Triton (0.7 GB) builds each
+# kernel's launcher with a C compiler and there is none here; torch 2.13 uses it of its own accord
+# for some products where it is installed, and would fail.
 RUN site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
     && cuda=$(sed -nE "s/^cuda.* = '([0-9]+)\.([0-9]+).*'/\1\2/p" "$site/torch/version.py") \
     && find "$site/bitsandbytes" -name 'libbitsandbytes_*.so' ! -name libbitsandbytes_cpu.so \
@@ -68,7 +69,8 @@ RUN site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("
     && test -e "$site/bitsandbytes/libbitsandbytes_${cuda:+cuda}${cuda:-cpu}.so" \
     && rm -rf "$site/torch/include" "$site/torch/share/cmake" "$site/torch/test" \
         "$site/triton" "$site"/triton-*.dist-info \
-    && find "$site/torch/bin" ! -type d ! -name torch_shm_manager -delete
+    && find "$site/torch/bin" ! -type d ! -name torch_shm_manager -delete \
+    && find "$site" -mindepth 2 -type d -name tests -prune -exec rm -rf {} +
 
 
 # The source with its bytecode: the root file system is read-only later, so Python could not keep

@@ -64,9 +64,11 @@ def _measure(
 ) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
     """Wall and CPU seconds of every round, by what is moved, direction and side."""
     seconds: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    sides = [("ours", _our_command), ("aws s3 cp", _aws_command(aws))]
     for _ in range(rounds):
+        sides.reverse()  # who goes first also waits for what the disk has not written yet
         for what in FOLDERS:
-            for side, command in (("ours", _our_command), ("aws s3 cp", _aws_command(aws))):
+            for side, command in sides:
                 uri = f"s3://trials/{side.split()[0]}/{what}"
                 back = folder / "back"
                 shutil.rmtree(back, ignore_errors=True)
