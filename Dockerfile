@@ -62,6 +62,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # library and the one for this torch's CUDA, which it finds by version. Triton (0.7 GB) builds each
 # kernel's launcher with a C compiler and there is none here; torch 2.13 uses it of its own accord
 # for some products where it is installed, and would fail.
+# libcusolverMg (several GPUs) and libnvrtc.alt, 0.2 GB, are named by no other library in here.
 RUN site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
     && cuda=$(sed -nE "s/^cuda.* = '([0-9]+)\.([0-9]+).*'/\1\2/p" "$site/torch/version.py") \
     && find "$site/bitsandbytes" -name 'libbitsandbytes_*.so' ! -name libbitsandbytes_cpu.so \
@@ -70,6 +71,7 @@ RUN site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("
     && rm -rf "$site/torch/include" "$site/torch/share/cmake" "$site/torch/test" \
         "$site/triton" "$site"/triton-*.dist-info \
     && find "$site/torch/bin" ! -type d ! -name torch_shm_manager -delete \
+    && find "$site" \( -name 'libcusolverMg.so*' -o -name 'libnvrtc.alt.so*' \) -delete \
     && find "$site" -mindepth 2 -type d -name tests -prune -exec rm -rf {} +
 
 

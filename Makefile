@@ -75,8 +75,9 @@ bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
 	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
 
+# Docker before 23 builds with BuildKit only when told to.
 image:  ## build the container image (needs Docker)
-	docker build --tag $(IMAGE) $(BUILD_ARGS) .
+	DOCKER_BUILDKIT=1 docker build --tag $(IMAGE) $(BUILD_ARGS) .
 
 smoke:  ## run the image on the CPU, restricted as in the cluster, SIGTERM included (needs Docker)
 	.ci/smoke $(IMAGE)

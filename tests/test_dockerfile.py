@@ -108,6 +108,7 @@ def test_what_no_t4_can_use_is_removed_before_the_final_stage() -> None:
     assert '! -name libbitsandbytes_cpu.so ! -name "libbitsandbytes_cuda${cuda:-none}.so"' in prune
     assert 'test -e "$site/bitsandbytes/libbitsandbytes_${cuda:+cuda}${cuda:-cpu}.so"' in prune
     assert '"$site/triton"' in prune  # without a compiler its kernels cannot start
+    assert "\\( -name 'libcusolverMg.so*' -o -name 'libnvrtc.alt.so*' \\) -delete" in prune
     assert '"$site" -mindepth 2 -type d -name tests' in prune  # of packages, no package "tests"
 
 
