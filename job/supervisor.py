@@ -115,6 +115,8 @@ class Supervisor:
     def _exit_code(self, code: int, *, hung: bool) -> int:
         self.last_words = None
         if self.told_to_end and code not in (ExitCode.OK, ExitCode.OUTAGE):
+            if code != ExitCode.PREEMPTED:  # killed, or its last line was about another code
+                self.last_words = "told to end; the next attempt goes on from the last checkpoint"
             return ExitCode.PREEMPTED
         if self._failed_rank is not None and code != ExitCode.OK:
             rank, code = self._failed_rank

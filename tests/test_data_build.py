@@ -28,7 +28,7 @@ from job.data.table_parquet import TableWriter, read_table
 from job.data.table_parquet import content_sha256 as file_content_sha256
 from job.data.templates import load_template
 from job.data.tokens import Sample
-from job.errors import DataError, OutageError
+from job.errors import DataError, OutageError, SettingsError
 from tests.table_content import content_sha256
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -294,6 +294,19 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     broken.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_work_folder_that_is_not_ours_is_no_full_disk(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="JOB_WORK_DIR.*give a folder that this user may write"):
+        build_tables(
+            settings_for(rows),
+            open_source(str(rows), tmp_path),
+            tokenizer=tokenizer(),
+            template=load_template(None, tokenizer()),
+            work_dir=tmp_path / "file/below",
+            should_stop=lambda: None,
+        )
 
 
 def test_the_content_of_a_table_is_pinned(rows: Path) -> None:

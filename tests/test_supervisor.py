@@ -129,6 +129,7 @@ def test_a_deaf_trial_is_killed_with_all_it_started(tmp_path: Path) -> None:
     code, err = _signalled(tmp_path, script, signal.SIGTERM, JOB_GRACE_SECONDS="5")
     assert code == ExitCode.PREEMPTED
     assert "killing it" in err
+    assert err.endswith("told to end; the next attempt goes on from the last checkpoint\n")
     orphan = int((tmp_path / "orphan").read_text())
     assert not Path(f"/proc/{orphan}").exists() or "Z" in Path(f"/proc/{orphan}/stat").read_text()
 
@@ -138,6 +139,24 @@ LOG = 'echo "$JOB_COMPLETION_INDEX" >> $OUT/slots; '
 
 def _slots(tmp_path: Path) -> list[int]:
     return [int(line) for line in (tmp_path / "slots").read_text().split()]
+
+
+def test_a_signal_during_the_imports_ends_in_75_with_a_last_line(tmp_path: Path) -> None:
+    # The first package that the job imports takes for ever, as on a cold disk.
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "pydantic_settings.py").write_text(slow)
+    root = str(Path(__file__).parent.parent)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "job"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stdout.readline() == "importing\n"
+    started.send_signal(signal.SIGTERM)
+    _, err = started.communicate(timeout=30)
+    assert started.returncode == ExitCode.PREEMPTED
+    assert err == "exit 75 (preempted): told to end before the trial began\n"
 
 
 def test_the_queue_runs_every_slot_in_order(tmp_path: Path) -> None:

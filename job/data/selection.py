@@ -19,7 +19,7 @@ from job.data.formats import (
 )
 from job.data.rows import Row, Source
 from job.data.sampling import is_selected, row_hash
-from job.errors import DataError, OutageError
+from job.errors import DataError, OutageError, work_dir_error
 from job.progress import CountProgress
 
 CHECK_ROWS = 500  # between two looks at check_stop: about a second, of the 15 of a spot machine
@@ -131,7 +131,7 @@ def _temporary_file(work_dir: Path) -> IO[bytes]:
         work_dir.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=work_dir)
     except OSError as error:
-        raise _disk_error(error) from error
+        raise work_dir_error(work_dir, error) from error
 
 
 def _disk_error(error: OSError) -> OutageError:
