@@ -42,7 +42,7 @@ def main() -> None:
         folder = Path(name)
         _write_files(folder)
         with moto_server(folder) as endpoint:
-            _use(endpoint)
+            use(endpoint)
             seconds = _measure(folder, arguments.aws, arguments.rounds)
     version = subprocess.run(
         [arguments.aws, "--version"], check=True, capture_output=True, text=True, timeout=60
@@ -64,7 +64,7 @@ def _measure(
 ) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
     """Wall and CPU seconds of every round, by what is moved, direction and side."""
     seconds: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-    sides = [("ours", _our_command), ("aws s3 cp", _aws_command(aws))]
+    sides = [("ours", our_command), ("aws s3 cp", aws_command(aws))]
     for _ in range(rounds):
         sides.reverse()  # who goes first also waits for what the disk has not written yet
         for what in FOLDERS:
@@ -74,28 +74,28 @@ def _measure(
                 shutil.rmtree(back, ignore_errors=True)
                 back.mkdir()
                 for direction, files in (("up", folder / what), ("down", back)):
-                    started, cpu_started = time.monotonic(), _children_seconds()
+                    started, cpu_started = time.monotonic(), children_seconds()
                     subprocess.run(
                         command(direction, uri, files), check=True, timeout=LIMIT_SECONDS
                     )
                     took = time.monotonic() - started
                     rows = seconds.setdefault((what, direction, side), [])
-                    rows.append((took, _children_seconds() - cpu_started))
+                    rows.append((took, children_seconds() - cpu_started))
                 _compare(folder / what, back)
     return seconds
 
 
-def _children_seconds() -> float:
+def children_seconds() -> float:
     """CPU seconds of the clients so far; the server still runs and is not in it."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _our_command(direction: str, uri: str, files: Path) -> list[str]:
+def our_command(direction: str, uri: str, files: Path) -> list[str]:
     return [sys.executable, "-m", "benchmarks.store", "--transfer", direction, uri, str(files)]
 
 
-def _aws_command(aws: str) -> Callable[[str, str, Path], list[str]]:
+def aws_command(aws: str) -> Callable[[str, str, Path], list[str]]:
     def command(direction: str, uri: str, files: Path) -> list[str]:
         places = (str(files), uri) if direction == "up" else (uri, str(files))
         return [aws, "s3", "cp", "--recursive", "--only-show-errors", *places]
@@ -130,7 +130,7 @@ def _compare(sent: Path, back: Path) -> None:
         raise SystemExit(f"{len(differing)} files differ, {len(missing)} are missing")
 
 
-def _use(endpoint: str) -> None:
+def use(endpoint: str) -> None:
     from tests.servers.s3 import ACCESS_KEY, SECRET_KEY
 
     os.environ |= {
