@@ -1,4 +1,4 @@
-"""The 4-bit base model with LoRA adapters, in fp16 (CUDA) or fp32 (CPU) by construction."""
+"""The 4-bit base model with its LoRA adapters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -30,22 +29,21 @@ from job.training.families import PACKED_FAMILIES
 from job.training.footprint import EVERY_N_LAYERS, Recompute
 from job.training.lora import enable_lean_forward
 from job.training.loss import has_chunked_loss
+from job.training.precision import compute_dtype, normalise_dtype
 from job.training.recipe import Recipe, derive_seed
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """fp16 on CUDA, never bf16: a T4 (sm75) emulates bf16 without tensor cores. fp32 on CPU."""
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
-def load_base(location: str, revision: str | None, device: torch.device) -> Any:
+def load_base(
+    location: str, revision: str | None, device: torch.device, *, dtype: torch.dtype | None = None
+) -> Any:
     """The base model in NF4 with double quantisation, frozen, in evaluation mode, on `device`.
 
-    A pre-quantised checkpoint keeps its own 4-bit weights. Raises `SettingsError` if the files do
-    not make a causal language model, `OutageError` if they cannot be fetched, `GpuError`.
+    It computes in `dtype`, by default `compute_dtype(device)`. A pre-quantised checkpoint keeps its
+    own 4-bit weights. Raises `SettingsError` if the files do not make a causal language model,
+    `OutageError` if they cannot be fetched, `GpuError`.
     """
     transformers_logging.disable_progress_bar()
-    dtype = compute_dtype(device)
+    dtype = dtype or compute_dtype(device)
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(location, **where)
@@ -107,51 +105,6 @@ def _is_4_bit(quantization_config: dict[str, Any]) -> bool:
         quantization_config.get("quant_method") == "bitsandbytes"
         and quantization_config.get("load_in_4bit") is True
     )
-
-
-def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Make every weight and every 4-bit layer compute in `dtype`; `SettingsError` if one cannot.
-
-    Pre-quantised checkpoints carry bf16 in the quantisation state, the compute dtype, embeddings,
-    norms and head, and keep it whatever dtype from_pretrained() is asked for. What quantisation
-    states and buffers hold in fp32 stays so: rotary frequencies in fp16 would be off by half a
-    radian at position 1000.
-    """
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.compute_dtype = dtype
-            module.compute_type_is_set = True
-            _normalise_quant_state(module.weight.quant_state, dtype)
-            if module.weight.device.type == "cpu":
-                # On CPUs with AVX512-BF16, the first forward in evaluation mode repacks the weight
-                # for a path without autograd, and later training forwards silently lose gradients.
-                module.support_avx512bf16_for_cpu = False
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not isinstance(parameter, bnb.nn.Params4bit):
-            parameter.data = parameter.data.to(dtype)
-            if dtype == torch.float16 and not bool(parameter.isfinite().all()):
-                raise SettingsError(
-                    f"JOB_BASE_MODEL: {name} holds values that fp16 cannot (over 65504), and a T4"
-                    " has no bf16; take another model"
-                )
-    for buffer in model.buffers():
-        if buffer.dtype == torch.bfloat16:
-            buffer.data = buffer.data.to(dtype)
-    wrong = [n for n, p in model.named_parameters() if p.dtype not in (dtype, torch.uint8)]
-    wrong += [n for n, buffer in model.named_buffers() if buffer.dtype == torch.bfloat16]
-    assert not wrong, f"not {dtype}: {wrong[:3]}"
-
-
-def _normalise_quant_state(state: Any, dtype: torch.dtype) -> None:
-    """Weights are dequantised to `dtype`; the scales, quantised themselves, to fp32."""
-    state.dtype = dtype
-    scales = state.state2 if state.nested else state
-    if state.nested:
-        scales.dtype = torch.float32
-        state.offset = state.offset.float()
-    scales.absmax = scales.absmax.float()
-    scales.code = scales.code.float()
-    state.code = state.code.float()
 
 
 def add_adapters(model: Any, recipe: Recipe) -> Any:
