@@ -86,6 +86,7 @@ def test_the_predicted_peak_is_the_measured_one_within_10_percent(
 
     from job.training.state import TrainState
 
+    _open_cublas()
     gc.collect()
     torch.cuda.empty_cache()
     others = torch.cuda.memory_allocated()
@@ -98,7 +99,16 @@ def test_the_predicted_peak_is_the_measured_one_within_10_percent(
     shape = model_shape(json.loads((tmp_path / "config.json").read_text()))
     assert shape is not None
     work = Work(batch.num_tokens, len(batch.targets), trainer.recipe.lora_r, True, mode)
-    assert footprint(shape, work, FP16_CUDA).total == pytest.approx(measured, rel=0.10)
+    predicted = footprint(shape, work, FP16_CUDA).total - FP16_CUDA.workspace
+    assert predicted == pytest.approx(measured, rel=0.10)
+
+
+def _open_cublas() -> None:
+    """Its workspaces, one for a thread that multiplies: 16 MiB in all on sm75, 64 on sm90."""
+    import torch
+
+    matrix = torch.ones(8, 8, device="cuda", dtype=torch.float16, requires_grad=True)
+    (matrix @ matrix).sum().backward()
 
 
 def test_out_of_memory_eases_the_plan_and_loses_no_step(tmp_path: Path, no_cap: None) -> None:
@@ -123,10 +133,12 @@ def test_out_of_memory_eases_the_plan_and_loses_no_step(tmp_path: Path, no_cap: 
     assert rehearse(trainer, table, MemoryPlan(4096, "none", rehearse=True)) is None
     assert trainer.recompute != "none"
     trainer.set_plan(4096, "none")  # as if training met it unrehearsed
-    state = TrainState()
-    report = easing_on_oom(trainer, lambda: trainer.take_step([trainer.heaviest(table)], state))
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer.optimizer.param_groups[0]["lr"] = 1e-3
+    easing_on_oom(trainer, lambda: trainer.take_step([trainer.heaviest(table)], TrainState()))
     assert trainer.recompute != "none"
-    assert report[0] > 0
+    moved = zip(before, trainer.parameters, strict=True)
+    assert any(not torch.equal(old, new) for old, new in moved)
 
 
 def test_the_memory_cap_holds(no_cap: None) -> None:

@@ -114,7 +114,7 @@ def test_the_prediction_for_fp16_autocast_holds_within_5_percent(tmp_path: Path)
     shape = model_shape(json.loads((folder / "config.json").read_text()))
     assert shape is not None
     batch = next(pack(_table(ROW), range(4), 10_000))
-    precision = replace(FP16_CUDA, dropout_mask=2, workspace=0, optimizer=0)
+    precision = replace(FP16_CUDA, dropout_mask=2, workspace=0)
 
     def micro_batch() -> None:
         with torch.autocast("cpu", dtype=torch.float16):

@@ -1,7 +1,7 @@
 """fp16: weights, autocast, loss scaling; on the CPU, and on a GPU if there is one.
 
-`pytest tests/test_precision.py`. A CPU's fp16 rounds, overflows and is scaled as a GPU's is; in what
-order its kernels sum differs.
+`pytest tests/test_precision.py`. A CPU's fp16 rounds, overflows and is scaled as a GPU's is; what
+differs is the order in which kernels sum.
 """
 
 from __future__ import annotations

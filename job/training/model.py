@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from job.log import log
 from job.training.attention import enable_packed_attention
 from job.training.families import PACKED_FAMILIES
 from job.training.footprint import EVERY_N_LAYERS, Recompute
+from job.training.gpu_faults import is_gpu_fault
 from job.training.lora import enable_lean_forward
 from job.training.loss import has_chunked_loss
 from job.training.precision import compute_dtype, normalise_dtype
@@ -43,8 +47,12 @@ def load_base(
     `OutageError` if they cannot be fetched, `GpuError`.
     """
     transformers_logging.disable_progress_bar()
+    # First choice on Hopper and newer, and it makes a plan, in half a second, for every pair of
+    # sample length and row length: packed rows hardly ever repeat one.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = dtype or compute_dtype(device)
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    report: list[str] = []
     try:
         config = AutoConfig.from_pretrained(location, **where)
         if (own := getattr(config, "quantization_config", None)) is None:
@@ -56,15 +64,16 @@ def load_base(
             )
         elif not _is_4_bit(own):
             raise ValueError("it is quantised already, but not in bitsandbytes' 4 bits")
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            location,
-            output_loading_info=True,
-            dtype=dtype,
-            device_map={"": device},
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            **where,
-        )
+        with _collected_warnings(report):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                location,
+                output_loading_info=True,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                **where,
+            )
         if missing := sorted(loading["missing_keys"]) + sorted(loading["mismatched_keys"]):
             raise ValueError(f"its files lack {missing[0]} (and {len(missing) - 1} more)")
     except torch.OutOfMemoryError as error:
@@ -72,14 +81,30 @@ def load_base(
             f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _load_error(location, error) from error
+        raise _load_error(location, error, "\n".join(report)) from error
     normalise_dtype(model, dtype)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()
 
 
-def _load_error(location: str, error: Exception) -> JobError:
+@contextlib.contextmanager
+def _collected_warnings(texts: list[str]) -> Iterator[None]:
+    """transformers goes on when a weight cannot be quantised, and tells the reason in a report."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    logger, collector = transformers_logging.get_logger("transformers"), Collector(logging.WARNING)
+    logger.addHandler(collector)
+    try:
+        yield
+    finally:
+        logger.removeHandler(collector)
+
+
+def _load_error(location: str, error: Exception, report: str = "") -> JobError:
     """What a failed load means: this node's disk, network or card, or files that are no model.
 
     A hub's weights are downloaded here, not before: `resolve_base_model` looks at its config only.
@@ -93,7 +118,9 @@ def _load_error(location: str, error: Exception) -> JobError:
             f"JOB_BASE_MODEL: {location}: the Hugging Face hub cannot be reached ({first_line});"
             " try again, or give a folder"
         )
-    if isinstance(error, torch.AcceleratorError) or "CUDA error" in first_line:
+    if "OutOfMemoryError" in report:
+        return GpuError(f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory")
+    if is_gpu_fault(error) or is_gpu_fault(RuntimeError(report)):
         return GpuError(f"JOB_BASE_MODEL: {location}: this node's GPU failed: {first_line}")
     return SettingsError(
         f"JOB_BASE_MODEL: {location} cannot be loaded as a causal language model: {first_line}"

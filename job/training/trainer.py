@@ -17,6 +17,7 @@ from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
 from job.training.crew import Crew, Kind, Order, split_evenly, sum_up
 from job.training.footprint import Recompute
+from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, target_nll
 from job.training.model import set_recompute, trainable_parameters
 from job.training.precision import autocast, loss_scaler, model_dtype
@@ -69,7 +70,12 @@ class Trainer:
         self._packed = has_chunked_loss(model.get_base_model())
         self.parameters = list(trainable_parameters(model).values())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+            self.parameters,
+            lr=0.0,
+            betas=(0.9, 0.999),
+            weight_decay=recipe.weight_decay,
+            # Takes no memory and is one kernel: the update happens as a whole or not at all.
+            fused=device.type == "cuda",
         )
         self.scaler = loss_scaler(device, self.dtype)
 
@@ -121,6 +127,7 @@ class Trainer:
         batches = pack(table, order.shares[rank], self._row_budget)
         return self._accumulate(batches, order.num_targets, should_stop)
 
+    @out_of_memory_by_one_name()
     def compute_nll(
         self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
     ) -> torch.Tensor:
@@ -152,6 +159,9 @@ class Trainer:
         else:
             return False
         self.optimizer.zero_grad(set_to_none=True)
+        for parameter, moments in list(self.optimizer.state.items()):
+            if "exp_avg_sq" not in moments:  # made last: memory ran out while they were made
+                del self.optimizer.state[parameter]
         # An OOM between unscaling and the update would leave the scaler refusing the next step.
         old = self.scaler.state_dict()
         self.scaler = loss_scaler(self.device, self.dtype)
@@ -227,6 +237,7 @@ class Trainer:
         sum_up(total, self.parameters if kind == "step" else None, failed=failed)
         return total
 
+    @out_of_memory_by_one_name()
     def _accumulate(
         self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop
     ) -> torch.Tensor:
@@ -242,6 +253,7 @@ class Trainer:
             total += nll.detach()
         return total
 
+    @out_of_memory_by_one_name()
     def _update(self, state: TrainState) -> float:
         """Step the optimizer; return the gradient's norm before clipping.
 
