@@ -135,15 +135,22 @@ def _flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) 
     return flops / 2 if is_causal else flops
 
 
-def _register_silu_backward() -> torch.library.Library:
-    """One kernel on CUDA, which a CPU build lacks: it would take five others instead."""
+def _register_kernels() -> torch.library.Library:
+    """What is one kernel on CUDA and which a CPU build lacks: it would take several others."""
     library = torch.library.Library("aten", "IMPL")
 
     def silu_backward(gradient: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(gradient)
 
+    def rms_norm(
+        x: torch.Tensor, shape: list[int], _: torch.Tensor | None, __: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = (*x.shape[: -len(shape)], *[1] * len(shape))
+        return torch.empty_like(x), torch.empty(rows, dtype=torch.float32, device=x.device)
+
     library.impl("silu_backward", silu_backward, "CUDA")
+    library.impl("_fused_rms_norm", rms_norm, "CUDA")
     return library
 
 
-KERNELS = _register_silu_backward()  # lives as long as it is held
+KERNELS = _register_kernels()  # live as long as this is held

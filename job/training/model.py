@@ -31,7 +31,8 @@ from job.training.attention import enable_packed_attention
 from job.training.families import PACKED_FAMILIES
 from job.training.footprint import EVERY_N_LAYERS, Recompute
 from job.training.gpu_faults import is_gpu_fault
-from job.training.lora import enable_lean_forward
+from job.training.layers import enable_lean_layers
+from job.training.lora import enable_lean_lora
 from job.training.loss import has_chunked_loss
 from job.training.precision import compute_dtype, normalise_dtype
 from job.training.recipe import Recipe, derive_seed
@@ -149,9 +150,10 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
-    enable_lean_forward(peft_model)
+    enable_lean_lora(peft_model)
     if has_chunked_loss(model):
         enable_packed_attention(model)
+        enable_lean_layers(model)
     else:
         log.info(
             "family %s: the plain loss, one sample at a time (packed rows are known to be safe for"
