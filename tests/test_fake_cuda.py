@@ -83,6 +83,12 @@ def test_the_predicted_peak_of_a_real_shape_is_the_counted_one_within_2_percent(
     assert counted["predicted_bytes"] == pytest.approx(counted["peak_bytes"], rel=0.02)
 
 
+def test_every_module_gives_fp16(peaks: list[dict[str, Any]]) -> None:
+    """Norms under CUDA's autocast would not, left to themselves."""
+    for (name, _, _), counted in zip(PEAKS, peaks, strict=True):
+        assert counted["dtypes"] == ["torch.float16"], name
+
+
 def test_logits_are_never_whole(peaks: list[dict[str, Any]]) -> None:
     for (name, _, _), counted in zip(PEAKS, peaks, strict=True):
         if "Llama" in name or "Qwen" in name:

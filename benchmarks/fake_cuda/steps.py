@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.fake_cuda.base import CARD, fake_base
 from benchmarks.fake_cuda.card import T4_BYTES, fake_card
@@ -83,6 +84,7 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     state = TrainState()
     counted = {} if infeasible else _count(card, lambda: trainer.step(table, state))
     return {
+        "tokens": num_tokens(table),
         "plan": str(plan),
         "predicted_bytes": plan.predicted.total if plan.predicted else None,
         "infeasible": infeasible,
@@ -130,6 +132,9 @@ def _peak(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
         token_budget=request["tokens"],
         recompute=request["recompute"],
     )
+    dtypes: set[str] = set()
+    for module in trainer.model.modules():
+        module.register_forward_hook(lambda _m, _i, out: dtypes.update(_floating_dtypes(out)))
     batch = trainer.heaviest(_all_targets(request["tokens"], request["samples"]))
     trainer.take_step([batch], TrainState())  # gradients and moments are there
     card.reset()
@@ -138,9 +143,15 @@ def _peak(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "predicted_bytes": footprint(shape, work, FP16_CUDA).total - FP16_CUDA.workspace,
         "peak_bytes": card.peak_bytes,
+        "dtypes": sorted(dtypes),
         "largest_bytes": card.largest_bytes,
         "logits_bytes": 4 * len(batch.targets) * shape.vocabulary,
     }
+
+
+def _floating_dtypes(output: Any) -> set[str]:
+    tensors = [t for t in tree_leaves(output) if isinstance(t, torch.Tensor)]
+    return {str(t.dtype) for t in tensors if t.is_floating_point()}
 
 
 def _count(card: Meter, step: Callable[[], object]) -> dict[str, Any]:

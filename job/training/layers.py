@@ -35,7 +35,7 @@ def _is_silu(activation: Any) -> bool:
 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    # Sums in fp32 by itself; autocast would give an fp32 result.
+    # Sums in fp32 by itself; on CUDA autocast would make an fp32 result of it.
     with torch.autocast(x.device.type, enabled=False):
         return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 
