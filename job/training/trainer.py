@@ -80,7 +80,7 @@ class Trainer:
         self.scaler = loss_scaler(device, self.dtype)
 
     def set_plan(self, token_budget: int, recompute: Recompute) -> None:
-        """What a micro-batch may hold from now on; changes results by rounding, and dropout's masks."""
+        """What a micro-batch may hold from now on; changes rounding and dropout's masks only."""
         self.token_budget, self.recompute = token_budget, recompute
         set_recompute(self.model, recompute)
 
