@@ -155,7 +155,7 @@ def test_the_cards_model_fits_a_t4_under_13_5_gb_without_recomputing() -> None:
 
 @pytest.mark.parametrize(
     ("usable_gib", "expected"),
-    [(80, "none"), (12, "none"), (10, "second"), (7, "all")],
+    [(80, "none"), (13, "none"), (10, "second"), (7, "all")],
 )
 def test_less_memory_means_more_recomputing(usable_gib: float, expected: str) -> None:
     plan = _plan(usable_bytes=int(usable_gib * 2**30))
