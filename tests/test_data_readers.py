@@ -21,6 +21,7 @@ from job.data.json_array import ITEM_LIMIT_BYTES, array_items
 from job.data.readers import read_file
 from job.data.rows import Row
 from job.errors import DataError
+from tests.tiers import slow
 
 ROWS = [{"question": f'{n}, "why"?\n', "answer": f"ça {n}."} for n in range(300)]
 
@@ -128,7 +129,7 @@ def test_a_file_that_is_no_rows_is_one_clear_line(
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-@pytest.mark.parametrize("line", [b"\0", b'{"text": "' + b"x" * 2**14 + b'"}\n'])
+@pytest.mark.parametrize("line", [b"\0", *slow(b'{"text": "' + b"x" * 2**14 + b'"}\n')])
 def test_a_decompression_bomb_ends_in_one_error(
     tmp_path: Path, pack: Callable[[bytes], bytes], line: bytes
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_decompression_bomb_ends_in_one_error(
         read(tmp_path, "bomb.jsonl", bomb)
 
 
+@pytest.mark.slow
 def test_a_parquet_bomb_ends_in_one_error(tmp_path: Path) -> None:
     file = io.BytesIO()
     table = pa.table({"text": ["x" * 2**20] * 100})

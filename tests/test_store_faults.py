@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,26 +21,10 @@ from job.errors import CredentialsError, ExitCode, JobError, SettingsError, Stor
 from job.store import open_store
 from job.store.base import Store
 from job.store.documents import create_document, swap_document
-from tests.servers import behind_proxy, s3
+from tests.servers import s3
 from tests.servers.behind_proxy import LARGE_BYTES, LIMITS, SHORT_LIMITS
 from tests.servers.proxy import Fault, FaultProxy
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:google.*", "ignore::FutureWarning:google.*"
-)
-
-
-@pytest.fixture(scope="module")
-def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with behind_proxy.services(tmp_path_factory.mktemp("servers")) as endpoints:
-        yield endpoints
-
-
-@pytest.fixture(params=["s3", "gs"])
-def proxied(request, endpoints, monkeypatch, tmp_path) -> Iterator[tuple[Store, FaultProxy]]:  # type: ignore[no-untyped-def]
-    with behind_proxy.store(request.param, endpoints, monkeypatch, tmp_path) as proxied:
-        yield proxied
-
+from tests.tiers import slow
 
 PASSING = {
     "two resets": Fault("reset", times=2),
@@ -55,7 +39,6 @@ PASSING = {
     "a 403 while the node is new": Fault("status", times=1, status=403, code="AccessDenied"),
     "a slow answer": Fault("slow", times=1),
 }
-SLOW = {"one stall", "a stall in the body", "two 500", "two 503"}  # over 2 s
 LASTING = {
     "refused connections": (None, StoreError),
     "resets": (Fault("reset"), StoreError),
@@ -67,6 +50,12 @@ LASTING = {
     "expired token": (Fault("status", status=401, code="ExpiredToken"), CredentialsError),
     "not the service": (Fault("status", status=418, code="Teapot"), StoreError),
 }
+
+FAST = {"a lost answer", "a cut answer", "resets", "403"}  # most rows take a second or two
+
+
+def _tiered(rows: Iterable[str]) -> list[object]:
+    return [parameter for row in rows for parameter in ([row] if row in FAST else slow(row))]
 
 
 def _round_trip(store: Store, folder: Path) -> dict[str, Callable[[], None]]:
@@ -99,9 +88,7 @@ def _same(got: object, expected: object) -> None:
     assert got == expected
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in PASSING]
-)
+@pytest.mark.parametrize("name", _tiered(PASSING))
 def test_a_passing_fault_is_survived_by_every_operation(
     name: str, proxied: tuple[Store, FaultProxy], tmp_path: Path
 ) -> None:
@@ -121,7 +108,7 @@ def _log_fault(name: str, proxy: FaultProxy) -> None:
     print(f"{name}: {len(proxy.injected)} faults, {proxy.num_requests} requests")
 
 
-@pytest.mark.parametrize("name", LASTING)
+@pytest.mark.parametrize("name", _tiered(LASTING))
 def test_a_lasting_fault_ends_in_one_clear_line(
     name: str, proxied: tuple[Store, FaultProxy], tmp_path: Path
 ) -> None:
@@ -183,6 +170,7 @@ def test_a_role_that_may_only_read_is_refused_at_its_first_write(
     assert store.get("doc.json") is None
 
 
+@pytest.mark.slow
 def test_what_was_written_before_and_is_refused_now_is_an_outage(
     proxied: tuple[Store, FaultProxy],
 ) -> None:
@@ -240,6 +228,7 @@ def test_surroundings_that_cannot_work_end_in_one_clear_line(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_credentials_that_appear_late_are_found(
     proxied: tuple[Store, FaultProxy], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -258,6 +247,7 @@ def test_credentials_that_appear_late_are_found(
     timer.join(timeout=5)
 
 
+@pytest.mark.slow
 def test_a_service_that_comes_back_is_used_again(proxied: tuple[Store, FaultProxy]) -> None:
     store, proxy = proxied
     proxy.refuse()

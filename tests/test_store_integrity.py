@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,25 +16,9 @@ from job.errors import StoreError
 from job.store import open_store, probe
 from job.store.base import Store
 from job.store.documents import create_document, swap_document
-from tests.servers import behind_proxy, s3
+from tests.servers import s3
 from tests.servers.behind_proxy import LARGE_BYTES, LIMITS, RETRYING_LIMITS, SHORT_LIMITS
 from tests.servers.proxy import Fault, FaultProxy, proxy_to
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:google.*", "ignore::FutureWarning:google.*"
-)
-
-
-@pytest.fixture(scope="module")
-def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with behind_proxy.services(tmp_path_factory.mktemp("servers")) as endpoints:
-        yield endpoints
-
-
-@pytest.fixture(params=["s3", "gs"])
-def proxied(request, endpoints, monkeypatch, tmp_path) -> Iterator[tuple[Store, FaultProxy]]:  # type: ignore[no-untyped-def]
-    with behind_proxy.store(request.param, endpoints, monkeypatch, tmp_path) as proxied:
-        yield proxied
 
 
 def test_writes_whose_answers_are_lost_are_our_own(proxied: tuple[Store, FaultProxy]) -> None:
@@ -56,6 +39,7 @@ def test_writes_whose_answers_are_lost_are_our_own(proxied: tuple[Store, FaultPr
     assert proxy.injected == ["drop answer"] * 10
 
 
+@pytest.mark.slow
 def test_the_probe_survives_lost_answers(proxied: tuple[Store, FaultProxy]) -> None:
     store, proxy = proxied
     for skipped in range(4):  # each of its writes in turn
