@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.command_line import parse
+from job.environment import load_settings
 from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
-from job.settings import Settings, load_settings
+from job.settings import Settings
 from job.verbs import run_exclude, run_gc, run_redo
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _change(
 
 
 def _sweep_create(_options: argparse.Namespace) -> int:
-    from job.spec import load_sweep_file
+    from job.identity import load_sweep_file
     from job.sweep.wandb import create_sweep, next_steps
 
     settings = _settings(dataset_uri="not-needed", output_uri="not-needed")

@@ -9,7 +9,7 @@ from job.errors import VOLUME_FULL, SettingsError, SlotError
 from job.lease import Lease
 from job.ledger import Ledger
 from job.settings import Settings
-from job.spec import gpu_hours_spent
+from job.spending import gpu_hours_spent
 
 FRUITLESS_ATTEMPTS = 3  # that trained two checkpoint intervals each and published nothing later
 STARTLESS_ATTEMPTS = 10  # that never finished a step

@@ -25,7 +25,7 @@ import json, os, sys
 from job import supervisor
 from job.log import set_up_logging
 from job.pulse import Hearing
-from job.settings import load_settings
+from job.environment import load_settings
 python = sys.argv[2].startswith("import ")
 supervisor.TRIAL_COMMAND = (sys.executable if python else "sh", "-c", sys.argv[2])
 set_up_logging("text")

@@ -12,7 +12,7 @@ from job.errors import SlotError
 from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
-from job.spec import gpu_seconds
+from job.spending import gpu_seconds
 from job.store.documents import Json, read_document
 from job.sweep.definition import SweepDefinition, parse_definition
 
