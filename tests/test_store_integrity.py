@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from job.checkpoint import fetch_folder, publish_folder
+from job.checkpoint import fetch_folder, seal_folder, upload_folder
 from job.errors import StoreError
 from job.store import open_store, probe
 from job.store.base import Store
@@ -59,7 +59,8 @@ def test_a_flipped_bit_on_the_way_is_never_loaded(
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/small").write_bytes(os.urandom(50_000))
     (tmp_path / "adapter/large").write_bytes(os.urandom(LARGE_BYTES))
-    published = publish_folder(store, "best", tmp_path / "adapter")
+    published = seal_folder("best", tmp_path / "adapter")
+    upload_folder(store, published, tmp_path / "adapter")
     proxy.faults = [Fault("corrupt answer", match="GET")]
     store = open_store(store.uri, limits=SHORT_LIMITS)
     with pytest.raises(StoreError):
