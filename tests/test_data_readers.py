@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.data.json_array import ITEM_LIMIT_BYTES, array_items
+from job.data.json_array import ITEM_LIMIT_CHARACTERS, array_items
 from job.data.readers import read_file
 from job.data.rows import Row
 from job.errors import DataError
@@ -111,7 +111,7 @@ def without_a_checksum_bit(data: bytes) -> bytes:
         ("rows.json", b'[{"a": 1} {"a": 2}]', "is not valid JSON after row 1"),
         ("rows.json", b'["\xff"]', "is not valid JSON after row 0"),
         ("rows.json", b"[" * 100_000, "is not valid JSON after row 0"),
-        ("rows.json", b'["' + b"x" * (ITEM_LIMIT_BYTES * 2) + b'"]', "next row is over 16 MB"),
+        ("rows.json", b'["' + b"x" * (ITEM_LIMIT_CHARACTERS * 2) + b'"]', "next row is over 16 MB"),
         ("rows.csv", b"a,a\n1,2\n", "names a column twice"),
         ("rows.csv", b'"a' + b"\n" * 2**21, "does not begin with the names of its columns"),
         ("rows.parquet", FILES["rows.parquet"][:-20], "is damaged Parquet"),
