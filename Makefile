@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu bench-counted image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against 
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
 	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
+
+bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU needed, but g++
+	$(BIN)/python -m benchmarks.counted
 
 image:  ## build the container image (needs Docker)
 	docker build --tag $(IMAGE) $(BUILD_ARGS) .

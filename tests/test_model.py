@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -58,108 +57,6 @@ def test_gradients_reach_the_whole_depth_after_an_evaluation(base: Path) -> None
         if "lora_B" in name:
             assert parameter.grad is not None, name
             assert float(parameter.grad.abs().max()) > 0, name
-
-
-@pytest.fixture(scope="module")
-def bf16_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Unsloth publishes them: 4-bit, and everything else in bf16."""
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    folder = tmp_path_factory.mktemp("bf16")
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=quantization, dtype=torch.bfloat16
-    ).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("dtype_name", ["float32", "float16"])
-def test_a_pre_quantised_bf16_checkpoint_is_normalised(bf16_base: Path, dtype_name: str) -> None:
-    import torch
-
-    from job.training.model import load_base, normalise_dtype
-
-    dtype = getattr(torch, dtype_name)
-    model = load_base(str(bf16_base), None, torch.device("cpu"))
-    frequencies = model.base_model.rotary_emb.inv_freq.clone()
-    normalise_dtype(model, dtype)  # fp16 is what load_base() does on a GPU
-    num_layers = 0
-    for module in model.modules():
-        if hasattr(module, "compute_dtype"):
-            num_layers += 1
-            state = module.weight.quant_state
-            assert module.compute_dtype == state.dtype == dtype
-            assert state.nested
-            scales = (
-                state.absmax,
-                state.state2.absmax,
-                state.offset,
-                state.code,
-                state.state2.code,
-            )
-            assert state.state2.dtype == torch.float32
-            assert [t.dtype for t in scales] == [torch.uint8, *[torch.float32] * 4]
-    assert num_layers == 14
-    assert {p.dtype for p in model.parameters()} == {dtype, torch.uint8}
-    for part in (model.get_input_embeddings(), model.get_output_embeddings(), model.model.norm):
-        assert part.weight.dtype == dtype
-    assert torch.equal(model.base_model.rotary_emb.inv_freq, frequencies)
-    assert frequencies.dtype == torch.float32
-    assert not any(t.dtype == torch.bfloat16 for t in (*model.parameters(), *model.buffers()))
-
-
-def test_weights_that_fp16_cannot_hold_are_refused(base: Path) -> None:
-    import torch
-
-    from job.training.model import load_base, normalise_dtype
-
-    model = load_base(str(base), None, torch.device("cpu"))
-    model.model.norm.weight.data[3] = 1e5
-    with pytest.raises(SettingsError, match=r"model.norm.weight holds values that fp16 cannot"):
-        normalise_dtype(model, torch.float16)
-
-
-def test_a_step_in_fp16_autocast_computes_in_fp16_and_keeps_fp32_adapters(bf16_base: Path) -> None:
-    """A CPU in place of a GPU: what autocast, packing and loss do with dtypes is the same."""
-    import torch
-
-    from job.training.batching import pack
-    from job.training.loss import target_nll
-    from job.training.model import (
-        add_adapters,
-        load_base,
-        normalise_dtype,
-        set_recompute,
-    )
-
-    batch = next(pack(make_table(4, seed=3), range(4), 10_000))
-    losses = []
-    for dtype in (torch.float32, torch.float16):
-        base = load_base(str(bf16_base), None, torch.device("cpu"))
-        normalise_dtype(base, dtype)
-        model = add_adapters(base, make_recipe())
-        set_recompute(model, "all")
-        seen: dict[str, torch.dtype] = {}
-        for name, module in model.named_modules():
-            if name.endswith(("lora_A.default", "lora_B.default", "base_layer", "norm")):
-                module.register_forward_hook(
-                    lambda _m, _i, output, name=name, to=seen: to.update({name: output.dtype})
-                )
-        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
-            nll = target_nll(model, batch)
-        (nll / len(batch.targets) * 1024).backward()
-        losses.append(float(nll.detach()))
-        assert set(seen.values()) == {dtype}
-        assert nll.dtype == torch.float32
-        gradients = {p.grad.dtype for p in model.parameters() if p.grad is not None}
-        assert gradients == {torch.float32}
-    assert math.isclose(losses[0], losses[1], rel_tol=2e-3)
 
 
 @pytest.mark.parametrize(
