@@ -128,7 +128,7 @@ def test_a_file_that_is_no_rows_is_one_clear_line(
     assert message.count(": ") >= 2  # what, and the way out
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+@pytest.mark.parametrize("pack", [zstd, *slow(gzip.compress)])
 @pytest.mark.parametrize("line", [b"\0", *slow(b'{"text": "' + b"x" * 2**14 + b'"}\n')])
 def test_a_decompression_bomb_ends_in_one_error(
     tmp_path: Path, pack: Callable[[bytes], bytes], line: bytes

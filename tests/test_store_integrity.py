@@ -52,6 +52,7 @@ def test_the_probe_survives_lost_answers(proxied: tuple[Store, FaultProxy]) -> N
     assert proxy.injected.count("drop answer") == 4
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_on_the_way_is_never_loaded(
     proxied: tuple[Store, FaultProxy], tmp_path: Path
 ) -> None:
