@@ -40,7 +40,7 @@ demo: $(STAMP)  ## run a sweep of 3 trials on generated data and a generated mod
 test: $(STAMP)  ## run all tests (those that need a GPU are skipped without one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test-fast: $(STAMP)  ## run the tests that need no training
+test-fast: $(STAMP)  ## run the quick tests, which need no torch and train nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not gpu'
 
 test-gpu: $(STAMP)  ## run the tests that need a CUDA GPU
