@@ -12,14 +12,8 @@ from typing import Any
 import pytest
 
 from job.errors import SettingsError
-from tests.tiny_model import make_base, make_recipe, make_table
-
-DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.slow),
-    pytest.param("cuda", marks=pytest.mark.gpu),
-]
-on_every_device = pytest.mark.parametrize("device", DEVICES)
-LORA_DROPOUT = 0.1
+from tests.tiny_model import make_base, make_table
+from tests.tiny_training import half_trainer, on_every_device
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +38,6 @@ def bf16_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         base, quantization_config=quantization, dtype=torch.bfloat16
     ).save_pretrained(folder)
     return folder
-
-
-def _trainer(folder: Path, device: str, dtype_name: str = "float16", **recipe: Any) -> Any:
-    import torch
-
-    from job.training.model import add_adapters, load_base
-    from job.training.trainer import Trainer
-
-    where, what = torch.device(device), make_recipe(**{"lora_dropout": LORA_DROPOUT} | recipe)
-    model = load_base(str(folder), None, where, dtype=getattr(torch, dtype_name))
-    return Trainer(add_adapters(model, what), what, device=where, token_budget=80)
 
 
 def _gradients(trainer: Any, table: Any) -> Any:
@@ -90,12 +73,6 @@ def _plain_gradients(trainer: Any, table: Any) -> Any:
         trainer.scaler.scale(nll / table.num_target_tokens).backward()
     trainer.scaler.unscale_(trainer.optimizer)
     return torch.cat([p.grad.flatten().cpu() for p in trainer.parameters])
-
-
-def _adapter(trainer: Any) -> Any:
-    import torch
-
-    return torch.cat([p.detach().flatten().cpu() for p in trainer.parameters])
 
 
 @pytest.mark.slow
@@ -166,7 +143,7 @@ def test_inside_a_lora_layer_everything_is_fp16_and_adapters_stay_fp32(
 
     from job.training.state import TrainState
 
-    trainer = _trainer(bf16_base, device)
+    trainer = half_trainer(bf16_base, device)
     trainer.set_plan(80, recompute)
     seen: dict[str, torch.dtype] = {}
     for name, module in trainer.model.named_modules():
@@ -187,7 +164,7 @@ def test_losses_are_near_those_of_fp32(base: Path, device: str) -> None:
 
     held_out = make_table(12, seed=2)
     half, exact = (
-        _trainer(base, where, dtype).evaluate(held_out, TrainState())
+        half_trainer(base, where, dtype).evaluate(held_out, TrainState())
         for where, dtype in ((device, "float16"), ("cpu", "float32"))
     )
     assert half == pytest.approx(exact, rel=2e-3)
@@ -199,9 +176,9 @@ def test_gradients_are_as_near_to_fp32s_as_those_of_the_plain_loss(base: Path, d
     import torch
 
     table = make_table(12, seed=2)
-    exact = _gradients(_trainer(base, "cpu", "float32", lora_dropout=0.0), table)
-    ours = _gradients(_trainer(base, device, lora_dropout=0.0), table)
-    plain = _plain_gradients(_trainer(base, device, lora_dropout=0.0), table)
+    exact = _gradients(half_trainer(base, "cpu", "float32", lora_dropout=0.0), table)
+    ours = _gradients(half_trainer(base, device, lora_dropout=0.0), table)
+    plain = _plain_gradients(half_trainer(base, device, lora_dropout=0.0), table)
     size = torch.linalg.norm(exact)
     assert torch.linalg.norm(plain - exact) < 0.03 * size
     assert torch.linalg.norm(ours - exact) < 1.1 * torch.linalg.norm(plain - exact)
@@ -219,137 +196,8 @@ def test_small_gradients_survive_fp16(base: Path, device: str) -> None:
     order = Order("step", [[0, 1, 2, 3]], 80, "none", 0, num_targets=10_000_000)
     sums = []
     for where, dtype in ((device, "float16"), ("cpu", "float32")):
-        trainer = _trainer(base, where, dtype, lora_dropout=0.0)
+        trainer = half_trainer(base, where, dtype, lora_dropout=0.0)
         trainer.compute_step(table, order, 0)
         trainer.scaler.unscale_(trainer.optimizer)
         sums.append(torch.cat([p.grad.flatten().cpu() for p in trainer.parameters]))
     assert torch.linalg.norm(sums[0] - sums[1]) < 0.03 * torch.linalg.norm(sums[1])
-
-
-@on_every_device
-def test_twenty_steps_learn_without_a_lost_step_after_the_scaler_settled(
-    base: Path, device: str
-) -> None:
-    from job.training.state import TrainState
-
-    trainer = _trainer(base, device)
-    table, held_out, state = make_table(40, seed=1), make_table(12, seed=2), TrainState()
-    before = trainer.evaluate(held_out, state)
-    skipped = [trainer.step(table, state) and state.skipped_in_a_row for _ in range(20)]
-    assert skipped[-1] == 0
-    assert not state.diverged
-    assert trainer.evaluate(held_out, state) < before
-
-
-@on_every_device
-def test_a_step_that_overflows_changes_no_weight_and_halves_the_scale(
-    base: Path, device: str
-) -> None:
-    import torch
-
-    from job.training.state import TrainState
-
-    trainer, state, table = _trainer(base, device, warmup_ratio=0.0), TrainState(), make_table(8, 1)
-    _set_scale(trainer, 2.0**40)
-    before = _adapter(trainer)
-    report = trainer.step(table, state)
-    assert (state.step, state.skipped_in_a_row, state.diverged) == (1, 1, False)
-    assert report.train_loss == pytest.approx(trainer.evaluate(table, state), rel=0.3)
-    assert torch.equal(_adapter(trainer), before)
-    assert trainer.scaler.get_scale() == 2.0**39
-    _set_scale(trainer, 2.0**10)
-    trainer.step(table, state)
-    assert state.skipped_in_a_row == 0
-    assert not torch.equal(_adapter(trainer), before)
-
-
-@on_every_device
-def test_twenty_overflows_in_a_row_are_a_divergence(base: Path, device: str) -> None:
-    from job.training.state import TrainState
-
-    trainer, state = _trainer(base, device, planned_steps=30), TrainState()
-    for step in range(1, 21):
-        _set_scale(trainer, 2.0**60)
-        trainer.step(make_table(8, 1), state)
-        assert state.diverged == (step == 20)
-
-
-@on_every_device
-def test_a_restored_trainer_takes_the_same_steps_at_the_same_loss_scale(
-    base: Path, device: str, tmp_path: Path
-) -> None:
-    import torch
-
-    from job.training.state import TrainState
-
-    trainer, table, state = _trainer(base, device), make_table(40, seed=1), TrainState()
-    _set_scale(trainer, 2.0**30)
-    for _ in range(5):  # some of them overflow, so the scale moves
-        trainer.step(table, state)
-    saved, at = trainer.save(tmp_path), state.step
-    scale = trainer.scaler.get_scale()
-    assert scale < 2.0**30
-    expected = [trainer.step(table, state).train_loss for _ in range(3)]
-    other = _trainer(base, device)  # in a new process its scaler was not used yet
-    other.restore(tmp_path, saved)
-    assert other.scaler.get_scale() == scale
-    again = TrainState(step=at)
-    losses = [other.step(table, again).train_loss for _ in range(3)]
-    if device == "cpu":
-        assert losses == expected
-        assert torch.equal(_adapter(other), _adapter(trainer))
-    else:  # a GPU's attention backward sums in no fixed order
-        assert losses == pytest.approx(expected, abs=1e-3)
-
-
-@on_every_device
-@pytest.mark.parametrize("where", ["micro-batch", "update"])
-def test_out_of_memory_loses_no_step_and_keeps_the_scale(
-    base: Path, device: str, where: str
-) -> None:
-    """Also between unscaling and the update, where a scaler refuses to be asked twice."""
-    import torch
-
-    from job.training.loop import easing_on_oom
-    from job.training.state import TrainState
-
-    trainer, table, state = _trainer(base, device), make_table(40, seed=1), TrainState()
-    _set_scale(trainer, 2.0**10)
-    trainer.step(table, state)
-    left = [torch.OutOfMemoryError("planted")]
-
-    def fail_once(*_: Any, **__: Any) -> None:
-        if left:
-            raise left.pop()
-
-    if where == "update":
-        trainer.optimizer.register_step_pre_hook(fail_once)
-    else:
-        trainer.model.get_base_model().base_model.register_forward_pre_hook(fail_once)
-    report = easing_on_oom(trainer, lambda: trainer.step(table, state))
-    assert (report.step, state.step, state.skipped_in_a_row) == (2, 2, 0)
-    assert trainer.recompute == "second"
-    assert trainer.scaler.get_scale() == 2.0**10
-
-
-@on_every_device
-def test_a_rehearsal_leaves_the_loss_scale_as_it_was(base: Path, device: str) -> None:
-    from job.training.memory import MemoryPlan
-    from job.training.rehearsal import rehearse
-    from job.training.state import TrainState
-
-    table = make_table(40, seed=1)
-
-    def first_steps(trainer: Any) -> list[float]:
-        state = TrainState()
-        return [trainer.step(table, state).train_loss for _ in range(3)]
-
-    expected = first_steps(_trainer(base, device))
-    trainer = _trainer(base, device)
-    assert rehearse(trainer, table, MemoryPlan(80, rehearse=True)) is None
-    assert first_steps(trainer) == pytest.approx(expected, abs=0 if device == "cpu" else 1e-3)
-    assert trainer.scaler.get_scale() == 2.0**16
-
-
-def _set_scale(trainer: Any, scale: float) -> None:
-    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": scale})

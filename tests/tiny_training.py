@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_model import make_table
+import pytest
+
+from tests.tiny_model import make_recipe, make_table
+
+on_every_device = pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.slow),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+)
 
 
 def make_model(base: Path, recipe: Any) -> Any:
@@ -23,6 +33,18 @@ def make_trainer(base: Path, recipe: Any, token_budget: int = 80) -> Any:
 
     model = make_model(base, recipe)
     return Trainer(model, recipe, device=torch.device("cpu"), token_budget=token_budget)
+
+
+def half_trainer(folder: Path, device: str, dtype_name: str = "float16", **recipe: Any) -> Any:
+    """In a GPU's precision, on a CPU as well."""
+    import torch
+
+    from job.training.model import add_adapters, load_base
+    from job.training.trainer import Trainer
+
+    where, what = torch.device(device), make_recipe(**{"lora_dropout": 0.1} | recipe)
+    model = load_base(str(folder), None, where, dtype=getattr(torch, dtype_name))
+    return Trainer(add_adapters(model, what), what, device=where, token_budget=80)
 
 
 def never_stop() -> None:

@@ -13,8 +13,8 @@ from job.data.samples import SampleTable
 from job.errors import GpuError
 from job.log import log
 from job.training.recipe import Recipe
-from job.training.state import TrainState
-from job.training.trainer import ShouldStop, StepReport, Trainer
+from job.training.state import StepReport, TrainState
+from job.training.trainer import ShouldStop, Trainer
 
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 Result = TypeVar("Result")

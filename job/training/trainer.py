@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from job.training.model import set_recompute, trainable_parameters
 from job.training.precision import autocast, loss_scaler, model_dtype
 from job.training.recipe import Recipe, derive_seed, learning_rate_at
 from job.training.snapshot import Snapshot, put_back, read_snapshot, take_snapshot
-from job.training.state import TrainState
+from job.training.state import StepReport, TrainState
 
 MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
@@ -36,18 +35,6 @@ ShouldStop = Callable[[], None]
 
 def _never() -> None:
     """A `should_stop` that never stops."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step did."""
-
-    step: int  # steps done, this one included
-    train_loss: float  # mean over the step's target tokens, natural log
-    learning_rate: float
-    grad_norm: float  # before clipping
-    num_tokens: int
-    seconds: float
 
 
 class Trainer:
