@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu bench-counted image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ demo: $(STAMP)  ## run a sweep of 3 trials on generated data and a generated mod
 test: $(STAMP)  ## run all tests (those that need a GPU are skipped without one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test-fast: $(STAMP)  ## run the tests that need no training
+test-fast: $(STAMP)  ## run the quick tests, which need no torch and train nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not gpu'
 
 test-gpu: $(STAMP)  ## run the tests that need a CUDA GPU
@@ -74,6 +74,9 @@ bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against 
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
 	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
+
+bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU needed, but g++
+	$(BIN)/python -m benchmarks.counted
 
 # Docker before 23 builds with BuildKit only when told to.
 image:  ## build the container image (needs Docker)

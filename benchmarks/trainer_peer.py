@@ -73,10 +73,7 @@ def train_with_trainer(
 
     On a GPU in fp16, with all layers recomputed.
     """
-    # Nothing of ours: transformers' attention, PEFT's own forward pass.
-    model.get_base_model().set_attn_implementation("sdpa")
-    for module in model.modules():
-        module.__dict__.pop("forward", None)
+    as_peft_leaves_it(model)
     recorder = _Recorder()
     arguments = TrainingArguments(
         output_dir=str(output_dir),
@@ -114,6 +111,24 @@ def train_with_trainer(
     ]
     trainer.train()
     return recorder.steps
+
+
+def as_peft_leaves_it(model: Any) -> None:
+    """Nothing of ours: transformers' attention, PEFT's own forward pass."""
+    model.get_base_model().set_attn_implementation("sdpa")
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+
+
+def padded_batches(table: SampleTable, recipe: Recipe) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """The micro-batches of one step after another, as the Trainer gets them."""
+    rows, size = _rows(table), recipe.per_device_train_batch_size
+    for step in range(recipe.planned_steps):
+        indices = samples_of_step(recipe, len(table), step)
+        yield [
+            _collate([rows[i] for i in indices[start : start + size]])
+            for start in range(0, len(indices), size)
+        ]
 
 
 def _rows(table: SampleTable) -> list[dict[str, list[int]]]:

@@ -91,6 +91,8 @@ def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustain
     recipe = _recipe(arguments.steps, 0.05 if arguments.device == "cuda" else 0.0)
     table = log_normal_rows(recipe.samples_per_step * arguments.steps, SHAPES[name]["vocab_size"])
     write_model(folder / "model", name)
+    if arguments.device == "cuda":  # of this process, or the sides would plan with what it left
+        torch.cuda.empty_cache()
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
     np.savez(
         folder / "rows.npz",
@@ -119,7 +121,8 @@ def _run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
         command = [sys.executable, "-m", "benchmarks.training_side", side, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:  # a peer may not fit the card: that is a result, too
-        return {"failure": done.stderr.strip().splitlines()[-1][:200]}
+        last_line = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        return {"failure": last_line[:200]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
@@ -140,7 +143,7 @@ def _show(
     columns = ["", "tokens/s", "lowest", "highest", "peak MB", f"loss, step {len(our_tokens)}"]
     for column in [*columns, "FLOP used", "ratio"]:
         shown.add_column(column, justify="right" if column else "left")
-    rates = {}
+    rates: dict[str, list[float]] = {}
     notes = []
     for side, results in runs.items():
         if failure := next((r["failure"] for r in results if "failure" in r), None):
@@ -148,7 +151,6 @@ def _show(
             notes.append(f"{NAMES[side]}: {failure}")
             continue
         rates[side] = [_rate(result, our_tokens) for result in results]
-        ratio = statistics.median(a / b for a, b in zip(rates["job"], rates[side], strict=True))
         peak = max(result["peak_bytes"] for result in results)
         median = statistics.median(rates[side])
         shown.add_row(
@@ -159,11 +161,19 @@ def _show(
             f"{peak / 1e6:.0f}{_predicted(results[0])}",
             f"{results[0]['losses'][-1]:.5f}",
             f"{median * _flops_of_a_token(config) / sustained:.0%}",
-            f"{ratio:.2f}",
+            _ratio(rates, side),
         )
         notes.append(f"{NAMES[side]}: {results[0]['plan']}")
     shown.caption = "\n".join(notes)
     return shown
+
+
+def _ratio(rates: dict[str, list[float]], side: str) -> str:
+    """How many times the side's rate ours is, round by round; nothing to say if ours failed."""
+    if "job" not in rates:
+        return ""
+    pairs = zip(rates["job"], rates[side], strict=True)
+    return f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
 
 
 def _rate(result: dict[str, Any], our_tokens: list[int]) -> float:

@@ -40,6 +40,8 @@ def main() -> None:
     base = load_base(str(arguments.folder / "model"), None, device)
     model = add_adapters(base, recipe)
     before = _resident_bytes()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     if arguments.side == "job":
         config = json.loads((arguments.folder / "model" / "config.json").read_text())
         usable = usable_memory_bytes(device, gpu_memory_gb=arguments.gpu_memory_gb)

@@ -28,16 +28,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.command_line import parse
+from job.environment import load_settings
 from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
-from job.settings import Settings, load_settings
+from job.settings import Settings
 from job.verbs import run_exclude, run_gc, run_redo
 
 if TYPE_CHECKING:
     from job.ledger import Ledger
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
-NO_ROWS = "not-needed"  # JOB_DATASET_URI of verbs that read no rows
+NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +116,7 @@ def _end_hung(reason: str) -> None:
 def _open_ledger() -> tuple[Settings, Ledger]:
     from job.report.commands import open_ledger
 
-    settings = _settings(dataset_uri=NO_ROWS)
+    settings = _settings(dataset_uri=NOT_NEEDED)
     return settings, open_ledger(settings)
 
 
@@ -147,10 +148,10 @@ def _change(
 
 
 def _sweep_create(_options: argparse.Namespace) -> int:
-    from job.spec import load_sweep_file
+    from job.identity import load_sweep_file
     from job.sweep.wandb import create_sweep, next_steps
 
-    settings = _settings(dataset_uri="not-needed", output_uri="not-needed")
+    settings = _settings(dataset_uri=NOT_NEEDED, output_uri=NOT_NEEDED)
     sweep = create_sweep(settings, load_sweep_file(settings))
     print(next_steps(settings, sweep))
     return ExitCode.OK

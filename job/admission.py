@@ -9,7 +9,7 @@ from job.errors import VOLUME_FULL, SettingsError, SlotError
 from job.lease import Lease
 from job.ledger import Ledger
 from job.settings import Settings
-from job.spec import gpu_hours_spent
+from job.spending import gpu_hours_spent
 
 FRUITLESS_ATTEMPTS = 3  # that trained two checkpoint intervals each and published nothing later
 STARTLESS_ATTEMPTS = 10  # that never finished a step
@@ -45,7 +45,10 @@ def nothing_to_do(settings: Settings, ledger: Ledger) -> str:
 
 
 def check_progress(ledger: Ledger, lease: Lease) -> None:
-    """Close a slot that eats attempts without getting anywhere; preemptions alone never do."""
+    """Close a slot that eats attempts without getting anywhere; preemptions alone never do.
+
+    Raises `SlotError` for such a slot.
+    """
     fruitless, startless = lease.content["fruitless"], lease.content["startless"]
     if fruitless < FRUITLESS_ATTEMPTS and startless < STARTLESS_ATTEMPTS:
         return
@@ -59,7 +62,7 @@ def check_progress(ledger: Ledger, lease: Lease) -> None:
 
 
 def check_undrawn(ledger: Ledger, lease: Lease) -> None:
-    """A slot with a checkpoint but no spec is damaged, and never drawn again."""
+    """Raise `SlotError` for a slot with a checkpoint but no spec: it is never drawn again."""
     if lease.content["checkpoints"]:
         raise SlotError(
             f"slot {lease.slot} is damaged: it has checkpoints but no spec.json in"
@@ -76,7 +79,10 @@ def budget_spent(settings: Settings, ledger: Ledger) -> str | None:
 
 
 def check_work_dir(work_dir: Path) -> None:
-    """Before minutes are spent: `JOB_WORK_DIR` must be a folder that we may write."""
+    """Before minutes are spent: `JOB_WORK_DIR` must be a folder that we may write.
+
+    Raises `SettingsError`, and the `OSError` of a full volume.
+    """
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=work_dir).close()

@@ -23,7 +23,7 @@ class PublishedFolder:
 
 
 def seal_folder(prefix: str, folder: Path) -> PublishedFolder:
-    """Write the manifest of `folder`; what it will be called once it is uploaded."""
+    """Write the manifest of `folder`; it will be called `<prefix>-<sha256>` once it is uploaded."""
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
     manifest = json.dumps({"files": files}, indent=1, sort_keys=True)
@@ -38,13 +38,6 @@ def upload_folder(store: Store, sealed: PublishedFolder, folder: Path) -> None:
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     for path in (*paths, folder / MANIFEST):
         store.upload(f"{sealed.key}/{path.name}", path)
-
-
-def publish_folder(store: Store, prefix: str, folder: Path) -> PublishedFolder:
-    """Upload the files of `folder` to `<prefix>-<sha256>/`, the manifest last."""
-    sealed = seal_folder(prefix, folder)
-    upload_folder(store, sealed, folder)
-    return sealed
 
 
 def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from job.data.prepared import PreparedData
 from job.ledger import Ledger
 from job.log import log
 from job.settings import Settings
-from job.spec import draw_spec, freeze_spec, observe
+from job.spec import freeze_spec, observe
 from job.store.documents import Json
+from job.sweep.builtin import suggest
 from job.sweep.definition import SweepDefinition
 from job.sweep.wandb import SweepPath, wait_until_running
 from job.sweep.wandb_agent import AgentRun, draw
@@ -49,22 +52,28 @@ def draw_for(
     *,
     check: Callable[[], None],
 ) -> Drawn | None:
-    """Ask the engine for the slot's parameters and freeze them; None if it has no more."""
+    """Ask the engine for the slot's parameters and freeze them; None if it has no more.
+
+    Whoever freezes first wins: what is returned is what stands in the bucket.
+    """
+    observations, step_0_loss = observe(ledger, settings.num_trials, but=slot)
+    freeze = partial(freeze_spec, settings, ledger, slot, data, measure_step_0=step_0_loss is None)
     if settings.wandb_sweep_id is None:
-        spec = draw_spec(settings, definition, ledger, slot, data)
-        return None if spec is None else Drawn(spec)
-    _, step_0_loss = observe(ledger, settings.num_trials, but=slot)
+        params = suggest(
+            definition,
+            slot=slot,
+            sweep=ledger.sweep,
+            observations=observations,
+            step0_loss=step_0_loss,
+            defaults=settings.hyperparameters,
+        )
+        if params is None:
+            return None
+        log.info("slot %d: drawn by %s from %d results", slot, definition.method, len(observations))
+        return Drawn(freeze(params, wandb={"wandb_run_id": uuid.uuid4().hex[:8]}))
 
     def begin(params: Mapping[str, Any], run_id: str, path: SweepPath) -> bool:
-        frozen = freeze_spec(
-            settings,
-            ledger,
-            slot,
-            data,
-            params,
-            measure_step_0=step_0_loss is None,
-            wandb={"wandb_run_id": run_id, "wandb_sweep": str(path)},
-        )
+        frozen = freeze(params, wandb={"wandb_run_id": run_id, "wandb_sweep": str(path)})
         return bool(frozen["wandb_run_id"] == run_id)
 
     agent_run = draw(settings, definition, begin, check=check)

@@ -73,7 +73,7 @@ class GpuError(JobError):
 
 
 class OutageError(JobError):
-    """The store, W&B or the network failed for too long, or the work volume is full."""
+    """The store, W&B or the network fails for too long, this process hangs, or a volume is full."""
 
     exit_code = ExitCode.OUTAGE
 
@@ -89,7 +89,7 @@ class PreemptedError(JobError):
 
 
 class CredentialsError(JobError):
-    """The store or W&B refused our credentials."""
+    """The store, W&B or the Hugging Face hub refused our credentials."""
 
     exit_code = ExitCode.CREDENTIALS
 

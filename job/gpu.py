@@ -18,10 +18,10 @@ from job.errors import GpuError
 from job.log import log
 
 NVML = "libnvidia-ml.so.1"
-NVML_NOT_SUPPORTED = 3
+NVML_NOT_SUPPORTED, NVML_NO_PERMISSION = 3, 4
 # What the codes that a node really shows mean; nvmlReturn_t has 30 of them.
 NVML_ERRORS = {
-    4: "no permission to use the GPU",
+    NVML_NO_PERMISSION: "no permission to use the GPU",
     6: "there is no such GPU",
     9: "the NVIDIA driver is not loaded",
     15: "the GPU is lost: it has fallen off the bus",
@@ -110,15 +110,14 @@ def read_gpu(visible: str | None, *, library: str = NVML) -> Gpu:
     _call(nvml, "nvmlInit_v2")
     try:
         device = _handle(nvml, wanted)
-        memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
-        _call(nvml, "nvmlDeviceGetMemoryInfo", device, memory)
+        total_bytes, free_bytes = _memory(nvml, device)
         cuda = ctypes.c_int()
         _call(nvml, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(cuda))
         return Gpu(
             name=_text(nvml, "nvmlDeviceGetName", device),
             capability=_capability(nvml, device),
-            total_bytes=memory[0],
-            free_bytes=memory[1],
+            total_bytes=total_bytes,
+            free_bytes=free_bytes,
             driver=_text(nvml, "nvmlSystemGetDriverVersion"),
             driver_cuda=(cuda.value // 1000, cuda.value % 1000 // 10),
         )
@@ -148,6 +147,22 @@ def _handle(nvml: ctypes.CDLL, wanted: str) -> ctypes.c_void_p:
     else:  # GPU-<uuid>, or MIG-<uuid> for a slice of one
         _call(nvml, "nvmlDeviceGetHandleByUUID", wanted.encode(), ctypes.byref(device))
     return device
+
+
+def _memory(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[int, int]:
+    """Total and free bytes; of its slice, where this container has a slice (MIG) of the card.
+
+    Index 0 is the whole card even then, and its memory is nobody's to see: `NO_PERMISSION`.
+    """
+    memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
+    code = nvml.nvmlDeviceGetMemoryInfo(device, memory)
+    if code == NVML_NO_PERMISSION:
+        mig = ctypes.c_void_p()
+        first = ctypes.c_uint(0)
+        if nvml.nvmlDeviceGetMigDeviceHandleByIndex(device, first, ctypes.byref(mig)) == 0:
+            code = nvml.nvmlDeviceGetMemoryInfo(mig, memory)
+    _check(code, "nvmlDeviceGetMemoryInfo")
+    return memory[0], memory[1]
 
 
 def _capability(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[int, int] | None:

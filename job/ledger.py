@@ -111,7 +111,7 @@ class Ledger:
             )
 
     def spec(self, slot: int) -> Json | None:
-        """What the slot computes; None if it was never drawn."""
+        """What the slot computes; None if it was never drawn. Raises `SlotError` if damaged."""
         document = read_document(self.store, f"{self.slot_prefix(slot)}/spec.json")
         if document is not None and "recipe" not in document.content:
             raise SlotError(f"slot {slot}: its spec.json is damaged, it has no recipe")
@@ -185,7 +185,10 @@ class Ledger:
         return count
 
     def committed(self, num_trials: int) -> Iterator[tuple[int, Json, Json]]:
-        """Slot, spec and result of every committed slot that is not excluded."""
+        """Slot, spec and result of every committed slot that is not excluded.
+
+        Raises `SlotError` at a damaged one.
+        """
         for slot in range(num_trials):
             view = self.pin(slot)
             result = view.result(slot)

@@ -22,7 +22,7 @@ from job.log import log
 class Hearing:
     """How long a child may be unheard, in seconds that both lived through."""
 
-    silence_seconds: float = 600.0  # longer than the child's own watchdog takes
+    silence_seconds: float = 600.0  # twice the child's own patience: the code may only be slow
     tick_seconds: float = 5.0
     words_seconds: float = 10.0  # from SIGABRT, which dumps the stacks, to SIGKILL
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 from job.errors import JobError, OutageError, PreemptedError, is_volume_full
 
@@ -14,11 +13,8 @@ EXIT_MARGIN_SECONDS = 4.0  # the parent kills 3 s before the grace ends; one mor
 class Stop:
     """Set once by a signal; asked between micro-batches, in evaluation, load and preparation."""
 
-    def __init__(
-        self, grace_seconds: float, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, grace_seconds: float) -> None:
         self._grace_seconds = grace_seconds
-        self._clock = clock
         self._event = threading.Event()
         self._deadline: float | None = None
         self.checks = 0  # how often `check` was asked: the main thread's sign of life
@@ -26,7 +22,7 @@ class Stop:
     def set(self, *_: object) -> None:
         """Tell the process to end; fits `signal.signal`. A second call changes nothing."""
         if self._deadline is None:
-            self._deadline = self._clock() + self._grace_seconds - EXIT_MARGIN_SECONDS
+            self._deadline = time.monotonic() + self._grace_seconds - EXIT_MARGIN_SECONDS
             self._event.set()
 
     def check(self) -> None:
@@ -47,7 +43,7 @@ class Stop:
 
     def seconds_left(self) -> float | None:
         """Until the process has to be gone; None if nobody told it to end."""
-        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def wait(self, seconds: float) -> None:
         """Sleep, but no longer than until the process is told to end."""

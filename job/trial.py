@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import job
 from job.admission import (
@@ -18,34 +18,33 @@ from job.admission import (
     slots,
 )
 from job.attempt import Attempt, Training
-from job.base_model import BaseModel, resolve_base_model
+from job.attempts import now
 from job.checkpoint import publish_history
-from job.data.prepared import DataSettings, PreparedData, prepare
-from job.data.tokens import load_tokenizer
+from job.data.prepared import PreparedData
 from job.drawing import Drawn, draw_for, drawable
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError
 from job.fitting import real_training
+from job.identity import load_sweep, sweep_identity
 from job.lease import Lease, acquire
 from job.ledger import Ledger
+from job.loading import Loaded, load
 from job.log import log
 from job.mirror.confirmed import catch_up
 from job.mirror.live import Mirror
 from job.outcome import AttemptClock, outcome, summary
 from job.publisher import Publisher, restore
 from job.settings import Settings
-from job.spec import (
-    base_revision,
-    check_vocabulary,
-    load_sweep,
-    now,
-    sweep_identity,
-)
 from job.stop import Stop
-from job.store import open_store, probe
+from job.store import open_store
 from job.store.base import Store
+from job.store.documents import Json
+from job.sweep.definition import SweepDefinition
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.watchdog import Watchdog
 from job.workspace import attempt_folder
+
+if TYPE_CHECKING:
+    from job.training.fit import Fit
 
 
 def run_trial(
@@ -83,23 +82,9 @@ def run_trial_on(
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
-    device = training.open_device(settings)
-    probe(ledger.store)
-    base = resolve_base_model(
-        settings.base_model,
-        base_revision(settings, ledger),
-        cache_dir=settings.work_dir,
-        outage_seconds=60 * settings.outage_minutes,
-    )
-    data = prepare_data(settings, base, ledger, stop.check)
-    check_vocabulary(base, data)
-    prepared = time.monotonic()
     # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
-    with watchdog.phase("loading the model"):
-        model = training.load_base(base, device)
-    loaded = time.monotonic()
-    log.info("model: %s loaded in %.1f s", base.name, loaded - prepared)
-    ledger.open_sweep(sweep_identity(settings, definition, base, data))
+    loaded = load(settings, ledger, training, stop, watchdog, started=started)
+    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data))
     stop.check()
 
     lease = acquire(
@@ -113,54 +98,73 @@ def run_trial_on(
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
     watchdog.last_act = partial(lease.end, ExitCode.OUTAGE)
     with lease:
-        ledger = lease.ledger
         lease.open_account()
-        check_progress(ledger, lease)
-        spec = ledger.spec(lease.slot)
-        drawn = None if spec is None else Drawn(spec)
-        if drawn is None:
-            check_undrawn(ledger, lease)
-            if (spent := budget_spent(settings, ledger)) is not None:
-                return f"slot {lease.slot}: {spent}, no new trial is begun"
-            drawn = draw_for(settings, definition, ledger, lease.slot, data, check=stop.check)
-        if drawn is None:
-            return f"slot {lease.slot}: never drawn, the sweep has no point left"
-        clock = AttemptClock(
-            settings,
-            lease,
-            prepare_seconds=prepared - started,
-            load_seconds=loaded - prepared,
+        check_progress(lease.ledger, lease)
+        drawn = _drawn(settings, definition, lease, loaded.data, stop)
+        if isinstance(drawn, str):
+            return drawn
+        attempt = _attempt(
+            settings, lease, drawn, loaded, definition=definition, stop=stop, watchdog=watchdog
         )
-        mirror = Mirror(
-            settings,
-            ledger,
-            lease.slot,
-            drawn.spec,
-            drawn.agent_run,
-            is_ours=lambda: not lease.lost,
-            stop=stop,
-        )
-        attempt = Attempt(
-            settings, definition, ledger, lease, drawn.spec, base, data, device, model, clock, stop,
-            watchdog, mirror,
-        )  # fmt: skip
         try:
             return _train_and_commit(attempt, training)
         except JobError as error:
-            mirror.fail(error)
+            attempt.mirror.fail(error)
             raise
+
+
+def _drawn(
+    settings: Settings, definition: SweepDefinition, lease: Lease, data: PreparedData, stop: Stop
+) -> Drawn | str:
+    """The slot's frozen spec, drawn now if it was not; or why no trial is begun."""
+    ledger = lease.ledger
+    spec = ledger.spec(lease.slot)
+    if spec is not None:
+        return Drawn(spec)
+    check_undrawn(ledger, lease)
+    if (spent := budget_spent(settings, ledger)) is not None:
+        return f"slot {lease.slot}: {spent}, no new trial is begun"
+    drawn = draw_for(settings, definition, ledger, lease.slot, data, check=stop.check)
+    return drawn or f"slot {lease.slot}: never drawn, the sweep has no point left"
+
+
+def _attempt(
+    settings: Settings,
+    lease: Lease,
+    drawn: Drawn,
+    loaded: Loaded,
+    *,
+    definition: SweepDefinition,
+    stop: Stop,
+    watchdog: Watchdog,
+) -> Attempt:
+    clock = AttemptClock(
+        settings,
+        lease,
+        prepare_seconds=loaded.prepare_seconds,
+        load_seconds=loaded.load_seconds,
+    )
+    mirror = Mirror(
+        settings,
+        lease.ledger,
+        lease.slot,
+        drawn.spec,
+        drawn.agent_run,
+        is_ours=lambda: not lease.lost,
+        stop=stop,
+    )
+    return Attempt(
+        settings, definition, lease.ledger, lease, drawn.spec, loaded.base, loaded.data,
+        loaded.device, loaded.model, clock, stop, watchdog, mirror,
+    )  # fmt: skip
 
 
 def _train_and_commit(attempt: Attempt, training: Training) -> str:
     """Train the slot from where it stands, and commit it."""
-    ledger, lease, spec, data = attempt.ledger, attempt.lease, attempt.spec, attempt.data
-    slot = lease.slot
-    if spec["data_digest"] != data.digest:
-        raise SettingsError(
-            f"slot {slot}: was drawn for rows {spec['data_digest']}, but JOB_DATASET_URI now gives"
-            f" {data.digest}; put the rows back, or start another sweep with JOB_SWEEP_NAME"
-        )
-    log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in spec["params"].items()))
+    ledger, lease, slot = attempt.ledger, attempt.lease, attempt.lease.slot
+    _check_rows(attempt)
+    params = attempt.spec["params"]
+    log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in params.items()))
     with attempt_folder(attempt.settings.work_dir) as work_dir:
         publisher = Publisher(
             ledger,
@@ -181,20 +185,7 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
         publisher.flush()
         attempt.mirror.read_to_end()
         history_key = publish_history(ledger.store, ledger.slot_prefix(slot), fitted.history_path)
-    result = {
-        **outcome(fitted, attempt.clock),
-        "params": spec["params"],
-        "wandb_run_id": spec["wandb_run_id"],
-        "attempts": lease.epoch,
-        "data_digest": data.digest,
-        "base_model": attempt.base.name,
-        "base_model_revision": attempt.base.revision,
-        "code_version": job.__version__,
-        "history_key": history_key,
-        "committed_at": now(),
-    }
-    if (asked := attempt.stop_asked()) is not None and result["status"] == "completed":
-        result |= {"status": "stopped", "reason": f"{asked} after {result['reason']}"}
+    result = _result(attempt, fitted, history_key)
     lease.ensure_held()  # with the create-once result, the second of two fences
     if not ledger.is_current(slot):
         raise PreemptedError(f"slot {slot}: was begun again meanwhile, this attempt ends")
@@ -207,27 +198,32 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
     return f"slot {slot} committed: {summary(result)}"
 
 
-def prepare_data(
-    settings: Settings, base: BaseModel, ledger: Ledger, should_stop: Callable[[], None]
-) -> PreparedData:
-    should_stop()
-    return prepare(
-        DataSettings(
-            dataset_uri=settings.dataset_uri,
-            prompt_column=settings.prompt_column,
-            completion_column=settings.completion_column,
-            chat_template=settings.chat_template,
-            max_seq_length=settings.max_seq_length,
-            seed=settings.seed,
-            subsample_fraction=settings.row_fraction,
-            eval_fraction=settings.eval_fraction,
-        ),
-        tokenizer=load_tokenizer(base.location, base.hub_revision),
-        store=ledger.store,
-        cache_dir=settings.work_dir,
-        should_stop=should_stop,
-        outage_seconds=60 * settings.outage_minutes,
-    )
+def _check_rows(attempt: Attempt) -> None:
+    drawn_for, now_given = attempt.spec["data_digest"], attempt.data.digest
+    if drawn_for != now_given:
+        raise SettingsError(
+            f"slot {attempt.lease.slot}: was drawn for rows {drawn_for}, but JOB_DATASET_URI now"
+            f" gives {now_given}; put the rows back, or start another sweep with JOB_SWEEP_NAME"
+        )
+
+
+def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Json:
+    """`result.json`: how training ended, and all that the ending rests on."""
+    result = {
+        **outcome(fitted, attempt.clock),
+        "params": attempt.spec["params"],
+        "wandb_run_id": attempt.spec["wandb_run_id"],
+        "attempts": attempt.lease.epoch,
+        "data_digest": attempt.data.digest,
+        "base_model": attempt.base.name,
+        "base_model_revision": attempt.base.revision,
+        "code_version": job.__version__,
+        "history_key": history_key,
+        "committed_at": now(),
+    }
+    if (asked := attempt.stop_asked()) is not None and result["status"] == "completed":
+        result |= {"status": "stopped", "reason": f"{asked} after {result['reason']}"}
+    return result
 
 
 def _saved(lease: Lease, publisher: Publisher, stop: Stop) -> PreemptedError:

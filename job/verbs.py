@@ -35,7 +35,7 @@ def run_exclude(settings: Settings, ledger: Ledger, options: argparse.Namespace)
 
 
 def run_gc(_settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
-    """`job gc [--dry-run]`."""
+    """`job gc [--dry-run] [--old-generations] [--unused-hours N]`."""
     from job.garbage import collect, hours_argument
     from job.ledger import check_sweep
 

@@ -52,7 +52,7 @@ def is_wanted(settings: Settings) -> bool:
 
 
 def check_wanted(settings: Settings) -> None:
-    """What a W&B sweep or a report to W&B cannot do without."""
+    """Raise `SettingsError` unless there is what a W&B sweep or a report to W&B needs."""
     if settings.wandb_api_key is None:
         raise SettingsError("WANDB_API_KEY: not set; needed to talk to W&B: wandb.ai/authorize")
     if settings.wandb_mode != "online":
@@ -125,7 +125,10 @@ def call(
     check: Callable[[], None],
     seconds: float = 3 * REQUEST_SECONDS,
 ) -> Result:
-    """The action's result; `check` is asked meanwhile and may raise. Raises our own errors."""
+    """The action's result; `check` is asked meanwhile and may raise.
+
+    Raises `OutageError` if it takes longer than `seconds`, and as `as_job_error` says.
+    """
     done = threading.Event()
     results: list[Result] = []
     errors: list[Exception] = []
@@ -167,7 +170,7 @@ def retried(
 
 
 def as_job_error(doing: str, error: Exception) -> JobError:
-    """What the client's error means for this run."""
+    """What the client's error means for this run: `CredentialsError` or `OutageError`."""
     if isinstance(error, JobError):
         return error
     statuses = [status for link in _chain(error) if (status := _http_status(link))]

@@ -1,10 +1,17 @@
-"""What every test shares: one thread, no network, and a clear word on skipped GPU tests."""
+"""What every test shares: one thread, no network, the fast tier without torch, store servers."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from job.store.base import Store
+from tests.servers import behind_proxy, gcs, s3
+from tests.servers.proxy import FaultProxy
 
 # With more threads than idle cores a training step takes ten times longer.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 
 
+@pytest.hookimpl(trylast=True)  # once `-m` has chosen: the fast tier does not ask torch for a GPU
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not any(item.get_closest_marker("gpu") for item in items):
         return
@@ -24,3 +32,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def no_torch_in_the_fast_tier(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that brings torch in and is not marked slow: its import alone takes 2 s."""
+    was_here = "torch" in sys.modules
+    yield
+    may = request.node.get_closest_marker("slow") or request.node.get_closest_marker("gpu")
+    assert was_here or may or "torch" not in sys.modules, "it imports torch: mark it slow"
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of one moto server for all tests of this process: each start takes 1.5 s."""
+    with s3.moto_server(tmp_path_factory.mktemp("moto")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def thin_gcs() -> Iterator[str]:
+    """The endpoint of the thin server with bucket `s3.BUCKET`, for all tests of this process."""
+    with gcs.gcs_server(s3.BUCKET) as (endpoint, _):
+        yield endpoint
+
+
+@pytest.fixture(params=["s3", "gs"])
+def proxied(
+    request: pytest.FixtureRequest,
+    moto: str,
+    thin_gcs: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[tuple[Store, FaultProxy]]:
+    """A store whose every request goes through the proxy, one of each service."""
+    endpoint = {"s3": moto, "gs": thin_gcs}[request.param]
+    with behind_proxy.store(request.param, endpoint, monkeypatch, tmp_path) as proxied:
+        yield proxied

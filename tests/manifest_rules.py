@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import job.errors
+from job.environment import load_settings
 from job.errors import ExitCode, SettingsError
-from job.settings import Settings, load_settings, variable
+from job.settings import Settings, variable
 
 Json = dict[str, Any]
 

@@ -13,7 +13,7 @@ from job.errors import ExitCode, PreemptedError, StoreError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.report.attempts_table import attempts_table
-from job.spec import gpu_hours_spent
+from job.spending import gpu_hours_spent
 from job.store.local import LocalStore
 
 SAVED: dict[str, Any] = {"key": "k", "sha256": "0", "step": 8, "best": None, "clock_seconds": 50.0}

@@ -12,11 +12,6 @@ from job.base_model import FP16_UNSAFE_MODEL_TYPES, resolve_base_model
 from job.errors import SettingsError
 from tests.servers.gcs import Bucket, gcs_server
 
-pytestmark = pytest.mark.filterwarnings(
-    # Google's own use of what Python and their libraries are about to remove.
-    "ignore::DeprecationWarning:google.*",
-    "ignore::FutureWarning:google.*",
-)
 CONFIG = json.dumps({"model_type": "llama"}).encode()
 FILES = {
     "config.json": CONFIG,

@@ -171,12 +171,11 @@ def _same(store: Store) -> Store:
 
 
 def test_chaos_on_an_s3_server_commits_every_slot_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = make_inputs(tmp_path) | {"lease_seconds": 1.5}
-    with s3.moto_server(tmp_path) as endpoint:
-        s3.use(monkeypatch, endpoint)
-        uri = f"s3://{s3.BUCKET}/sweeps"
-        table = check_chaos(settings, partial(open_store, uri), tmp_path / "calm", 0)
+    s3.use(monkeypatch, moto)
+    uri = f"s3://{s3.BUCKET}/{tmp_path.name}"
+    table = check_chaos(settings, partial(open_store, uri), tmp_path / "calm", 0)
     with capsys.disabled():
         print(f"\n  chaos on an S3 server\n  {table}")

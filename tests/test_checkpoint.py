@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from job.checkpoint import PublishedFolder, fetch_folder, publish_folder
+from job.checkpoint import PublishedFolder, fetch_folder, seal_folder, upload_folder
 from job.errors import StoreError
 from job.store.local import LocalStore
 
@@ -17,13 +17,19 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "bucket")
 
 
+def publish(store: LocalStore, folder: Path) -> PublishedFolder:
+    sealed = seal_folder("sweeps/card/slots/0000/adapter", folder)
+    upload_folder(store, sealed, folder)
+    return sealed
+
+
 @pytest.fixture
 def published(store: LocalStore, tmp_path: Path) -> PublishedFolder:
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)))
     (folder / "adapter_config.json").write_text('{"r": 8}')
-    return publish_folder(store, "sweeps/card/slots/0000/adapter", folder)
+    return publish(store, folder)
 
 
 def test_a_folder_comes_back_as_it_was(
@@ -38,10 +44,10 @@ def test_a_folder_comes_back_as_it_was(
 def test_equal_content_has_an_equal_name(
     store: LocalStore, published: PublishedFolder, tmp_path: Path
 ) -> None:
-    again = publish_folder(store, "sweeps/card/slots/0000/adapter", tmp_path / "adapter")
+    again = publish(store, tmp_path / "adapter")
     assert again == published
     (tmp_path / "adapter/adapter_config.json").write_text('{"r": 9}')
-    changed = publish_folder(store, "sweeps/card/slots/0000/adapter", tmp_path / "adapter")
+    changed = publish(store, tmp_path / "adapter")
     assert changed.key != published.key
 
 

@@ -17,6 +17,7 @@ slow = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
+@slow  # the crew imports torch
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 def test_samples_are_split_evenly_and_none_is_lost(num_ranks: int) -> None:
     from job.training.crew import split_evenly
@@ -29,6 +30,7 @@ def test_samples_are_split_evenly_and_none_is_lost(num_ranks: int) -> None:
     assert max(tokens) - min(tokens) <= 2
 
 
+@slow
 def test_more_ranks_than_samples_leave_some_idle() -> None:
     from job.training.crew import split_evenly
 

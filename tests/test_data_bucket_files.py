@@ -12,20 +12,13 @@ import pytest
 
 from job.base_model import resolve_base_model
 from job.data.file_names import glob_folder, glob_matches
-from job.data.prepared import prepare
 from job.data.sources import open_source
 from job.errors import DataError, SettingsError, StoreError
 from job.store.local import LocalStore
 from tests.servers import s3
 from tests.servers.gcs import Bucket, gcs_server
-from tests.test_data_build import ROWS, settings_for, tokenizer, write_lines
+from tests.test_data_build import ROWS, settings_for, write_lines
 from tests.test_data_prepared import assert_same, prepare_in
-
-pytestmark = pytest.mark.filterwarnings(
-    # Google's own use of what Python and their libraries are about to remove.
-    "ignore::DeprecationWarning:google.*",
-    "ignore::FutureWarning:google.*",
-)
 
 
 def as_lines(rows: list[dict[str, str]]) -> bytes:
@@ -148,27 +141,18 @@ def test_an_object_that_changed_since_it_was_listed_is_not_read(
         list(source.rows(lambda: None))
 
 
-def test_s3_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3.moto_server(tmp_path) as endpoint:
-        s3.use(monkeypatch, endpoint)
-        client = boto3.client("s3")
-        client.put_object(Bucket=s3.BUCKET, Key="x/0.jsonl", Body=as_lines(ROWS[:150]))
-        client.put_object(Bucket=s3.BUCKET, Key="x/1.jsonl", Body=as_lines(ROWS[150:]))
-        client.put_object(Bucket=s3.BUCKET, Key="xy.jsonl", Body=b"junk")
-        settings = settings_for(Path("unused"), dataset_uri=f"s3://{s3.BUCKET}/x")
-        data = prepare(
-            settings,
-            tokenizer=tokenizer(),
-            store=LocalStore(tmp_path / "store"),
-            cache_dir=tmp_path / "disk",
-            should_stop=lambda: None,
-        )
-        assert data.counts.rows_read == len(ROWS)
-        tags = [
-            version.version for version in open_source(settings.dataset_uri, tmp_path).versions()
-        ]
-        client.close()
-    assert all(tag.startswith("s3:") for tag in tags)
+def test_s3_gives_the_same_rows(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.use(monkeypatch, moto)
+    client = boto3.client("s3")
+    client.put_object(Bucket=s3.BUCKET, Key="x/0.jsonl", Body=as_lines(ROWS[:150]))
+    client.put_object(Bucket=s3.BUCKET, Key="x/1.jsonl", Body=as_lines(ROWS[150:]))
+    client.put_object(Bucket=s3.BUCKET, Key="xy.jsonl", Body=b"junk")
+    client.close()
+    settings = settings_for(Path("unused"), dataset_uri=f"s3://{s3.BUCKET}/x")
+    data = prepare_in(settings, LocalStore(tmp_path / "store"), tmp_path / "disk")
+    assert data.counts.rows_read == len(ROWS)
+    versions = open_source(settings.dataset_uri, tmp_path).versions()
+    assert all(version.version.startswith("s3:") for version in versions)
 
 
 @pytest.mark.parametrize(

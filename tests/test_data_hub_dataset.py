@@ -176,6 +176,7 @@ def test_a_data_set_that_cannot_be_read_is_one_line_with_its_exit_code(
     assert "\n" not in str(message)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_an_outage_unless_the_commit_is_here(
     online: dict[str, tuple[object, object]], home: Path
 ) -> None:

@@ -78,6 +78,7 @@ def digest_of(settings: DataSettings) -> str:
     return data_digest(settings, source, tokenizer=tokenizer(), template=template)
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_another_process_and_folder(tmp_path: Path, rows: Path) -> None:
     copy = write_lines(tmp_path / "elsewhere" / "rows.jsonl", ROWS)
     shown = subprocess.run(
@@ -228,6 +229,7 @@ def test_damaged_tables_that_cannot_be_rebuilt_are_refused(tmp_path: Path, rows:
         prepare_in(settings_for(rows), store, tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported_to_prepare_data() -> None:
     code = (
         "import sys, job.data.prepared\n"

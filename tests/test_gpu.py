@@ -66,22 +66,6 @@ def no_cap() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-def test_inside_a_lora_layer_everything_is_fp16_and_adapters_stay_fp32(trainer: Any) -> None:
-    import torch
-
-    from job.training.state import TrainState
-
-    seen: set[torch.dtype] = set()
-    for name, module in trainer.model.named_modules():
-        if name.endswith(("lora_A.default", "lora_B.default", "base_layer")):
-            module.register_forward_hook(lambda _m, _i, output: seen.add(output.dtype))
-    trainer.step(make_table(8, seed=1), TrainState())
-    assert seen == {torch.float16}
-    assert {p.dtype for p in trainer.parameters} == {torch.float32}
-    assert {p.grad.dtype for p in trainer.parameters} == {torch.float32}
-    assert not any(t.dtype == torch.bfloat16 for t in trainer.model.parameters())
-
-
 def test_the_memory_efficient_kernel_takes_packed_rows_with_shared_heads(trainer: Any) -> None:
     """The only fused one on sm75; transformers' enable_gqa would fall back to plain products."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -90,52 +74,6 @@ def test_the_memory_efficient_kernel_takes_packed_rows_with_shared_heads(trainer
 
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # raises where it cannot be used
         trainer.step(make_table(8, seed=1), TrainState())
-
-
-def test_twenty_steps_learn_without_a_lost_step_after_the_scaler_settled(trainer: Any) -> None:
-    from job.training.state import TrainState
-
-    table, held_out, state = make_table(40, seed=1), make_table(12, seed=2), TrainState()
-    before = trainer.evaluate(held_out, state)
-    skipped = [trainer.step(table, state) and state.skipped_in_a_row for _ in range(20)]
-    assert skipped[-1] == 0
-    assert trainer.evaluate(held_out, state) < before
-
-
-def test_fp16_losses_are_near_those_of_fp32_on_the_cpu(trainer: Any, tmp_path: Path) -> None:
-    import torch
-
-    from job.training.model import add_adapters, load_base
-    from job.training.state import TrainState
-    from job.training.trainer import Trainer
-
-    held_out, cpu = make_table(12, seed=2), torch.device("cpu")
-    model = add_adapters(load_base(str(tmp_path), None, cpu), trainer.recipe)
-    exact = Trainer(model, trainer.recipe, device=cpu, token_budget=80)
-    assert trainer.evaluate(held_out, TrainState()) == pytest.approx(
-        exact.evaluate(held_out, TrainState()), rel=2e-3
-    )
-
-
-def test_a_restored_trainer_takes_the_same_steps_at_the_same_loss_scale(
-    trainer: Any, tmp_path: Path
-) -> None:
-    from job.training.state import TrainState
-
-    table, state = make_table(40, seed=1), TrainState()
-    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**30})
-    for _ in range(5):  # some of them overflow, so the scale moves
-        trainer.step(table, state)
-    saved, at = trainer.save(tmp_path), TrainState(step=state.step)
-    scale = trainer.scaler.get_scale()
-    assert scale < 2.0**30
-    expected = [trainer.step(table, state).train_loss for _ in range(3)]
-    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 8.0})
-    trainer.restore(tmp_path, saved)
-    assert trainer.scaler.get_scale() == scale
-    assert [trainer.step(table, at).train_loss for _ in range(3)] == pytest.approx(
-        expected, abs=1e-3
-    )
 
 
 @pytest.mark.parametrize("mode", ["none", "second", "all"])
@@ -148,6 +86,7 @@ def test_the_predicted_peak_is_the_measured_one_within_10_percent(
 
     from job.training.state import TrainState
 
+    _open_cublas()
     gc.collect()
     torch.cuda.empty_cache()
     others = torch.cuda.memory_allocated()
@@ -160,7 +99,16 @@ def test_the_predicted_peak_is_the_measured_one_within_10_percent(
     shape = model_shape(json.loads((tmp_path / "config.json").read_text()))
     assert shape is not None
     work = Work(batch.num_tokens, len(batch.targets), trainer.recipe.lora_r, True, mode)
-    assert footprint(shape, work, FP16_CUDA).total == pytest.approx(measured, rel=0.10)
+    predicted = footprint(shape, work, FP16_CUDA).total - FP16_CUDA.workspace
+    assert predicted == pytest.approx(measured, rel=0.10)
+
+
+def _open_cublas() -> None:
+    """Its workspaces, one for a thread that multiplies: 16 MiB in all on sm75, 64 on sm90."""
+    import torch
+
+    matrix = torch.ones(8, 8, device="cuda", dtype=torch.float16, requires_grad=True)
+    (matrix @ matrix).sum().backward()
 
 
 def test_out_of_memory_eases_the_plan_and_loses_no_step(tmp_path: Path, no_cap: None) -> None:
@@ -185,10 +133,12 @@ def test_out_of_memory_eases_the_plan_and_loses_no_step(tmp_path: Path, no_cap: 
     assert rehearse(trainer, table, MemoryPlan(4096, "none", rehearse=True)) is None
     assert trainer.recompute != "none"
     trainer.set_plan(4096, "none")  # as if training met it unrehearsed
-    state = TrainState()
-    report = easing_on_oom(trainer, lambda: trainer.take_step([trainer.heaviest(table)], state))
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer.optimizer.param_groups[0]["lr"] = 1e-3
+    easing_on_oom(trainer, lambda: trainer.take_step([trainer.heaviest(table)], TrainState()))
     assert trainer.recompute != "none"
-    assert report[0] > 0
+    moved = zip(before, trainer.parameters, strict=True)
+    assert any(not torch.equal(old, new) for old, new in moved)
 
 
 def test_the_memory_cap_holds(no_cap: None) -> None:

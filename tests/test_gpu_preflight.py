@@ -37,7 +37,13 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
 }
 int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
     memory[0] = 15360ull << 20; memory[1] = 15200ull << 20; memory[2] = 160ull << 20;
+    if (device == (void *)0x51) {
+        memory[0] = 10240ull << 20; memory[1] = 10200ull << 20; return 0;
+    }
     return device == (void *)0x1122334455667788 ? code("FAKE_MEMORY") : 2;
+}
+int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned i, void **slice) {
+    *slice = (void *)0x51; return i ? 6 : getenv("FAKE_MIG") ? 0 : 3;
 }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 12020; return 0; }
 int nvmlSystemGetDriverVersion(char *text, unsigned n) { strncpy(text, "535.216.01", n); return 0; }
@@ -66,6 +72,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("visible", [None, "0", "0,1", "GPU-1"])
 def test_the_driver_describes_the_gpu(library: str, visible: str | None) -> None:
     assert read_gpu(visible, library=library) == T4
+
+
+def test_a_slice_of_a_gpu_is_measured_where_the_whole_is_nobodys_to_see(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MEMORY", "4")
+    with pytest.raises(GpuError, match="no permission to use the GPU"):
+        read_gpu("0", library=library)
+    monkeypatch.setenv("FAKE_MIG", "1")
+    gpu = read_gpu("0", library=library)
+    assert (gpu.total_bytes, gpu.free_bytes) == (10240 * 2**20, 10200 * 2**20)
 
 
 def test_a_slice_of_a_gpu_may_keep_its_capability_to_itself(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import GpuError, JobError, OutageError, SettingsError
+from tests.tiny_model import make_base
 
 pytestmark = pytest.mark.slow
 
@@ -41,3 +42,40 @@ def test_a_full_volume_and_a_failing_card_are_this_nodes() -> None:
     assert "no space left" in str(full)
     card = _load_error("base", RuntimeError("CUDA error: uncorrectable ECC error encountered"))
     assert isinstance(card, GpuError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "says"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory.", "does not fit this GPU's free memory"),
+        ("RuntimeError", "CUDA error: uncorrectable ECC error", "this node's GPU failed"),
+    ],
+)
+def test_a_card_that_fails_while_weights_are_quantised_is_this_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str, says: str
+) -> None:
+    """transformers catches whatever is raised there and raises another error in the end."""
+    import bitsandbytes
+    import torch
+
+    def fail(*_: object, **__: object) -> None:
+        raise getattr(torch, kind, RuntimeError)(message)
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", fail)
+    error = _failed_load(str(make_base(tmp_path)))
+    assert isinstance(error, GpuError), error
+    assert says in str(error)
+
+
+def test_libraries_own_words_for_out_of_memory_get_one_name() -> None:
+    import torch
+
+    from job.training.gpu_faults import gpu_faults_told, out_of_memory_by_one_name
+
+    for words in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when ..."):
+        with pytest.raises(torch.OutOfMemoryError), gpu_faults_told(), out_of_memory_by_one_name():
+            raise RuntimeError(words)
+    with pytest.raises(GpuError, match="GPU failed: CUDA error: an illegal"), gpu_faults_told():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with")
+    with pytest.raises(RuntimeError, match="shapes"), gpu_faults_told():
+        raise RuntimeError("shapes cannot be multiplied")

@@ -13,6 +13,7 @@ import yaml
 
 from tests.manifest_rules import Json, Manifests
 from tests.pod_rules import mistakes
+from tests.tiers import slow
 
 K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
@@ -119,7 +120,7 @@ def test_aks_pod_holds_a_token_for_aws_and_none_for_the_cluster() -> None:
     assert mount["readOnly"] is True
 
 
-@pytest.mark.parametrize("overlay", CLOUDS)
+@pytest.mark.parametrize("overlay", ["gke", *slow("aks", "eks-karpenter", "eks-nodegroup")])
 def test_on_demand_leaves_no_way_to_a_spot_node(overlay: str, tmp_path: Path) -> None:
     manifests = with_component(overlay, "on-demand", tmp_path)
     assert mistakes(manifests) == []
@@ -132,7 +133,7 @@ def test_on_demand_leaves_no_way_to_a_spot_node(overlay: str, tmp_path: Path) ->
     assert refused[key] == (None if overlay == "gke" else [value])
 
 
-@pytest.mark.parametrize("overlay", CLOUDS)
+@pytest.mark.parametrize("overlay", ["aks", *slow("eks-karpenter", "eks-nodegroup", "gke")])
 def test_kueue_runs_several_trials_at_once_on_every_cloud(overlay: str, tmp_path: Path) -> None:
     manifests = with_component(overlay, "kueue", tmp_path)
     assert mistakes(manifests) == []

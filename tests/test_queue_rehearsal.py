@@ -133,6 +133,7 @@ def test_with_kueue_several_slots_run_at_once_and_no_slot_twice(tmp_path: Path) 
     assert attempts(controller) == dict.fromkeys(range(12), 1)
 
 
+@pytest.mark.slow
 def test_a_deaf_trial_is_ended_within_what_a_spot_machine_leaves(tmp_path: Path) -> None:
     """Process 1 is the real one; its trial ignores SIGTERM. GKE leaves 15 s and no condition."""
     script = (

@@ -17,26 +17,25 @@ from job.store.base import Store
 from job.store.documents import create_document, read_document, swap_document
 from job.store.retries import Limits
 from tests.servers import emulator, gcs, s3
-
-pytestmark = pytest.mark.filterwarnings(
-    # moto's and Google's own use of what Python and their libraries are about to remove.
-    "ignore::DeprecationWarning:google.*",
-    "ignore::FutureWarning:google.*",
-)
+from tests.tiers import slow
 
 LIMITS = Limits(outage_seconds=20, credentials_seconds=1, read_seconds=10, pause_seconds=0.05)
 Opener = Callable[[str], Store]  # a new store, with a client of its own, under a prefix
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """The URI of a kind of store; starts each server once, when first asked for."""
+def servers(
+    moto: str, thin_gcs: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], str]]:
+    """The URI of a kind of store; starts Swift and the emulator once, when first asked for."""
+    starts = {"swift": s3.swift_server, "gcs-emulator": emulator.gcs_emulator}
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        started: dict[str, str] = {}
+        started = {"moto": moto, "gcs": thin_gcs}
 
         def endpoint(kind: str) -> str:
             if kind not in started:
-                started[kind] = stack.enter_context(_server(kind, tmp_path_factory.mktemp(kind)))
+                server = starts[kind](tmp_path_factory.mktemp(kind))
+                started[kind] = stack.enter_context(server)
             if kind in ("moto", "swift"):
                 s3.use(patch, started[kind])
             else:
@@ -44,21 +43,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
             return f"s3://{s3.BUCKET}" if kind in ("moto", "swift") else f"gs://{s3.BUCKET}"
 
         yield endpoint
-
-
-@contextlib.contextmanager
-def _server(kind: str, folder: Path) -> Iterator[str]:
-    if kind == "gcs":
-        with gcs.gcs_server(s3.BUCKET) as (endpoint, _):
-            yield endpoint
-    else:
-        servers = {
-            "moto": s3.moto_server,
-            "swift": s3.swift_server,
-            "gcs-emulator": emulator.gcs_emulator,
-        }
-        with servers[kind](folder) as endpoint:
-            yield endpoint
 
 
 def _opener(kind: str, servers: Callable[[str], str], folder: Path) -> Opener:
@@ -74,13 +58,13 @@ def conditional(request, servers, tmp_path) -> Opener:  # type: ignore[no-untype
     return _opener(request.param, servers, tmp_path)
 
 
-@pytest.fixture(params=["local", "moto", "swift", "gcs", "gcs-emulator"])
+@pytest.fixture(params=["local", "moto", "gcs", *slow("swift", "gcs-emulator")])
 def basic(request, servers, tmp_path) -> Opener:  # type: ignore[no-untyped-def]
     """A store that keeps at least the promises about whole objects."""
     return _opener(request.param, servers, tmp_path)
 
 
-@pytest.fixture(params=["swift", "gcs-emulator"])
+@pytest.fixture(params=slow("swift", "gcs-emulator"))
 def unconditional(request, servers, tmp_path) -> Opener:  # type: ignore[no-untyped-def]
     """A service that lacks one of the two conditions."""
     return _opener(request.param, servers, tmp_path)
@@ -98,6 +82,7 @@ def test_the_probe_refuses_a_service_without_conditions(unconditional: Opener) -
         probe(store)
 
 
+@pytest.mark.slow
 def test_swift_creates_once_and_checks_signatures(
     servers: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +129,7 @@ def test_a_document_can_be_created_again_after_a_delete(conditional: Opener) -> 
     assert store.put_if_absent("a.json", b"2")
 
 
+@pytest.mark.parametrize("conditional", ["local", *slow("moto", "gcs")], indirect=True)
 def test_of_twelve_racing_clients_one_creates_and_one_swaps(conditional: Opener) -> None:
     rounds = 5
     store = conditional("race")
@@ -170,7 +156,7 @@ def test_of_twelve_racing_clients_one_creates_and_one_swaps(conditional: Opener)
     assert [sum(winners) for winners in zip(*outcomes, strict=True)] == [1] * 2 * rounds
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1, 50_000, 8 * 2**20, 20_000_003])
+@pytest.mark.parametrize("size_bytes", [0, 1, 50_000, *slow(8 * 2**20, 20_000_003)])
 def test_a_file_comes_back_as_it_was_sent(basic: Opener, tmp_path: Path, size_bytes: int) -> None:
     store = basic("f")
     (tmp_path / "in").write_bytes(os.urandom(size_bytes))
@@ -209,11 +195,11 @@ def test_a_long_list_comes_in_pages(servers: Callable[[str], str], tmp_path: Pat
     assert list(store.list("")) == [f"{number:04d}" for number in range(gcs.PAGE + 5)]
 
 
-def test_a_missing_bucket_names_the_setting(servers: Callable[[str], str]) -> None:
-    for kind, scheme in (("moto", "s3"), ("swift", "s3"), ("gcs", "gs")):
-        servers(kind)
-        with pytest.raises(SettingsError, match=rf"^JOB_OUTPUT_URI: {scheme}://absent.*no bucket"):
-            open_store(f"{scheme}://absent/x", limits=LIMITS).get("a")
+@pytest.mark.parametrize("kind", ["moto", "gcs", *slow("swift")])
+def test_a_missing_bucket_names_the_setting(servers: Callable[[str], str], kind: str) -> None:
+    scheme = servers(kind).partition("://")[0]
+    with pytest.raises(SettingsError, match=rf"^JOB_OUTPUT_URI: {scheme}://absent.*no bucket"):
+        open_store(f"{scheme}://absent/x", limits=LIMITS).get("a")
 
 
 @pytest.mark.parametrize("key", ["/etc/passwd", "a/../b", "a\\b", ".hidden"])

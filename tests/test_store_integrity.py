@@ -7,35 +7,18 @@ import dataclasses
 import hashlib
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from job.checkpoint import fetch_folder, publish_folder
+from job.checkpoint import fetch_folder, seal_folder, upload_folder
 from job.errors import StoreError
 from job.store import open_store, probe
 from job.store.base import Store
 from job.store.documents import create_document, swap_document
-from tests.servers import behind_proxy, s3
+from tests.servers import s3
 from tests.servers.behind_proxy import LARGE_BYTES, LIMITS, RETRYING_LIMITS, SHORT_LIMITS
 from tests.servers.proxy import Fault, FaultProxy, proxy_to
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:google.*", "ignore::FutureWarning:google.*"
-)
-
-
-@pytest.fixture(scope="module")
-def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with behind_proxy.services(tmp_path_factory.mktemp("servers")) as endpoints:
-        yield endpoints
-
-
-@pytest.fixture(params=["s3", "gs"])
-def proxied(request, endpoints, monkeypatch, tmp_path) -> Iterator[tuple[Store, FaultProxy]]:  # type: ignore[no-untyped-def]
-    with behind_proxy.store(request.param, endpoints, monkeypatch, tmp_path) as proxied:
-        yield proxied
 
 
 def test_writes_whose_answers_are_lost_are_our_own(proxied: tuple[Store, FaultProxy]) -> None:
@@ -56,6 +39,7 @@ def test_writes_whose_answers_are_lost_are_our_own(proxied: tuple[Store, FaultPr
     assert proxy.injected == ["drop answer"] * 10
 
 
+@pytest.mark.slow
 def test_the_probe_survives_lost_answers(proxied: tuple[Store, FaultProxy]) -> None:
     store, proxy = proxied
     for skipped in range(4):  # each of its writes in turn
@@ -68,6 +52,7 @@ def test_the_probe_survives_lost_answers(proxied: tuple[Store, FaultProxy]) -> N
     assert proxy.injected.count("drop answer") == 4
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_on_the_way_is_never_loaded(
     proxied: tuple[Store, FaultProxy], tmp_path: Path
 ) -> None:
@@ -75,7 +60,8 @@ def test_a_flipped_bit_on_the_way_is_never_loaded(
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/small").write_bytes(os.urandom(50_000))
     (tmp_path / "adapter/large").write_bytes(os.urandom(LARGE_BYTES))
-    published = publish_folder(store, "best", tmp_path / "adapter")
+    published = seal_folder("best", tmp_path / "adapter")
+    upload_folder(store, published, tmp_path / "adapter")
     proxy.faults = [Fault("corrupt answer", match="GET")]
     store = open_store(store.uri, limits=SHORT_LIMITS)
     with pytest.raises(StoreError):

@@ -13,10 +13,8 @@ from job.errors import SettingsError, StoreError
 from job.store.objects import ObjectInfo, download_object, list_objects
 from tests.servers import gcs, s3
 from tests.servers.proxy import Fault, proxy_to
+from tests.tiers import slow
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:google.*", "ignore::FutureWarning:google.*"
-)
 NAMES = ["rows/a b+c.jsonl", "rows/ä/..jsonl", "rows/x=1/%41.parquet", "rows/z?#.csv"]
 LARGE_BYTES = 9_000_000
 
@@ -36,14 +34,11 @@ class Service:
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
-def service(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
+def service(request: pytest.FixtureRequest, moto: str) -> Iterator[Service]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "s3":
-            with s3.moto_server(tmp_path_factory.mktemp("moto")) as endpoint:
-                s3.use(patch, endpoint)
-                yield Service("s3", None)
+            s3.use(patch, moto)
+            yield Service("s3", None)
         else:
             with gcs.gcs_server(s3.BUCKET) as (endpoint, bucket):
                 patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
@@ -66,7 +61,7 @@ def test_objects_of_any_name_are_listed_by_key_and_come_back(
     assert list_objects(f"{service.uri}/nothing/") == []
 
 
-@pytest.mark.parametrize("size_bytes", [100, LARGE_BYTES])
+@pytest.mark.parametrize("size_bytes", [100, *slow(LARGE_BYTES)])
 def test_an_object_that_changed_since_it_was_listed_is_refused(
     service: Service, tmp_path: Path, size_bytes: int
 ) -> None:
@@ -86,6 +81,7 @@ def test_a_size_that_differs_from_the_list_is_refused(service: Service, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_bytes", [100_000, LARGE_BYTES])
 def test_progress_adds_up_to_the_size_even_when_a_try_breaks_off(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,31 +26,15 @@ from job.errors import StoreError
 from job.store import open_store
 from job.store.base import Store
 from job.store.pace import Pace, PacedSocket, SlowTransferError, keep_pace, slowness
-from tests.servers import behind_proxy
 from tests.servers.behind_proxy import LARGE_BYTES, RETRYING_LIMITS
 from tests.servers.proxy import Fault, FaultProxy
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:google.*", "ignore::FutureWarning:google.*"
-)
 # A dripped answer never falls silent for read_seconds: only the pace can end it. 1 MB in half a
 # second is far over what the proxy drips, and far under what it passes on.
 PACED = dataclasses.replace(
     RETRYING_LIMITS, pace=Pace(num_bytes=2**20, seconds=0.5), sdk_seconds=0.4, pause_seconds=0.01
 )
 ENDING = dataclasses.replace(PACED, outage_seconds=1)
-
-
-@pytest.fixture(scope="module")
-def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with behind_proxy.services(tmp_path_factory.mktemp("servers")) as endpoints:
-        yield endpoints
-
-
-@pytest.fixture(params=["s3", "gs"])
-def proxied(request, endpoints, monkeypatch, tmp_path) -> Iterator[tuple[Store, FaultProxy]]:  # type: ignore[no-untyped-def]
-    with behind_proxy.store(request.param, endpoints, monkeypatch, tmp_path) as proxied:
-        yield proxied
 
 
 def _transfers(store: Store, folder: Path) -> dict[str, Callable[[], object]]:
@@ -125,6 +109,7 @@ def test_a_server_that_drips_for_ever_is_an_outage(
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.slow
 def test_many_small_requests_in_one_connection_are_no_drip(
     proxied: tuple[Store, FaultProxy],
 ) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import ExitCode
+from tests.tiers import slow
 
 # A parent whose trials are `sh -c SCRIPT`; waits of the queue are recorded instead of slept.
 PARENT = """
@@ -24,7 +25,7 @@ import json, os, sys
 from job import supervisor
 from job.log import set_up_logging
 from job.pulse import Hearing
-from job.settings import load_settings
+from job.environment import load_settings
 python = sys.argv[2].startswith("import ")
 supervisor.TRIAL_COMMAND = (sys.executable if python else "sh", "-c", sys.argv[2])
 set_up_logging("text")
@@ -68,7 +69,7 @@ def _run(verb: str, script: str, tmp_path: Path, **settings: str) -> tuple[int, 
     return parent.returncode, out, err
 
 
-@pytest.mark.parametrize("code", list(ExitCode))
+@pytest.mark.parametrize("code", [*list(ExitCode)[:2], *slow(*list(ExitCode)[2:])])
 def test_the_trials_code_is_passed_on(tmp_path: Path, code: ExitCode) -> None:
     assert _run("run", f"exit {code}", tmp_path)[0] == code
 
@@ -108,7 +109,7 @@ def _await_ready(tmp_path: Path) -> None:
 READY = 'echo > "$OUT/ready"; '
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_reaches_the_trial_and_ends_in_75(tmp_path: Path, number: signal.Signals) -> None:
     script = "trap 'echo stopped > $OUT/stopped; exit 75' TERM; " + READY + "sleep 60 & wait"
     code, _ = _signalled(tmp_path, script, number)
@@ -116,12 +117,14 @@ def test_a_signal_reaches_the_trial_and_ends_in_75(tmp_path: Path, number: signa
     assert (tmp_path / "stopped").exists()
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (74, 74), (70, 75), (64, 75), (1, 75)])
-def test_after_sigterm_only_0_74_and_75_leave(tmp_path: Path, code: int, expected: int) -> None:
+@pytest.mark.parametrize("code", [0, 70, *slow(1, 64, 74)])
+def test_after_sigterm_only_0_74_and_75_leave(tmp_path: Path, code: int) -> None:
+    expected = code if code in (0, 74) else 75
     script = f"trap 'exit {code}' TERM; " + READY + "sleep 60 & wait"
     assert _signalled(tmp_path, script, signal.SIGTERM)[0] == expected
 
 
+@pytest.mark.slow
 def test_a_deaf_trial_is_killed_with_all_it_started(tmp_path: Path) -> None:
     script = (
         "trap '' TERM; sleep 60 & echo $! > $OUT/orphan; " + READY + "while :; do sleep 1; done"
@@ -164,7 +167,7 @@ def test_the_queue_runs_every_slot_in_order(tmp_path: Path) -> None:
     assert (code, _slots(tmp_path), json.loads(out)) == (0, [0, 1, 2], [])
 
 
-@pytest.mark.parametrize("fatal", [64, 65, 77])
+@pytest.mark.parametrize("fatal", [64, *slow(65, 77)])
 def test_what_no_trial_survives_ends_the_queue(tmp_path: Path, fatal: int) -> None:
     code, _, _ = _run("queue", LOG + f"exit {fatal}", tmp_path, JOB_NUM_TRIALS="3")
     assert (code, _slots(tmp_path)) == (fatal, [0])
@@ -176,7 +179,7 @@ def test_a_stuck_slot_does_not_hold_up_the_others(tmp_path: Path) -> None:
     assert (code, _slots(tmp_path)) == (69, [0, 1, 2])
 
 
-@pytest.mark.parametrize("passing", [70, 72, 74])
+@pytest.mark.parametrize("passing", [74, *slow(70, 72)])
 def test_a_passing_failure_is_tried_three_times_with_back_off(tmp_path: Path, passing: int) -> None:
     script = LOG + f'[ "$JOB_COMPLETION_INDEX" = 0 ] && exit {passing}; exit 0'
     code, out, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="2")
@@ -235,6 +238,7 @@ def test_a_trial_that_runs_no_python_any_more_says_where_and_ends_in_74(tmp_path
     assert "hang: the trial ran no Python any more and was killed" in err
 
 
+@pytest.mark.slow
 def test_a_frozen_trial_is_not_taken_for_a_hung_one(tmp_path: Path) -> None:
     script = CHILD.format(hang="os.kill(os.getpid(), signal.SIGSTOP)")
     os.mkfifo(tmp_path / "ready")
@@ -247,6 +251,7 @@ def test_a_frozen_trial_is_not_taken_for_a_hung_one(tmp_path: Path) -> None:
     assert parent.returncode == 0, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["CDLL", "PyDLL"], ids=["a blocking C call", "holds the lock"])
 def test_sigterm_ends_in_75_within_the_grace_whatever_the_trial_is_in(
     tmp_path: Path, library: str

@@ -48,12 +48,12 @@ def _stop(server: WandbServer, case: str) -> None:
     server.run(f"{case}-0").asked_to_stop = True
 
 
-def _heard(server: WandbServer, case: str) -> None:
-    """The agent told its function, which has returned: the agent ended the run."""
+def _stop_while_held(workers: Workers, server: WandbServer, case: str, attempt: Attempt) -> None:
+    """Stop the run while its upload is held back, and let that go once the agent has been told."""
+    eventually(lambda: "held:" in attempt.log)
+    _stop(server, case)
+    # The agent told its function, which has returned: the agent ended the run.
     server.wait_until(lambda state: state.runs[f"{case}-0"].state == "finished", 20)
-
-
-def _go(workers: Workers, case: str) -> None:
     (workers.out(case) / "go").touch()
 
 
@@ -93,19 +93,13 @@ def test_a_stop_in_training_ends_with_a_last_evaluation(
 
 def test_a_stop_while_a_checkpoint_is_uploaded(workers: Workers, server: WandbServer) -> None:
     attempt = _start(workers, "checkpoint", "/checkpoints/", max_steps=LONG, num_epochs=9999)
-    eventually(lambda: "held:" in attempt.log)
-    _stop(server, "checkpoint")
-    _heard(server, "checkpoint")
-    _go(workers, "checkpoint")
+    _stop_while_held(workers, server, "checkpoint", attempt)
     _check(workers, "checkpoint", attempt, "stopped")
 
 
 def test_a_stop_in_the_commit(workers: Workers, server: WandbServer) -> None:
     attempt = _start(workers, "commit", "history-", **CALM)
-    eventually(lambda: "held:" in attempt.log)
-    _stop(server, "commit")
-    _heard(server, "commit")
-    _go(workers, "commit")
+    _stop_while_held(workers, server, "commit", attempt)
     result = _check(workers, "commit", attempt, "stopped")
     assert result["reason"] == "stopped on W&B after all planned steps"
 
@@ -114,10 +108,7 @@ def test_a_stop_after_the_result_was_put_together_changes_nothing(
     workers: Workers, server: WandbServer
 ) -> None:
     attempt = _start(workers, "late", "result.json", **CALM)
-    eventually(lambda: "held:" in attempt.log)
-    _stop(server, "late")
-    _heard(server, "late")
-    _go(workers, "late")
+    _stop_while_held(workers, server, "late", attempt)
     _check(workers, "late", attempt, "completed")
 
 

@@ -158,6 +158,7 @@ def test_a_hung_process_dumps_all_stacks_and_ends_with_74(hang: str) -> None:
     assert "hang: no sign of life from training" in out
 
 
+@pytest.mark.slow
 def test_a_process_frozen_for_longer_than_the_limit_goes_on_when_it_is_woken() -> None:
     program = _program(
         "print('ready', flush=True); [stop.check() or time.sleep(0.01) for _ in range(50)]"

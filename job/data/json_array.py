@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-ITEM_LIMIT_BYTES = 2**24  # characters, in fact; rows of text end at 1 MB
+ITEM_LIMIT_CHARACTERS = 2**24  # rows of text end at 1 MB
 _BLOCK_BYTES = 2**16
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -18,7 +18,7 @@ def array_items(file: io.BufferedReader[Any]) -> Iterator[object]:
     """The items of the array that `file` holds.
 
     Raises `ValueError` or `RecursionError` where it is no JSON array in UTF-8, or an item is over
-    16 MB.
+    16 million characters.
     """
     text = _Text(file)
     if text.take() != "[":
@@ -69,7 +69,7 @@ class _Text:
             try:
                 item, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError:
-                if self._ended or len(self._text) - self._at > ITEM_LIMIT_BYTES:
+                if self._ended or len(self._text) - self._at > ITEM_LIMIT_CHARACTERS:
                     raise
             else:
                 if self._ended or self._is_whole(end):
@@ -81,7 +81,7 @@ class _Text:
         """Whether a comma or a bracket follows: "1" may be the beginning of "1.5" or "12"."""
         space = _SPACE.match(self._text, end)
         assert space is not None, "it may be empty"
-        if len(self._text) - self._at > ITEM_LIMIT_BYTES:
+        if len(self._text) - self._at > ITEM_LIMIT_CHARACTERS:
             raise ValueError("the item has no end")
         return self._text[space.end() : space.end() + 1] in (",", "]")
 

@@ -60,8 +60,8 @@ def prepare(
     `should_stop` is called about once a second while rows are built and raises to end the work.
     What the store's manifest names is the truth: a pod that built the same digest at the same
     time takes the winner's tables. A damaged file is never used: it is built and published again.
-    Raises `DataError`, `SettingsError`, and `StoreError` where the store's tables are damaged and
-    these rows give other ones.
+    Raises `DataError`, `SettingsError`, `OutageError` for a full disk, and `StoreError` where the
+    store's tables are damaged and these rows give other ones.
     """
     template = load_template(settings.chat_template, tokenizer)
     source = open_source(settings.dataset_uri, cache_dir, outage_seconds=outage_seconds)

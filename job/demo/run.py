@@ -62,15 +62,7 @@ def run_demo(recipe: Recipe | None = None) -> int:
     )
 
     sweep = f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    environ = SETTINGS | dict(os.environ) | {
-        "JOB_BASE_MODEL": str(base.model_dir),
-        "JOB_DATASET_URI": str(demo_dir / "rows.jsonl"),
-        "JOB_OUTPUT_URI": str(demo_dir / "store"),
-        "JOB_WORK_DIR": str(demo_dir / "work"),
-        "JOB_SWEEP_FILE": str(SWEEP_FILE),
-        "JOB_SWEEP_NAME": sweep,
-        "JOB_NUM_TRIALS": str(num_trials),
-    }  # fmt: skip
+    environ = _environ(demo_dir, base, sweep, num_trials)
     console.print("[bold]3/5[/] what it will take: job plan")
     code = _run_verb(environ, "plan")
     if code:
@@ -95,6 +87,18 @@ def _num_trials() -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 100:
         raise SettingsError(f"JOB_NUM_TRIALS: is {text!r}; allowed: 1 to 100 in the demo")
     return int(text)
+
+
+def _environ(demo_dir: Path, base: BaseInfo, sweep: str, num_trials: int) -> dict[str, str]:
+    return SETTINGS | dict(os.environ) | {
+        "JOB_BASE_MODEL": str(base.model_dir),
+        "JOB_DATASET_URI": str(demo_dir / "rows.jsonl"),
+        "JOB_OUTPUT_URI": str(demo_dir / "store"),
+        "JOB_WORK_DIR": str(demo_dir / "work"),
+        "JOB_SWEEP_FILE": str(SWEEP_FILE),
+        "JOB_SWEEP_NAME": sweep,
+        "JOB_NUM_TRIALS": str(num_trials),
+    }  # fmt: skip
 
 
 def _run_verb(environ: dict[str, str], *words: str) -> int:

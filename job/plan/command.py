@@ -17,7 +17,9 @@ from rich.console import Console
 
 from job.admission import check_work_dir
 from job.base_model import resolve_base_model
+from job.identity import base_revision, check_vocabulary, load_sweep, sweep_identity
 from job.ledger import Ledger
+from job.loading import prepare_data
 from job.plan import warnings
 from job.plan.forecast import (
     Pace,
@@ -36,12 +38,10 @@ from job.plan.words import (
 from job.plan.workload import Costliest, memory_of, workload_of
 from job.report.overview import read_overview
 from job.settings import Settings
-from job.spec import base_revision, check_vocabulary, load_sweep, sweep_identity
 from job.store import open_store, probe
 from job.store.base import Store
 from job.training.memory import MemoryPlan
 from job.training.shape import ModelShape, model_shape
-from job.trial import prepare_data
 
 RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
 

@@ -21,7 +21,7 @@ from job.training.shape import ModelShape
 # project's target, and 210, the lowest of the published figures. Neither was measured here.
 T4_FLOPS = (210 * 6 * 7.25e9, 350 * 6 * 7.25e9)
 # A tiny 4-bit model reaches this share of a plain matrix product's speed on a CPU: the demo's 2.0 M
-# weights on one core (benchmarks/plan.md).
+# weights on one core.
 CPU_SHARE = (0.1, 0.3)
 
 
@@ -96,12 +96,13 @@ def _flop_per_token(shape: ModelShape, recompute: Recompute) -> float:
     return 2 * weights * (2 + RECOMPUTED_SHARE[recompute])
 
 
-def _matrix_flops(shape: ModelShape, num_tokens: int = 512, rounds: int = 5) -> float:
-    """FLOP a second of a product of `num_tokens` rows with a feed-forward matrix, best of few."""
+def _matrix_flops(shape: ModelShape) -> float:
+    """FLOP a second of a product of 512 tokens with a feed-forward matrix, the best of five."""
+    num_tokens = 512
     rows = np.ones((num_tokens, shape.hidden), dtype=np.float32)
     matrix = np.ones((shape.hidden, shape.intermediate), dtype=np.float32)
     seconds = []
-    for _ in range(rounds):
+    for _ in range(5):
         started = time.perf_counter()
         rows @ matrix
         seconds.append(time.perf_counter() - started)

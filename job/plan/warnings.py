@@ -18,6 +18,7 @@ CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth 
 
 
 def of_time(settings: Settings, span: Span) -> Iterator[str]:
+    """Trials that will not end within their budget."""
     budget = settings.trial_budget_hours * 3600
     if span.long > budget:
         certainty = "will" if span.short > budget else "may"
@@ -29,6 +30,7 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
 
 
 def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> Iterator[str]:
+    """Checkpoints too big for the time after SIGTERM; `rate`: bytes a second, upwards."""
     left, seconds = settings.grace_seconds - EXIT_MARGIN_SECONDS, checkpoint_bytes / rate
     if seconds > left:
         yield (
@@ -57,6 +59,7 @@ def of_expiry(store: Store) -> Iterator[str]:
 
 
 def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
+    """Rows that are cut off, and too few to be judged by."""
     counts = data.counts
     cut = counts.truncated + counts.too_long
     if cut > CUT_SHARE * counts.selected:
@@ -72,6 +75,7 @@ def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
 
 
 def of_few(settings: Settings, definition: SweepDefinition) -> Iterator[str]:
+    """Too few trials for the method."""
     if definition.method == "bayes" and settings.num_trials < BAYES_FROM_TRIALS:
         yield (
             f"with {settings.num_trials} trials the first learning rates decide, not the Bayesian"

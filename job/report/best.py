@@ -15,8 +15,6 @@ from job.log import log
 from job.report.overview import Overview, SlotView
 from job.store.base import Store
 
-MERGED_SHARD = "4GB"
-
 
 def best_of(overview: Overview) -> SlotView:
     """The best committed trial. Raises `SlotError` if none has an adapter yet."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from job.identity import sweep_name
 from job.ledger import Ledger, check_sweep
 from job.log import log
 from job.report.attempts_table import attempts_table
@@ -19,7 +20,6 @@ from job.report.overview import Overview, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
 from job.settings import Settings
-from job.spec import sweep_name
 from job.store import open_store
 
 WATCH_SECONDS = 10.0

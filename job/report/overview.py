@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from job.errors import SlotError
 from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
-from job.spec import gpu_seconds
+from job.spending import gpu_seconds
 from job.store.documents import Json, read_document
 from job.sweep.definition import SweepDefinition, parse_definition
 
@@ -102,14 +102,12 @@ class Overview:
         return next((loss for v in self.slots for step, loss in v.curve if step == 0), None)
 
 
-def read_overview(
-    ledger: Ledger, num_trials: int, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-) -> Overview:
+def read_overview(ledger: Ledger, num_trials: int) -> Overview:
     """Read every slot of the sweep, and those that a larger `JOB_NUM_TRIALS` drew beyond it."""
-    moment = now()
+    now = datetime.now(UTC)
     with ThreadPoolExecutor(_READERS) as pool:
-        views = list(pool.map(lambda slot: _view(ledger, slot, moment), range(num_trials)))
-    while (further := _view(ledger, len(views), moment)).state != "empty":
+        views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
+    while (further := _view(ledger, len(views), now)).state != "empty":
         views.append(further)
     return Overview(ledger.sweep, ledger.store.uri, ledger.identity() or {}, tuple(views))
 

@@ -75,9 +75,9 @@ def x_scale(
     return scale(values, LEFT, WIDTH - RIGHT, log=log, pad=pad, whole=whole)
 
 
-def y_scale(values: Iterable[float], *, pad: float = 0.06) -> Scale:
+def y_scale(values: Iterable[float]) -> Scale:
     """Over a chart's height, upwards."""
-    return scale(values, HEIGHT - BOTTOM, TOP, pad=pad)
+    return scale(values, HEIGHT - BOTTOM, TOP)
 
 
 def chart(label: str, marks: Iterable[str], *, height: float = HEIGHT) -> str:
@@ -113,9 +113,9 @@ def line(points: Sequence[tuple[float, float]], css: str, tip: str = "") -> str:
     return f'<polyline class="{css}" points="{path}">{_tip(tip)}</polyline>'
 
 
-def dot(x: float, y: float, css: str, tip: str = "", *, radius: float = 4.5) -> str:
+def dot(x: float, y: float, css: str, tip: str = "") -> str:
     """A point."""
-    return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}">{_tip(tip)}</circle>'
+    return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{_tip(tip)}</circle>'
 
 
 def bar(x: float, y: float, *, width: float, height: float, css: str, tip: str = "") -> str:

@@ -62,7 +62,10 @@ class ServerSweep:
 
 
 def sweep_path(settings: Settings) -> SweepPath:
-    """`WANDB_SWEEP_ID`, which may be id, project/id or entity/project/id, in its parts."""
+    """`WANDB_SWEEP_ID`, which may be id, project/id or entity/project/id, in its parts.
+
+    Raises `SettingsError` for anything else.
+    """
     given = settings.wandb_sweep_id
     assert given is not None
     *before, sweep_id = given.strip().strip("/").split("/")

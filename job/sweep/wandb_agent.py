@@ -38,7 +38,11 @@ class AgentRun:
         self._thread = threading.Thread(target=self._agent, daemon=True, name="wandb agent")
 
     def wait_for_run(self, seconds: float, check: Callable[[], None]) -> bool:
-        """Whether the agent was given a run; False once it ended without one."""
+        """Whether the agent was given a run; False once it ended without one.
+
+        Raises `OutageError` after `seconds`, what the client's own error means, and what `check`
+        raises.
+        """
         self._thread.start()
         waited = 0.0
         while not self._handed_over.wait(POLL_SECONDS) and not self._ended.is_set():

@@ -8,10 +8,11 @@ cannot see another one does not rest on a mask being right.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 PACKED_ATTENTION = "packed_samples"
@@ -53,19 +54,27 @@ def packed_attention(
     row = (torch.split(tensor, sample_lengths, dim=2) for tensor in (query, key, value))
     parts = []
     for q, k, v in zip(*row, strict=True):
-        mask = _window(q, sliding_window)
-        part = scaled_dot_product_attention(
+        mask = None
+        if sliding_window is not None and q.shape[2] > sliding_window:
+            mask = _window_mask(q.shape[2], sliding_window, q.dtype, q.device)
+        part = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         )
         parts.append(part.transpose(1, 2))
     return (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)), None
 
 
-def _window(query: torch.Tensor, sliding_window: int | None) -> torch.Tensor | None:
-    """A causal mask for a sample that is longer than the family's window; None for the others."""
-    length = query.shape[2]
-    if sliding_window is None or length <= sliding_window:
-        return None
-    position = torch.arange(length, device=query.device)
+@lru_cache(maxsize=1)  # the layers of a forward ask one after another; all keep the same tensor
+def _window_mask(
+    length: int, window: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """For a sample longer than the family's window: (length, length), 0 where it sees, else -inf.
+
+    Numbers, and rows of a multiple of 8, because SDPA would make such a copy of anything else, once
+    a layer, and keep it for backward.
+    """
+    position = torch.arange(length, dtype=torch.int32, device=device)
     distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < sliding_window)
+    hidden = (distance < 0) | (distance >= window)
+    mask = torch.zeros(length, -(-length // 8) * 8, dtype=dtype, device=device)[:, :length]
+    return mask.masked_fill_(hidden, -math.inf)

@@ -15,8 +15,8 @@ from job.progress import StepProgress
 from job.training.device import peak_memory_bytes
 from job.training.forecast import Pace
 from job.training.model import adapter_state, save_adapter
-from job.training.state import HISTORY_FILE, TrainState, read_state, write_state
-from job.training.trainer import StepReport, Trainer
+from job.training.state import HISTORY_FILE, StepReport, TrainState, read_state, write_state
+from job.training.trainer import Trainer
 
 CARD_FILE = "README.md"
 

@@ -6,10 +6,12 @@ import torch
 
 from job.errors import GpuError
 from job.log import log
+from job.training.gpu_faults import gpu_faults_told
 
 MIN_CAPABILITY = (7, 0)  # the first cards with fp16 tensor cores; a T4 is (7, 5)
 
 
+@gpu_faults_told()
 def open_device(name: str, *, gpu_memory_gb: float | None) -> torch.device:
     """The device for `JOB_DEVICE`; frees cached memory and caps the card at `gpu_memory_gb` GiB.
 

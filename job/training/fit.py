@@ -16,6 +16,7 @@ from job.training.course import Course, Keeper
 from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
 from job.training.forecast import Pace
+from job.training.gpu_faults import gpu_faults_told
 from job.training.loop import TrainOutcome, train
 from job.training.memory import MemoryPlan
 from job.training.model import add_adapters, trainable_parameters
@@ -54,6 +55,7 @@ class Fit:
     peak_memory_bytes: int | None
 
 
+@gpu_faults_told()
 def fit(
     recipe: Recipe,
     inputs: FitInputs,

@@ -24,13 +24,14 @@ class Precision:
     """Bytes of an element on a kind of device."""
 
     compute: int  # weights that are not quantised, activations
-    dropout_mask: int  # CUDA's fused dropout keeps a bool, the CPU's the noise itself
+    masking: int  # tensors that dropout's backward makes: its result; on a CPU the scaled mask, too
+    norm: int  # what a norm keeps of its input: on CUDA that itself, else a copy in fp32
     workspace: int  # cuBLAS's own, in all
-    optimizer: int  # what AdamW holds beyond its state, per parameter: its foreach square roots
 
 
-FP16_CUDA = Precision(compute=2, dropout_mask=1, workspace=9 * 2**20, optimizer=4)
-FP32_CPU = Precision(compute=4, dropout_mask=4, workspace=0, optimizer=0)
+# On sm75 8.125 MiB for a thread's handle, and backward runs in a thread of its own; 32 on sm90.
+FP16_CUDA = Precision(compute=2, masking=1, norm=2, workspace=2 * 8 * 2**20 + 2**18)
+FP32_CPU = Precision(compute=4, masking=2, norm=4, workspace=0)
 
 
 @dataclass(frozen=True)
@@ -68,29 +69,25 @@ def loss_chunk_targets(vocabulary: int) -> int:
 
 
 def footprint(shape: ModelShape, work: Work, precision: Precision) -> Footprint:
-    """The step's peak is the highest of three: in the loss, in a layer's backward, in AdamW."""
+    """The step's peak is the higher of two: in the loss, or in a layer's backward."""
     adapter_weights = shape.adapter_weights(work.lora_r)
     weights = int(
         shape.quantised_weights * QUANTISED_WEIGHT_BYTES + shape.plain_weights * precision.compute
     )
     adapter = 16 * adapter_weights
     kept = _kept_bytes(shape, work, precision)
-    copies = 2 * adapter_weights if precision.compute == 2 else 0  # autocast's, in fp16
     in_loss = Footprint(
-        weights, adapter, kept, _loss_bytes(shape, work, precision), copies + precision.workspace
+        weights, adapter, kept, _loss_bytes(shape, work, precision), precision.workspace
     )
     in_layer = _in_layer_backward(shape, work, precision)
     in_backward = Footprint(
         weights,
         adapter,
-        kept - _final_norm_bytes(shape, work),
+        kept - work.num_tokens * _norm_bytes(shape, precision),
         0,
-        in_layer + _share_kept(work, shape) * copies // shape.num_layers + precision.workspace,
+        in_layer + precision.workspace,
     )
-    in_optimizer = Footprint(
-        weights, adapter, 0, 0, precision.optimizer * adapter_weights + precision.workspace
-    )
-    return max(in_loss, in_backward, in_optimizer, key=lambda part: part.total)
+    return max(in_loss, in_backward, key=lambda part: part.total)
 
 
 def _share_kept(work: Work, shape: ModelShape) -> int:
@@ -101,40 +98,36 @@ def _share_kept(work: Work, shape: ModelShape) -> int:
 
 def _layer_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
     """What a layer keeps for its backward, per token."""
-    size, mask = precision.compute, precision.dropout_mask
-    norms = 2 * (4 * shape.hidden + 4)  # the input in fp32, and 1/rms
-    if work.dropout:
-        # Every adapter drops from its input anew: the result and the mask.
-        adapters = sum(inputs for inputs, _ in shape.matrices) * (size + mask)
-    else:
-        adapters = (2 * shape.hidden + shape.query + shape.intermediate) * size
+    size = precision.compute
+    norms = 2 * _norm_bytes(shape, precision)
+    # Inputs of adapters, of which q, k and v share one, and gate and up; a byte of each one's mask.
+    adapters = (2 * shape.hidden + shape.query + shape.intermediate) * size
+    adapters += sum(inputs for inputs, _ in shape.matrices) if work.dropout else 0
     adapters += len(shape.matrices) * work.lora_r * size
     attention = 4 * shape.query * size + 4 * shape.num_heads  # q, k, v, output; log-sum-exp
     if shape.fused and shape.query == shape.key_value:
         attention += 2 * shape.key_value * size  # v is a view: it keeps its neighbours q and k
     if shape.normed_heads:
-        attention += 4 * (shape.query + shape.key_value)
-        attention += 4 * (shape.query + shape.key_value) // shape.head_dim
-    feed_forward = 3 * shape.intermediate * size  # gate, silu(gate), up
+        heads = shape.query + shape.key_value
+        attention += precision.norm * heads + 4 * heads // shape.head_dim
+    feed_forward = 2 * shape.intermediate * size  # gate, up
     return norms + adapters + attention + feed_forward
+
+
+def _norm_bytes(shape: ModelShape, precision: Precision) -> int:
+    """A norm's input and 1/rms, per token."""
+    return precision.norm * shape.hidden + 4
 
 
 def _kept_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
     """What all layers keep until backward, the final norm included."""
-    tokens, layer = work.num_tokens, _layer_bytes(shape, work, precision)
+    layer, norm = _layer_bytes(shape, work, precision), _norm_bytes(shape, precision)
     whole = _share_kept(work, shape)
     boundaries = (shape.num_layers - whole) * shape.hidden * precision.compute
     rotary = 2 * shape.head_dim * precision.compute
-    first = 0
-    if whole == shape.num_layers:  # embeddings are frozen: nothing before them needs a gradient
-        masks = sum(i for i, _ in shape.matrices[: 1 if shape.fused else 3])
-        first = 4 * shape.hidden + 4 + (masks * precision.dropout_mask if work.dropout else 0)
-    kept = whole * layer + boundaries + rotary - first
-    return tokens * kept + _final_norm_bytes(shape, work)
-
-
-def _final_norm_bytes(shape: ModelShape, work: Work) -> int:
-    return work.num_tokens * (4 * shape.hidden + 4)
+    # Embeddings are frozen: nothing before the first layer's adapters needs a gradient.
+    first = norm if whole == shape.num_layers else 0
+    return work.num_tokens * (whole * layer + boundaries + rotary - first + norm)
 
 
 def _loss_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
@@ -150,27 +143,27 @@ def _loss_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
 def _in_layer_backward(shape: ModelShape, work: Work, precision: Precision) -> int:
     """Beyond what is kept: a recomputed layer, gradients in flight, a dequantised matrix.
 
-    All maxima lie in the feed-forward's last matrix, where a layer's backward begins.
+    All maxima lie in the feed-forward, where a layer's backward begins.
     """
     size, tokens, hidden = precision.compute, work.num_tokens, shape.hidden * precision.compute
     inner = shape.intermediate * size
-    mask = shape.intermediate * precision.dropout_mask if work.dropout else 0
     matrix = shape.intermediate * hidden
+    freed = inner + (shape.intermediate if work.dropout else 0)  # the last adapter's input and mask
     backward = max(
-        tokens * (inner + 2 * hidden),  # the gradient of what dropout gave
-        tokens * (inner - mask + hidden) + matrix,  # the base matrix's turn
-        tokens * (2 * inner - mask + hidden),  # silu(gate) x up
+        tokens
+        * (
+            (1 + precision.masking) * inner + hidden
+        ),  # the last adapter's turn: its input's gradient, masked
+        tokens * (2 * inner - freed + hidden) + matrix,  # its base matrix's turn
+        tokens * (3 * inner - freed + hidden),  # both gradients and their sum
     )
+    if shape.fused:  # gate and up, which are one matrix
+        backward = max(backward, tokens * (3 * hidden - freed) + 2 * matrix)
     recomputed_last = work.recompute == "all" or (
         work.recompute == "second" and shape.num_layers % 2 == 1
     )
     if not recomputed_last:
         return backward
     again = _layer_bytes(shape, work, precision)
-    again -= hidden if size == 4 else 0  # in fp32 the first norm's input is the boundary itself
-    product = inner if work.dropout else 0
-    forward = max(
-        tokens * (product + (4 if size == 4 else 5) * hidden),
-        tokens * (product - (inner + mask if work.dropout else 0) + 4 * hidden) + matrix,
-    )
-    return tokens * again + max(forward, backward)
+    again -= hidden if precision.norm == size else 0  # the first norm's input is the boundary
+    return tokens * again + backward

@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from job.data.samples import SampleTable
+from job.errors import GpuError
 from job.log import log
 from job.training.recipe import Recipe
-from job.training.state import TrainState
-from job.training.trainer import ShouldStop, StepReport, Trainer
+from job.training.state import StepReport, TrainState
+from job.training.trainer import ShouldStop, Trainer
 
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 Result = TypeVar("Result")
@@ -74,7 +75,12 @@ def train(
             on_step(easing_on_oom(trainer, lambda: trainer.step(train_table, state, should_stop)))
             if state.diverged:
                 return TrainOutcome("diverged", f"loss or gradients at step {state.step}", state)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        if state.step > 0:
+            raise GpuError(
+                f"out of GPU memory at step {state.step}, where the steps before had room: another"
+                " process uses this card, or it is a smaller one"
+            ) from error
         return TrainOutcome("infeasible", "one sample alone does not fit the GPU's memory", state)
 
 

@@ -1,4 +1,4 @@
-"""The forward pass of a LoRA layer on a 4-bit matrix, with less traffic through memory."""
+"""The forward pass of a LoRA layer on a 4-bit matrix that keeps and moves less."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.bnb import Linear4bit
+from torch.autograd.function import once_differentiable
 
 ADAPTER = "default"  # the only one there is
 
 
-def enable_lean_forward(model: Any) -> None:
+def enable_lean_lora(model: Any) -> None:
     """Give every LoRA layer on a 4-bit matrix the forward pass below; for training only.
 
-    PEFT's copies the matrix's output and scales the adapter's in full width: three passes over
-    memory more per layer, forward and back, each as long as the layer's output. On a T4, whose
-    memory is slow for its products (240 GB/s against 24 TFLOPS), that is some 5 % of a 7B's step
-    (computed from the data sheet, not measured). Merging and saving stay PEFT's.
+    PEFT's keeps what dropout gave, for every layer a tensor of its own: 30 % of all that a 7B keeps
+    for backward. Here a layer keeps its mask (a byte a number) and its input, which its neighbours
+    keep as well. And it adds to the base's output in one pass instead of four as wide as that
+    output. The values are PEFT's, but for the order of a sum. Merging and saving stay PEFT's.
     """
     for module in model.modules():
         if type(module) is Linear4bit:
@@ -29,8 +30,53 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     result: torch.Tensor = layer.base_layer(x)
     if layer.disable_adapters:
         return result
-    if not torch.is_autocast_enabled(x.device.type):
-        x = x.to(layer.lora_A[ADAPTER].weight.dtype)
-    low = layer.lora_A[ADAPTER](layer.lora_dropout[ADAPTER](x)) * layer.scaling[ADAPTER]
-    change: torch.Tensor = layer.lora_B[ADAPTER](low)
-    return result + change.to(result.dtype)
+    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else down.dtype
+    dropout = layer.lora_dropout[ADAPTER]
+    p = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+    out: torch.Tensor = _AddLowRank.apply(  # type: ignore[no-untyped-call]
+        result.to(dtype), x.to(dtype), down, up, layer.scaling[ADAPTER], p
+    )
+    return out.to(result.dtype)
+
+
+class _AddLowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        ctx: Any,
+        result: torch.Tensor,  # (1, tokens, outputs)
+        x: torch.Tensor,  # (1, tokens, inputs)
+        down: torch.Tensor,  # A: (r, inputs) fp32
+        up: torch.Tensor,  # B: (outputs, r) fp32
+        scaling: float,
+        p: float,
+    ) -> torch.Tensor:
+        rows, mask = x.flatten(0, 1), None
+        if p > 0:
+            rows, mask = torch.native_dropout(rows, p, True)
+        low = (rows @ down.to(x.dtype).t()).mul_(scaling)
+        ctx.save_for_backward(x, mask, low, down, up)
+        ctx.scaling, ctx.keep_scale = scaling, 1 / (1 - p)
+        return torch.addmm(result.flatten(0, 1), low, up.to(x.dtype).t()).view_as(result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, mask, low, down, up = ctx.saved_tensors
+        rows, outputs = x.flatten(0, 1), gradient.flatten(0, 1)
+        of_low = (outputs @ up.to(x.dtype)).mul_(ctx.scaling)
+        of_up = outputs.t() @ low
+        of_x = None
+        if ctx.needs_input_grad[1]:  # not in the first layer: nothing before it learns
+            of_x = _masked(of_low @ down.to(x.dtype), mask, ctx.keep_scale).view_as(x)
+        of_down = of_low.t() @ _masked(rows, mask, ctx.keep_scale)
+        return gradient, of_x, of_down.to(down.dtype), of_up.to(up.dtype), None, None
+
+
+def _masked(rows: torch.Tensor, mask: torch.Tensor | None, keep_scale: float) -> torch.Tensor:
+    """What dropout made of `rows`."""
+    if mask is None:
+        return rows
+    dropped: torch.Tensor = torch.ops.aten.native_dropout_backward(rows, mask, keep_scale)
+    return dropped

@@ -1,12 +1,14 @@
-"""The 4-bit base model with LoRA adapters, in fp16 (CUDA) or fp32 (CPU) by construction."""
+"""The 4-bit base model with its LoRA adapters."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -28,25 +30,30 @@ from job.log import log
 from job.training.attention import enable_packed_attention
 from job.training.families import PACKED_FAMILIES
 from job.training.footprint import EVERY_N_LAYERS, Recompute
-from job.training.lora import enable_lean_forward
+from job.training.gpu_faults import is_gpu_fault
+from job.training.layers import enable_lean_layers
+from job.training.lora import enable_lean_lora
 from job.training.loss import has_chunked_loss
+from job.training.precision import compute_dtype, normalise_dtype
 from job.training.recipe import Recipe, derive_seed
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """fp16 on CUDA, never bf16: a T4 (sm75) emulates bf16 without tensor cores. fp32 on CPU."""
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
-def load_base(location: str, revision: str | None, device: torch.device) -> Any:
+def load_base(
+    location: str, revision: str | None, device: torch.device, *, dtype: torch.dtype | None = None
+) -> Any:
     """The base model in NF4 with double quantisation, frozen, in evaluation mode, on `device`.
 
-    A pre-quantised checkpoint keeps its own 4-bit weights. Raises `SettingsError` if the files do
-    not make a causal language model, `OutageError` if they cannot be fetched, `GpuError`.
+    It computes in `dtype`, by default `compute_dtype(device)`. A pre-quantised checkpoint keeps its
+    own 4-bit weights. Raises `SettingsError` if the files do not make a causal language model,
+    `OutageError` if they cannot be fetched, `GpuError`.
     """
     transformers_logging.disable_progress_bar()
-    dtype = compute_dtype(device)
+    # First choice on Hopper and newer, and it makes a plan, in half a second, for every pair of
+    # sample length and row length: packed rows hardly ever repeat one.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    dtype = dtype or compute_dtype(device)
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    report: list[str] = []
     try:
         config = AutoConfig.from_pretrained(location, **where)
         if (own := getattr(config, "quantization_config", None)) is None:
@@ -58,15 +65,16 @@ def load_base(location: str, revision: str | None, device: torch.device) -> Any:
             )
         elif not _is_4_bit(own):
             raise ValueError("it is quantised already, but not in bitsandbytes' 4 bits")
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            location,
-            output_loading_info=True,
-            dtype=dtype,
-            device_map={"": device},
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            **where,
-        )
+        with _collected_warnings(report):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                location,
+                output_loading_info=True,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                **where,
+            )
         if missing := sorted(loading["missing_keys"]) + sorted(loading["mismatched_keys"]):
             raise ValueError(f"its files lack {missing[0]} (and {len(missing) - 1} more)")
     except torch.OutOfMemoryError as error:
@@ -74,14 +82,30 @@ def load_base(location: str, revision: str | None, device: torch.device) -> Any:
             f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _load_error(location, error) from error
+        raise _load_error(location, error, "\n".join(report)) from error
     normalise_dtype(model, dtype)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()
 
 
-def _load_error(location: str, error: Exception) -> JobError:
+@contextlib.contextmanager
+def _collected_warnings(texts: list[str]) -> Iterator[None]:
+    """transformers goes on when a weight cannot be quantised, and tells the reason in a report."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    logger, collector = transformers_logging.get_logger("transformers"), Collector(logging.WARNING)
+    logger.addHandler(collector)
+    try:
+        yield
+    finally:
+        logger.removeHandler(collector)
+
+
+def _load_error(location: str, error: Exception, report: str = "") -> JobError:
     """What a failed load means: this node's disk, network or card, or files that are no model.
 
     A hub's weights are downloaded here, not before: `resolve_base_model` looks at its config only.
@@ -95,7 +119,9 @@ def _load_error(location: str, error: Exception) -> JobError:
             f"JOB_BASE_MODEL: {location}: the Hugging Face hub cannot be reached ({first_line});"
             " try again, or give a folder"
         )
-    if isinstance(error, torch.AcceleratorError) or "CUDA error" in first_line:
+    if "OutOfMemoryError" in report:
+        return GpuError(f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory")
+    if is_gpu_fault(error) or is_gpu_fault(RuntimeError(report)):
         return GpuError(f"JOB_BASE_MODEL: {location}: this node's GPU failed: {first_line}")
     return SettingsError(
         f"JOB_BASE_MODEL: {location} cannot be loaded as a causal language model: {first_line}"
@@ -107,51 +133,6 @@ def _is_4_bit(quantization_config: dict[str, Any]) -> bool:
         quantization_config.get("quant_method") == "bitsandbytes"
         and quantization_config.get("load_in_4bit") is True
     )
-
-
-def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Make every weight and every 4-bit layer compute in `dtype`; `SettingsError` if one cannot.
-
-    Pre-quantised checkpoints carry bf16 in the quantisation state, the compute dtype, embeddings,
-    norms and head, and keep it whatever dtype from_pretrained() is asked for. What quantisation
-    states and buffers hold in fp32 stays so: rotary frequencies in fp16 would be off by half a
-    radian at position 1000.
-    """
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.compute_dtype = dtype
-            module.compute_type_is_set = True
-            _normalise_quant_state(module.weight.quant_state, dtype)
-            if module.weight.device.type == "cpu":
-                # On CPUs with AVX512-BF16, the first forward in evaluation mode repacks the weight
-                # for a path without autograd, and later training forwards silently lose gradients.
-                module.support_avx512bf16_for_cpu = False
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not isinstance(parameter, bnb.nn.Params4bit):
-            parameter.data = parameter.data.to(dtype)
-            if dtype == torch.float16 and not bool(parameter.isfinite().all()):
-                raise SettingsError(
-                    f"JOB_BASE_MODEL: {name} holds values that fp16 cannot (over 65504), and a T4"
-                    " has no bf16; take another model"
-                )
-    for buffer in model.buffers():
-        if buffer.dtype == torch.bfloat16:
-            buffer.data = buffer.data.to(dtype)
-    wrong = [n for n, p in model.named_parameters() if p.dtype not in (dtype, torch.uint8)]
-    wrong += [n for n, buffer in model.named_buffers() if buffer.dtype == torch.bfloat16]
-    assert not wrong, f"not {dtype}: {wrong[:3]}"
-
-
-def _normalise_quant_state(state: Any, dtype: torch.dtype) -> None:
-    """Weights are dequantised to `dtype`; the scales, quantised themselves, to fp32."""
-    state.dtype = dtype
-    scales = state.state2 if state.nested else state
-    if state.nested:
-        scales.dtype = torch.float32
-        state.offset = state.offset.float()
-    scales.absmax = scales.absmax.float()
-    scales.code = scales.code.float()
-    state.code = state.code.float()
 
 
 def add_adapters(model: Any, recipe: Recipe) -> Any:
@@ -169,9 +150,10 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
-    enable_lean_forward(peft_model)
+    enable_lean_lora(peft_model)
     if has_chunked_loss(model):
         enable_packed_attention(model)
+        enable_lean_layers(model)
     else:
         log.info(
             "family %s: the plain loss, one sample at a time (packed rows are known to be safe for"

@@ -69,8 +69,10 @@ def put_back(
         parameter.data.copy_(snapshot.weights[name])
         if snapshot.moments:
             moments = {key: snapshot.moments[f"{key}.{name}"] for key in MOMENTS}
+            # The fused AdamW counts where its weights are, the others on the CPU.
+            device = parameter.device if optimizer.defaults["fused"] else None
             optimizer.state[parameter] = {
-                "step": torch.tensor(snapshot.num_updates),
+                "step": torch.tensor(snapshot.num_updates, device=device),
                 **{key: moment.to(parameter.device) for key, moment in moments.items()},
             }
     if snapshot.scaler:

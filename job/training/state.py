@@ -13,6 +13,18 @@ HISTORY_FILE = "history.jsonl"  # a line for every optimizer step and evaluation
 SCHEMA = 1  # raise it when an older version could not go on from the checkpoint
 
 
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    step: int  # steps done, this one included
+    train_loss: float  # mean over the step's target tokens, natural log
+    learning_rate: float
+    grad_norm: float  # before clipping
+    num_tokens: int
+    seconds: float
+
+
 @dataclass
 class TrainState:
     """The course of a trial so far. Adapter and optimizer tensors are the `Trainer`'s."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,13 @@ from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
 from job.training.crew import Crew, Kind, Order, split_evenly, sum_up
 from job.training.footprint import Recompute
+from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, target_nll
-from job.training.model import compute_dtype, set_recompute, trainable_parameters
+from job.training.model import set_recompute, trainable_parameters
+from job.training.precision import autocast, loss_scaler, model_dtype
 from job.training.recipe import Recipe, derive_seed, learning_rate_at
 from job.training.snapshot import Snapshot, put_back, read_snapshot, take_snapshot
-from job.training.state import TrainState
+from job.training.state import StepReport, TrainState
 
 MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
@@ -35,18 +35,6 @@ ShouldStop = Callable[[], None]
 
 def _never() -> None:
     """A `should_stop` that never stops."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step did."""
-
-    step: int  # steps done, this one included
-    train_loss: float  # mean over the step's target tokens, natural log
-    learning_rate: float
-    grad_norm: float  # before clipping
-    num_tokens: int
-    seconds: float
 
 
 class Trainer:
@@ -64,17 +52,22 @@ class Trainer:
         self.model = model
         self.crew: Crew | None = None  # rank 0's followers
         self.recipe = recipe
-        self.device = device
+        self.device, self.dtype = device, model_dtype(model)
         self.set_plan(token_budget, recompute)
         self._packed = has_chunked_loss(model.get_base_model())
         self.parameters = list(trainable_parameters(model).values())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+            self.parameters,
+            lr=0.0,
+            betas=(0.9, 0.999),
+            weight_decay=recipe.weight_decay,
+            # Takes no memory and is one kernel: the update happens as a whole or not at all.
+            fused=device.type == "cuda",
         )
-        self.scaler = self._new_scaler()
+        self.scaler = loss_scaler(device, self.dtype)
 
     def set_plan(self, token_budget: int, recompute: Recompute) -> None:
-        """What a micro-batch may hold from now on; changes no result but by rounding."""
+        """What a micro-batch may hold from now on; changes rounding and dropout's masks only."""
         self.token_budget, self.recompute = token_budget, recompute
         set_recompute(self.model, recompute)
 
@@ -121,6 +114,7 @@ class Trainer:
         batches = pack(table, order.shares[rank], self._row_budget)
         return self._accumulate(batches, order.num_targets, should_stop)
 
+    @out_of_memory_by_one_name()
     def compute_nll(
         self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
     ) -> torch.Tensor:
@@ -152,8 +146,12 @@ class Trainer:
         else:
             return False
         self.optimizer.zero_grad(set_to_none=True)
+        for parameter, moments in list(self.optimizer.state.items()):
+            if "exp_avg_sq" not in moments:  # made last: memory ran out while they were made
+                del self.optimizer.state[parameter]
         # An OOM between unscaling and the update would leave the scaler refusing the next step.
-        self.scaler, old = self._new_scaler(), self.scaler.state_dict()
+        old = self.scaler.state_dict()
+        self.scaler = loss_scaler(self.device, self.dtype)
         if old:
             self.scaler.load_state_dict(old)
         if self.device.type == "cuda":
@@ -197,16 +195,8 @@ class Trainer:
     def _nll(self, batch: MicroBatch) -> torch.Tensor:
         # Entered here, around backbone and head alike; an autocast around an outer forward only
         # would not cover a backbone that is called directly.
-        with self._autocast():
+        with autocast(self.device, self.dtype):
             return target_nll(self.model, batch.to(self.device))
-
-    def _new_scaler(self) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.device.type == "cpu":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=compute_dtype(self.device))
 
     def _shared(
         self,
@@ -234,6 +224,7 @@ class Trainer:
         sum_up(total, self.parameters if kind == "step" else None, failed=failed)
         return total
 
+    @out_of_memory_by_one_name()
     def _accumulate(
         self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop
     ) -> torch.Tensor:
@@ -249,6 +240,7 @@ class Trainer:
             total += nll.detach()
         return total
 
+    @out_of_memory_by_one_name()
     def _update(self, state: TrainState) -> float:
         """Step the optimizer; return the gradient's norm before clipping.
 

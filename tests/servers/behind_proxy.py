@@ -12,7 +12,7 @@ import pytest
 from job.store import open_store
 from job.store.base import Store
 from job.store.retries import Limits
-from tests.servers import gcs, s3
+from tests.servers import s3
 from tests.servers.proxy import FaultProxy, proxy_to
 
 LIMITS = Limits(
@@ -29,18 +29,11 @@ LARGE_BYTES = 9_000_000  # in parts
 
 
 @contextmanager
-def services(folder: Path) -> Iterator[dict[str, str]]:
-    """The endpoint of a server for each scheme."""
-    with s3.moto_server(folder) as moto, gcs.gcs_server(s3.BUCKET) as (google, _):
-        yield {"s3": moto, "gs": google}
-
-
-@contextmanager
 def store(
-    scheme: str, endpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch, folder: Path
+    scheme: str, endpoint: str, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> Iterator[tuple[Store, FaultProxy]]:
     """A store whose every request goes through the proxy; its prefix is the folder's name."""
-    with proxy_to(endpoints[scheme]) as proxy:
+    with proxy_to(endpoint) as proxy:
         s3.use(monkeypatch, proxy.endpoint)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint)
         yield open_store(f"{scheme}://{s3.BUCKET}/{folder.name}", limits=LIMITS), proxy

@@ -1,0 +1,87 @@
+"""A 4-bit base model of any shape, on a fake card, as `load_base` would leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import QuantState
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from job.training.precision import normalise_dtype
+
+CARD = torch.device("cuda", 0)
+
+
+def fake_base(config: Mapping[str, Any]) -> Any:
+    """From the entries of a config.json: linear layers but the head in NF4, the rest in fp16."""
+    options = dict(config)
+    configuration = AutoConfig.for_model(options.pop("model_type"), **options)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            configuration, dtype=torch.float16, attn_implementation="sdpa"
+        )
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear and child is not head:
+                setattr(parent, name, _quantised(child))
+    _put_on_card(model)
+    model.is_loaded_in_4bit = True
+    normalise_dtype(model, torch.float16)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _put_on_card(model: torch.nn.Module) -> None:
+    """What was made on the meta device, tied weights once."""
+    moved: dict[torch.Tensor, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.device != CARD:
+                if weight not in moved:
+                    moved[weight] = torch.nn.Parameter(torch.empty_like(weight, device=CARD))
+                module._parameters[name] = moved[weight]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=CARD)
+
+
+def _quantised(linear: torch.nn.Linear) -> Any:
+    """A `Linear4bit`; its own constructor wraps weights in a class that fake tensors cannot be."""
+    layer = bnb.nn.Linear4bit.__new__(bnb.nn.Linear4bit)
+    torch.nn.Module.__init__(layer)
+    layer.in_features, layer.out_features = linear.in_features, linear.out_features
+    layer.bias = linear.bias
+    layer.quant_storage = torch.uint8
+    layer.compute_dtype, layer.compute_type_is_set = torch.float16, True
+    layer.support_avx512bf16_for_cpu = False
+    packed = torch.empty(linear.weight.numel() // 2, 1, dtype=torch.uint8, device=CARD)
+    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    layer.weight.quant_state = layer.quant_state = _quant_state(linear.weight.shape)
+    layer.weight.quant_type, layer.weight.compress_statistics = "nf4", True  # PEFT asks for them
+    return layer
+
+
+def _quant_state(shape: torch.Size) -> QuantState:
+    """NF4 in blocks of 64; their scales in 8 bits, in blocks of 256 with fp32 scales."""
+    blocks = shape.numel() // 64
+    scales = QuantState(
+        absmax=torch.empty(-(-blocks // 256), device=CARD),
+        blocksize=256,
+        code=torch.empty(256, device=CARD),
+        dtype=torch.float32,
+    )
+    return QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8, device=CARD),
+        shape=shape,
+        dtype=torch.float16,
+        blocksize=64,
+        code=torch.empty(16, device=CARD),
+        quant_type="nf4",
+        offset=torch.empty((), device=CARD),
+        state2=scales,
+    )
