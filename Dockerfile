@@ -97,6 +97,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1
+# Every row of samples has another length, and blocks of fixed size would leave gaps between them:
+# PyTorch's own advice for memory that cannot be had in one piece. Not measured on a GPU yet.
+ENV PYTORCH_ALLOC_CONF=expandable_segments:True
 # Every cache and temporary file under /work. USER: no passwd entry belongs to the numeric user, and
 # getpass.getuser(), which torch and wandb call, would fail without it.
 ENV HF_HOME=/work/huggingface \
