@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from job.command_line import parse
-from job.ledger import Ledger
 from job.lease import acquire
+from job.ledger import Ledger
 from job.report.commands import show_status
 from job.settings import Settings
 from job.store.local import LocalStore
