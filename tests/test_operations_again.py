@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import PreemptedError, SettingsError
-from job.garbage import hours_argument
+from job.garbage import collect, hours_argument
 from job.lease import lease_key
 from job.ledger import Ledger
 from job.operations import exclude, reason_argument, redo
@@ -102,6 +102,13 @@ def test_a_reason_has_to_say_something_short(text: str | None) -> None:
         reason_argument(text)
     assert reason_argument(" wrong\n  rows ") == "wrong rows"
     assert reason_argument("x" * 500)
+
+
+def test_a_dry_gc_says_that_it_deleted_nothing(ledger: Ledger) -> None:
+    ledger.store.put_if_absent("probe-" + "0" * 32, b"x")
+    options = {"old_generations": False, "unused_hours": 0.0, "say": lambda _: None}
+    assert collect(ledger, dry_run=True, **options).startswith("gc: 1 would be deleted")
+    assert collect(ledger, dry_run=False, **options).startswith("gc: 1 deleted")
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "100001", "a day", ""])
