@@ -104,7 +104,9 @@ def test_a_reason_has_to_say_something_short(text: str | None) -> None:
     assert reason_argument("x" * 500)
 
 
-def test_a_dry_gc_says_that_it_deleted_nothing(ledger: Ledger) -> None:
+def test_a_dry_gc_says_that_it_deleted_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep({"JOB_DATASET_URI": {"prepared": "a" * 64}})
     ledger.store.put_if_absent("probe-" + "0" * 32, b"x")
     options = {"old_generations": False, "unused_hours": 0.0, "say": lambda _: None}
     assert collect(ledger, dry_run=True, **options).startswith("gc: 1 would be deleted")
