@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from job.lease import acquire
+from job.lease import acquire, lease_key
 from job.ledger import Ledger
 from job.report import charts
 from job.report.attempts_table import attempts_table
@@ -26,6 +26,7 @@ from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, to_prometheus
 from job.report.words import duration
+from job.store.documents import read_document, swap_document
 from job.store.local import LocalStore
 from job.sweep.distributions import Choice, FloatRange
 
@@ -246,3 +247,9 @@ def test_a_holder_is_shown_while_it_holds_and_no_clock_runs_backwards(tmp_path: 
     assert view.node
     assert view.gpu_seconds == pytest.approx(500)
     assert view.wasted_gpu_seconds == pytest.approx(150), "the first attempt saved nothing"
+    lease = read_document(ledger.store, lease_key(ledger, 0))
+    assert lease is not None
+    content = lease.content | {"state": "released"}
+    swap_document(ledger.store, lease_key(ledger, 0), content, lease.version)
+    (waiting,) = read_overview(ledger, 1).slots
+    assert (waiting.state, waiting.node, waiting.lease_age_seconds) == ("waiting", None, None)
