@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,9 @@ from job.plan.forecast import Pace, Span
 from job.plan.words import describe_cost
 from job.plan.workload import Costliest, memory_of, workload_of
 from job.settings import Settings
+from job.store.bucket import Bucket, BucketStore
 from job.store.local import LocalStore
+from job.store.retries import Fault, FaultKind, Limits
 from job.sweep.definition import parse_definition
 from job.training.memory import T4_USABLE_BYTES, MemoryPlan
 from job.training.shape import model_shape
@@ -134,3 +136,32 @@ def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None
     assert cut.startswith("5% of the rows are longer than JOB_MAX_SEQ_LENGTH (512 tokens)")
     (few,) = warnings.of_rows(settings, _data(replace(COUNTS, eval=191)))
     assert few.startswith("only 191 rows are held out, JOB_EVAL_ROWS asks for 192")
+
+
+def test_a_checkpoint_that_just_misses_the_grace_is_foretold() -> None:
+    settings = _settings(grace_seconds=15)  # of which 11 are left for it
+    assert list(warnings.of_checkpoints(settings, 110_000_000, 10e6)) == []
+    (line,) = warnings.of_checkpoints(settings, 120_000_000, 10e6)
+    assert "120 MB takes 12 s" in line
+
+
+class ClosedBucket:
+    """The rules of its lifecycle are not for us, everything else is."""
+
+    uri = "s3://closed"
+
+    def expiries(self) -> Any:
+        raise PermissionError("AccessDenied")
+
+    def diagnose(self, error: Exception) -> Fault | None:
+        denied = isinstance(error, PermissionError)
+        return Fault(FaultKind.PERMISSION, "AccessDenied") if denied else None
+
+    def renew(self) -> None:
+        """There are no credentials."""
+
+
+def test_a_bucket_that_does_not_show_its_rules_is_to_be_looked_at() -> None:
+    store = BucketStore(cast(Bucket, ClosedBucket()), "sweeps", Limits(1.0), "JOB_OUTPUT_URI")
+    (line,) = warnings.of_expiry(store)
+    assert line.startswith("s3://closed/sweeps: the bucket's lifecycle rules cannot be read")
