@@ -209,7 +209,7 @@ def leave(exit_code: int, *, has_ranks: bool = False) -> None:
 
     The hook would wait for the network, and tell W&B that a run which goes on elsewhere has failed.
     Exit hooks run last one first, so this one ends the process before wandb's. It also comes before
-    the end of the threads that speak with other ranks, which aborts every second time (gloo).
+    the end of the threads that speak with other ranks, which may abort (gloo: 4 of 8).
     """
 
     def end() -> None:

@@ -1,4 +1,4 @@
-"""Rank 1 of tests/test_crew_memory.py: `python -m tests.short_of_memory MEETING`.
+"""Rank 1 of tests/test_crew_memory.py: `python -m tests.short_of_memory MEETING ACT`.
 
 Real ranks over gloo; what fails is torch's own `cat`, which needs room for a second copy, the way
 CUDA's allocator fails it.
@@ -48,9 +48,12 @@ def summed(parameters: list[torch.nn.Parameter], total: torch.Tensor) -> str:
     return "summed"
 
 
-def main(meeting: Path) -> None:
+def main(meeting: Path, act: str) -> None:
     """Play the follower's part, a line for each act."""
     join(meeting, rank=1, size=2, device=CPU)
+    if act == "be dismissed":
+        print(receive_order([]), torch.distributed.is_initialized())
+        return
     parameters, total = two_parameters(10.0), torch.tensor(5.0)
     with NoRoomToFlatten():
         print(summed(parameters, total))
@@ -67,4 +70,4 @@ def main(meeting: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

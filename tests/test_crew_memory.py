@@ -54,16 +54,39 @@ def _order(seed: int) -> Any:
     return Order("step", [[0], [1]], 64, "none", seed)
 
 
+def _follower(meeting: Path, act: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.short_of_memory", str(meeting), act],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_dismissed_rank_leaves_no_connection_to_its_exit(tmp_path: Path) -> None:
+    """Its threads may abort the process there, and a trial that was done would fail."""
+    from job.training.crew import Crew, join
+    from tests.short_of_memory import CPU
+
+    follower = _follower(tmp_path, "be dismissed")
+    limit = threading.Timer(60, follower.kill)
+    limit.start()
+    try:
+        join(tmp_path, rank=0, size=2, device=CPU)
+        Crew(2).dismiss()
+        said, _ = follower.communicate(timeout=30)
+    finally:
+        limit.cancel()
+        follower.kill()
+        follower.wait()
+    assert (said, follower.returncode) == ("None False\n", 0)
+
+
 def test_a_rank_without_room_at_the_last_moment_keeps_all_in_step(tmp_path: Path) -> None:
     import torch
 
     from job.training.crew import Crew, join
     from tests.short_of_memory import CPU, NoRoomToFlatten, summed, two_parameters
 
-    follower = subprocess.Popen(
-        [sys.executable, "-m", "tests.short_of_memory", str(tmp_path)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    follower = _follower(tmp_path, "run out of memory")
     limit = threading.Timer(60, follower.kill)  # ranks out of step would wait for each other
     limit.start()
     try:
