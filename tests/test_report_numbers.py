@@ -25,7 +25,6 @@ from job.report.findings import findings
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, to_prometheus
-from job.report.words import duration
 from job.store.documents import read_document, swap_document
 from job.store.local import LocalStore
 from job.sweep.distributions import Choice, FloatRange
@@ -181,13 +180,6 @@ def test_a_line_of_all_parameters_goes_through_a_trials_values() -> None:
 )
 def test_a_value_has_its_place_in_its_range(domain: Any, value: float, place: float) -> None:
     assert charts.share(domain, value) == pytest.approx(place)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h")]
-)
-def test_the_unit_changes_at_two_of_it(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_trials_that_broke_are_told_with_the_way_out() -> None:
