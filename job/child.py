@@ -41,7 +41,7 @@ def run_as_child(
         line = run_trial(settings, stop, watchdog, meeting)
     except JobError as error:
         told = stop.on_the_way_down(error)
-        leave(told.exit_code)
+        leave(told.exit_code, has_ranks=meeting is not None)
         raise told from error
     leave(ExitCode.OK)
     return line
@@ -60,6 +60,7 @@ def follow_rank_0(settings: Settings, rank: int, meeting: Path) -> int:
         follow(meeting, rank=rank, size=settings.num_gpus, device=device)
     except JobError as error:
         log.error("rank %d: %s", rank, error)
+        leave(error.exit_code, has_ranks=True)
         return int(error.exit_code)
     return 0
 

@@ -28,6 +28,7 @@ def test_the_hub_reads_base_metric_and_library() -> None:
     assert data.eval_results is not None
     (result,) = data.eval_results
     assert (result.metric_name, result.metric_value) == ("eval/loss", 1.25)
+    assert data.model_name == "card-0003"
 
 
 def test_a_base_that_is_no_hub_id_stays_out_of_the_metadata() -> None:
@@ -49,8 +50,13 @@ def test_what_counts_is_told() -> None:
         "900 optimizer steps",
         "0123abcd",
         "d" * 64,
-        "12000",
+        "| rows | 12000 to train on, 192 to judge by |",
         "| lora_r | 8 |",
     ):
         assert word in text
     assert "eval_steps" not in text
+
+
+def test_a_pipe_in_a_value_makes_no_further_column() -> None:
+    text = adapter_card(replace(ORIGIN, recipe={"schedule": "a|b"}), eval_loss=1.0, step=1)
+    assert "| schedule | a\\|b |" in text

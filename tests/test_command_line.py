@@ -33,6 +33,14 @@ def test_without_a_word_one_trial_runs() -> None:
     assert parse([]).verb == "run"
 
 
+def test_what_is_not_said_is_the_harmless_choice() -> None:
+    assert parse(["gc"]).unused_hours == "24", "prepared rows of a sweep that is just begun stay"
+    assert (parse(["gc"]).dry_run, parse(["gc"]).old_generations) == (False, False)
+    assert parse(["status"]).prometheus is None
+    assert str(parse(["status", "--prometheus"]).prometheus) == "-", "to the terminal"
+    assert parse(["trial"]).rank == 0
+
+
 def test_an_unknown_word_is_64_and_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["statsu"]) == ExitCode.SETTINGS
     assert "status" in capsys.readouterr().err

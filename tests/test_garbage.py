@@ -137,8 +137,9 @@ def test_prepared_data_and_probes_go_a_day_after_they_were_seen_unused(ledger: L
     memory = Path(ledger.store.uri) / MEMORY_KEY
     content = json.loads(memory.read_text())
     assert set(content["unused_since"]) == {f"prepared/{B}", probe}
-    long_ago = (datetime.now(UTC) - timedelta(hours=25)).isoformat()
-    content["unused_since"][f"prepared/{B}"] = long_ago
+    for hours in (25, 2):
+        long_ago = (datetime.now(UTC) - timedelta(hours=hours)).isoformat()
+        content["unused_since"][f"prepared/{B}" if hours == 25 else probe] = long_ago
     memory.write_text(json.dumps(content))
     assert _collect(ledger) == {f"prepared/{B}"}
     assert _collect(ledger, unused_hours=0) == {probe}

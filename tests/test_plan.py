@@ -137,6 +137,8 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
     assert "7.25 B weights" in done.stdout
     assert "of 14.60 GiB" in done.stdout
     assert "only" in done.stdout, "fewer held-out rows than JOB_EVAL_ROWS"
+    out = Path(inputs["JOB_OUTPUT_URI"])
+    assert not list(out.glob("probe*")), "the file that measured the upload is gone"
 
 
 @pytest.mark.slow

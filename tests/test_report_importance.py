@@ -65,6 +65,17 @@ def test_too_few_trials_have_no_importances() -> None:
     assert importances(_overview([])) == []
 
 
+def test_what_chance_alone_explains_is_no_importance() -> None:
+    """Of four ranks, two groups explain a fifth on average by nothing but their number."""
+    decays = zip((0.01, 0.05, 0.01, 0.05), (1.0, 1.3, 1.2, 1.1), strict=True)
+    views = [
+        _trial(slot, loss, learning_rate=1e-4, weight_decay=decay)
+        for slot, (decay, loss) in enumerate(decays)
+    ]
+    found = {importance.name: importance.share for importance in importances(_overview(views))}
+    assert found["weight_decay"] == 0
+
+
 def test_equal_losses_make_nothing_important() -> None:
     views = [_trial(slot, 1.0, learning_rate=1e-4 * (slot + 1)) for slot in range(6)]
     assert {importance.share for importance in importances(_overview(views))} == {0.0}

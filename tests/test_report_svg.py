@@ -61,6 +61,9 @@ def test_amounts_have_a_fitting_unit(count: float, words: str) -> None:
     assert amount(count) == words
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(95, "95 s"), (720, "12 min"), (8640, "2.4 h")])
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(119, "119 s"), (120, "2 min"), (720, "12 min"), (7199, "120 min"), (7200, "2.0 h")],
+)
 def test_durations_have_a_fitting_unit(seconds: float, words: str) -> None:
     assert duration(seconds) == words

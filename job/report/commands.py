@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -26,15 +27,21 @@ WATCH_SECONDS = 10.0
 PIPE_COLUMNS = 160  # where no terminal says how wide it is
 
 
-def show_status(options: Namespace, settings: Settings, ledger: Ledger) -> None:
-    """Print the slots of the sweep."""
+def show_status(
+    options: Namespace,
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Print the slots of the sweep; `wait` passes the time between two looks of `--watch`."""
     if options.json:
         print(to_json(read_overview(ledger, settings.num_trials)))
     elif options.prometheus is not None:
         samples = to_prometheus(read_overview(ledger, settings.num_trials))
         _write_samples(options.prometheus, samples)
     elif options.watch:
-        _watch(ledger, settings)
+        _watch(ledger, settings, wait)
     else:
         _print_status(_console(), read_overview(ledger, settings.num_trials), settings)
         if options.attempts:
@@ -100,7 +107,7 @@ def _print_status(console: Console, overview: Overview, settings: Settings) -> N
         console.print(f"best: slot {best.slot}, {overview.uri}/{best.adapter_key}", soft_wrap=True)
 
 
-def _watch(ledger: Ledger, settings: Settings) -> None:
+def _watch(ledger: Ledger, settings: Settings, wait: Callable[[float], None]) -> None:
     """The table again and again; a bucket that fails for a while is waited for by the store."""
     console = _console()
     with Live(console=console, auto_refresh=False) as live:
@@ -109,7 +116,7 @@ def _watch(ledger: Ledger, settings: Settings) -> None:
             live.update(slot_table(overview), refresh=True)
             if not any(view.state in ("empty", "running", "waiting") for view in overview.slots):
                 return
-            time.sleep(WATCH_SECONDS)
+            wait(WATCH_SECONDS)
 
 
 def _write_samples(path: Path, samples: str) -> None:

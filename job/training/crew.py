@@ -159,6 +159,7 @@ def receive_order(parameters: Sequence[torch.nn.Parameter]) -> Order | None:
     """A follower's next order, its weights put in place; None at the end."""
     content = receive_json()
     if content["kind"] == "end":
+        dist.destroy_process_group()  # left to the exit, it may abort (4 of 8)
         return None
     try:
         weights = _flat([p.data for p in parameters])

@@ -1,0 +1,73 @@
+"""What the parent waits for: slots of other workers, a rank that dies on the way down.
+
+`pytest tests/test_supervisor_waits.py`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from job.errors import ExitCode
+from tests.test_supervisor import LOG, READY, _await_ready, _run, _signalled, _slots, _start
+from tests.wandb_workers import eventually
+
+# Another worker holds a slot of this list until it was looked at three times.
+HELD = '[ $(grep -c "^$JOB_COMPLETION_INDEX$" $OUT/slots) -ge 3 ] || exit 75; exit 0'
+
+
+def test_a_queue_whose_slots_are_all_held_looks_again_a_lease_later(tmp_path: Path) -> None:
+    """Each look costs a load of the base: without the wait the queue would spin."""
+    settings = {"JOB_NUM_TRIALS": "3", "JOB_LEASE_SECONDS": "7"}
+    script = LOG + '[ "$JOB_COMPLETION_INDEX" = 0 ] && exit 0; ' + HELD
+    code, out, _ = _run("queue", script, tmp_path, **settings)
+    assert (code, _slots(tmp_path)) == (0, [0, 1, 2, 1, 2, 1, 2])
+    assert json.loads(out) == [7.0] * 3, "from when both were seen to be held until one was free"
+
+
+def test_a_queue_with_a_free_slot_left_takes_it_first(tmp_path: Path) -> None:
+    script = LOG + '[ "$JOB_COMPLETION_INDEX" = 2 ] && exit 0; ' + HELD
+    code, out, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="3", JOB_LEASE_SECONDS="7")
+    assert (code, _slots(tmp_path)) == (0, [0, 1, 2, 0, 1, 0, 1])
+    assert json.loads(out) == [7.0], "only once the two that are left were both held"
+
+
+@pytest.mark.parametrize(("code", "wait_seconds"), [(75, 120), (72, 5)], ids=["held", "back-off"])
+def test_a_sigterm_while_the_queue_waits_ends_it_at_once_with_75(
+    tmp_path: Path, code: int, wait_seconds: float
+) -> None:
+    os.mkfifo(tmp_path / "ready")
+    script = READY + f"exit {code}"
+    parent = _start("really wait", script, tmp_path, JOB_NUM_TRIALS="1", JOB_LEASE_SECONDS="120")
+    _await_ready(tmp_path)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    eventually(lambda: not children.read_text(), 10)  # the trial has ended, so the queue waits
+    started = time.monotonic()
+    parent.send_signal(signal.SIGTERM)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == ExitCode.PREEMPTED, err
+    assert time.monotonic() - started < 0.8 * wait_seconds
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_at_sigterm_moves_no_deadline(tmp_path: Path) -> None:
+    """Rank 0 hears nothing, rank 1 ends with a code of its own 3 s before the kill."""
+    # Of the words after the script, $2 is rank 0's option and $1 another rank's number.
+    script = (
+        'if [ "$1" = 1 ]; then trap "exit 72" TERM; until [ -e $OUT/deaf ]; do sleep 0.05; done; '
+        + READY
+        + 'sleep 60 & wait; fi; trap "" TERM; : > $OUT/deaf; while :; do sleep 1; done'
+    )
+    started = time.monotonic()
+    code, err = _signalled(
+        tmp_path, script, signal.SIGTERM, verb="queue",
+        JOB_NUM_TRIALS="1", JOB_NUM_GPUS="2", JOB_GRACE_SECONDS="7",
+    )  # fmt: skip
+    assert code == ExitCode.PREEMPTED, err
+    assert "rank 1 ended with 72" in err
+    assert time.monotonic() - started < 7, "killed 4 s after SIGTERM"
