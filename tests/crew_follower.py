@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from job.training.crew import KINDS, join, read_task, ready_file, receive_table
+from job.training.crew import KINDS, join, read_task, ready_file
 from job.training.follower import follow, serve
+from job.training.messages import receive_table
 from job.training.model import add_adapters, load_base
 from job.training.recipe import Recipe
 from job.training.trainer import Trainer

@@ -232,9 +232,9 @@ def test_every_attempt_is_a_line_with_its_end(tmp_path: Path) -> None:
 
 def test_a_holder_is_shown_while_it_holds_and_no_clock_runs_backwards(tmp_path: Path) -> None:
     ledger, now = _at_work(tmp_path), datetime.now(UTC)
-    (ahead,) = read_overview(ledger, 1, now=lambda: now - timedelta(hours=1)).slots
+    (ahead,) = read_overview(ledger, 1, now=now - timedelta(hours=1)).slots
     assert ahead.lease_age_seconds == 0, "another machine's clock is ahead"
-    (view,) = read_overview(ledger, 1, now=lambda: now + timedelta(hours=1)).slots
+    (view,) = read_overview(ledger, 1, now=now + timedelta(hours=1)).slots
     assert view.lease_age_seconds == pytest.approx(3600, abs=30)
     assert view.node
     assert view.gpu_seconds == pytest.approx(500)

@@ -102,9 +102,12 @@ class Overview:
         return next((loss for v in self.slots for step, loss in v.curve if step == 0), None)
 
 
-def read_overview(ledger: Ledger, num_trials: int) -> Overview:
-    """Read every slot of the sweep, and those that a larger `JOB_NUM_TRIALS` drew beyond it."""
-    now = datetime.now(UTC)
+def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = None) -> Overview:
+    """Read every slot of the sweep, and those that a larger `JOB_NUM_TRIALS` drew beyond it.
+
+    Ages are seconds before `now`, by default this machine's clock.
+    """
+    now = now or datetime.now(UTC)
     with ThreadPoolExecutor(_READERS) as pool:
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
     while (further := _view(ledger, len(views), now)).state != "empty":

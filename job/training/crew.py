@@ -7,16 +7,14 @@ exactness are rank 0's alone, and a follower keeps nothing that could be lost.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -24,10 +22,21 @@ from job.data.samples import SampleTable
 from job.errors import GpuError
 from job.log import log
 from job.training.footprint import Recompute
+from job.training.messages import (
+    broadcast,
+    cut_up,
+    in_one_row,
+    receive_json,
+    send_json,
+    send_table,
+    together,
+)
 from job.training.recipe import Recipe
 
 Kind = Literal["step", "evaluate"]
 KINDS: tuple[Kind, ...] = ("step", "evaluate")
+# What a share's summed NLL is held in; the ranks must agree.
+TOTALS: dict[Kind, torch.dtype] = {"step": torch.float32, "evaluate": torch.float64}
 # A follower waits so long for an order: checkpoints and evaluations of rank 0 lie between two.
 ORDER_SECONDS = 1800.0
 TASK_FILE = "task.json"  # in the meeting folder: what rank 0 has to train
@@ -101,20 +110,6 @@ def split_evenly(lengths: Sequence[int], indices: Sequence[int], num_ranks: int)
     return [[indices[place] for place in sorted(share)] for share in shares]
 
 
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """A message between ranks; one that is gone is told in a line. Raises `GpuError`."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # gloo's and NCCL's own
-        first_line = str(error).partition("\n")[0]
-        raise GpuError(
-            f"another process of this trial is gone, its lines tell why ({first_line})"
-        ) from error
-
-
 class Crew:
     """Rank 0's followers."""
 
@@ -145,9 +140,11 @@ class Crew:
 
     def give(self, order: Order, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Send an order, and the weights it is to be computed with."""
-        weights = _flat([p.data for p in parameters])  # before anything is said: it takes memory
+        weights = in_one_row(
+            [p.data for p in parameters]
+        )  # before anything is said: it takes memory
         send_json(asdict(order))
-        _broadcast(weights)
+        broadcast(weights)
 
     def dismiss(self) -> None:
         """The trial is over."""
@@ -162,11 +159,11 @@ def receive_order(parameters: Sequence[torch.nn.Parameter]) -> Order | None:
         dist.destroy_process_group()  # left to the exit, it may abort (4 of 8)
         return None
     try:
-        weights = _flat([p.data for p in parameters])
+        weights = in_one_row([p.data for p in parameters])
     except torch.OutOfMemoryError as error:  # the others wait for us: nothing can be eased here
         raise GpuError("no room on this GPU for a copy of the adapter's weights") from error
-    _broadcast(weights)
-    for parameter, part in zip(parameters, _parts(weights, parameters), strict=True):
+    broadcast(weights)
+    for parameter, part in zip(parameters, cut_up(weights, parameters), strict=True):
         parameter.data.copy_(part)
     return Order(**content)
 
@@ -179,82 +176,26 @@ def sum_up(
     Raises `torch.OutOfMemoryError` in every rank if any of them failed: then nothing was summed.
     Whatever takes memory comes before the ranks agree on that.
     """
-    flat = None
+    row = None
     if parameters is not None and not failed:
         try:
             for parameter in parameters:  # a rank whose share is empty has no gradients
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            flat = _flat([p.grad for p in parameters if p.grad is not None])
+            row = in_one_row([p.grad for p in parameters if p.grad is not None])
         except torch.OutOfMemoryError:
             failed = True
     failures = torch.tensor([float(failed)])
-    with _together():
+    with together():
         dist.all_reduce(failures)
     if failures.item():
         raise torch.OutOfMemoryError(f"{failures.item():.0f} GPUs of this node ran out of memory")
-    with _together():
+    with together():
         dist.reduce(total, dst=0)
-    if parameters is None or flat is None:
+    if parameters is None or row is None:
         return
-    with _together():
-        dist.reduce(flat, dst=0)
-    for parameter, part in zip(parameters, _parts(flat, parameters), strict=True):
+    with together():
+        dist.reduce(row, dst=0)
+    for parameter, part in zip(parameters, cut_up(row, parameters), strict=True):
         if parameter.grad is not None:
             parameter.grad.copy_(part)
-
-
-def _broadcast(tensor: torch.Tensor) -> None:
-    """From rank 0 to all, in place."""
-    with _together():
-        dist.broadcast(tensor, src=0)
-
-
-def send_json(content: dict[str, Any]) -> None:
-    """From rank 0 to all. JSON, not torch's object collectives: those pickle."""
-    data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
-    _broadcast(torch.tensor([len(data)]))
-    _broadcast(data)
-
-
-def receive_json() -> dict[str, Any]:
-    """What rank 0 sent."""
-    size = torch.zeros(1, dtype=torch.int64)
-    _broadcast(size)
-    data = torch.empty(int(size), dtype=torch.uint8)
-    _broadcast(data)
-    content: dict[str, Any] = json.loads(bytes(data.numpy()))
-    return content
-
-
-def send_table(table: SampleTable) -> None:
-    """From rank 0 to all: followers need neither the store nor the rows."""
-    send_json({"tokens": len(table.input_ids), "samples": len(table)})
-    for array, dtype in _arrays(table):
-        _broadcast(torch.from_numpy(array.astype(dtype)))
-
-
-def receive_table() -> SampleTable:
-    """What rank 0 sent."""
-    sizes = receive_json()
-    input_ids = torch.empty(sizes["tokens"], dtype=torch.int32)
-    is_target = torch.empty(sizes["tokens"], dtype=torch.uint8)
-    offsets = torch.empty(sizes["samples"] + 1, dtype=torch.int64)
-    for tensor in (input_ids, is_target, offsets):
-        _broadcast(tensor)
-    return SampleTable(input_ids.numpy(), is_target.numpy().astype(np.bool_), offsets.numpy())
-
-
-def _arrays(table: SampleTable) -> list[tuple[np.ndarray[Any, Any], type]]:
-    return [(table.input_ids, np.int32), (table.is_target, np.uint8), (table.offsets, np.int64)]
-
-
-def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One message instead of one for each of hundreds of tensors."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def _parts(flat: torch.Tensor, like: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
-    sizes = [parameter.numel() for parameter in like]
-    parts = torch.split(flat, sizes)
-    return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]

@@ -9,18 +9,19 @@ import torch
 from job.data.samples import SampleTable
 from job.training.crew import (
     KINDS,
+    TOTALS,
     Kind,
     Order,
     join,
     read_task,
     ready_file,
     receive_order,
-    receive_table,
     sum_up,
 )
+from job.training.messages import receive_table
 from job.training.model import add_adapters, load_base
 from job.training.recipe import Recipe
-from job.training.trainer import TOTALS, Trainer
+from job.training.trainer import Trainer
 
 
 def follow(meeting: Path, *, rank: int, size: int, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.training.batching import MicroBatch, pack, samples_of_step
-from job.training.crew import Crew, Kind, Order, split_evenly, sum_up
+from job.training.crew import TOTALS, Crew, Kind, Order, split_evenly, sum_up
 from job.training.footprint import Recompute
 from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, target_nll
@@ -26,9 +26,6 @@ from job.training.state import StepReport, TrainState
 
 MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
-
-# What a share's summed NLL is held in; the ranks must agree.
-TOTALS: dict[Kind, torch.dtype] = {"step": torch.float32, "evaluate": torch.float64}
 
 ShouldStop = Callable[[], None]
 
