@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import CredentialsError, OutageError, SettingsError
+from job.file_uri import path_of
 from job.log import log
 from job.progress import CountProgress
 from job.store.objects import ObjectInfo, download_object, list_objects
@@ -70,8 +71,12 @@ def resolve_base_model(
     can train, `CredentialsError` if the hub wants a token or the bucket refuses us, `OutageError`
     if either cannot be reached.
     """
-    folder = Path(name.removeprefix("file://"))
-    if folder.exists() or name.startswith(("/", ".", "file://")):
+    try:
+        named = path_of(name)
+    except ValueError as error:
+        raise SettingsError(f"JOB_BASE_MODEL: {name} {error}") from error
+    folder = named or Path(name)
+    if named or folder.exists() or name.startswith(("/", ".")):
         model = _resolve_folder(name, folder)
     elif re.match("(s3|gs)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"

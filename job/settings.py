@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from job.errors import SettingsError
+from job.file_uri import path_of
 
 PREFIX = "JOB_"
 
@@ -23,12 +24,15 @@ def _check_uri(uri: str) -> str:
     if len(uri) > 1024:
         raise ValueError("is longer than 1024 characters")
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri)
-    if scheme and not re.match(r"[a-z0-9]+://[^/]|file:///[^/]", uri):
-        raise ValueError(f"names nothing after {scheme[0]}; allowed: scheme://bucket/prefix")
+    if scheme and not re.match(r"[a-z0-9]+://[^/]|file:///[^/]", uri, re.IGNORECASE):
+        raise ValueError(
+            f"names nothing after {scheme[0]}; allowed: scheme://bucket/prefix, file:///folder"
+        )
     if re.match(r"[a-z0-9+.-]+://[^/]*@", uri, re.IGNORECASE):
         raise ValueError("must not hold a user or password: use the cloud SDK's own credentials")
     if re.match(r"(s3|gs|https?)://[^?]*\?", uri, re.IGNORECASE):
         raise ValueError("must not hold a query (a presigned URL is a secret)")
+    path_of(uri)  # refuses the files of another machine
     return uri.rstrip("/") if len(uri) > 1 else uri
 
 

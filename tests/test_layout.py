@@ -13,6 +13,7 @@ import pytest
 # Imports point from right to left only. A room is a module or a package of job/.
 ROOMS = [
     "errors",
+    "file_uri",
     "log",
     "progress",
     "stop",

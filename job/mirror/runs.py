@@ -176,7 +176,7 @@ def _artifact(run_id: str, result: Json, kind: str, ledger: Ledger, folder: Path
     else:  # no look into the bucket: the client's identity there may be another one
         uri = ledger.store.uri
         artifact.add_reference(
-            f"{uri if '://' in uri else f'file://{uri}'}/{key}", name="adapter", checksum=False
+            f"{uri if '://' in uri else Path(uri).as_uri()}/{key}", name="adapter", checksum=False
         )
     return artifact
 
