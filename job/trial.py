@@ -28,6 +28,7 @@ from job.fitting import real_training
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.log import log
+from job.lookout import Lookout, wait_for_a_free_slot
 from job.mirror.confirmed import catch_up
 from job.mirror.live import Mirror
 from job.outcome import AttemptClock, outcome, summary
@@ -72,17 +73,19 @@ def run_trial_on(
     store: Store, settings: Settings, stop: Stop, training: Training, watchdog: Watchdog
 ) -> str:
     """`run_trial` with the outside given: the store and the training."""
-    started = time.monotonic()
     check_work_dir(settings.work_dir)
     definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
     catch_up(settings, ledger, stop.check)
-    open_slots = slots(settings, ledger)
-    if not open_slots:
+    open_slots, lookout = slots(settings, ledger), Lookout(settings.lease_seconds)
+    if not wait_for_a_free_slot(
+        ledger, open_slots, lookout, should_stop=stop.check, wait=stop.wait
+    ):
         return nothing_to_do(settings, ledger)
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
+    started = time.monotonic()
     device = training.open_device(settings)
     probe(ledger.store)
     base = resolve_base_model(
@@ -108,6 +111,7 @@ def run_trial_on(
         lease_seconds=settings.lease_seconds,
         should_stop=stop.check,
         wait=stop.wait,
+        lookout=lookout,
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"

@@ -26,6 +26,7 @@ ROOMS = [
     "workspace",
     "ledger",
     "attempts",
+    "lookout",
     "lease",
     "checkpoint",
     "publisher",
