@@ -14,6 +14,7 @@ from job.errors import CredentialsError, OutageError, SettingsError
 from job.file_uri import path_of
 from job.log import log
 from job.progress import CountProgress
+from job.sizes import size
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 # Families whose activations overflow fp16 (largest value 65504); a T4 has no bf16 to fall back to.
@@ -153,7 +154,7 @@ def _download_model(
     }
     num_bytes = sum(info.size_bytes for info in missing.values())
     if missing:
-        log.info("base model: downloading %d files, %.1f MB", len(missing), num_bytes / 1e6)
+        log.info("base model: downloading %d files, %s", len(missing), size(num_bytes))
     with CountProgress("base model: downloading", "MB", total=num_bytes) as progress:
         try:
             folder.mkdir(parents=True, exist_ok=True)

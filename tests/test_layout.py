@@ -14,6 +14,7 @@ import pytest
 ROOMS = [
     "errors",
     "file_uri",
+    "sizes",
     "log",
     "progress",
     "stop",

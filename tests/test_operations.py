@@ -180,6 +180,16 @@ def test_redo_cut_off_before_it_took_the_lease_is_finished_by_the_next(tmp_path:
         holder.renew()
 
 
+def test_a_second_redo_in_a_row_changes_nothing_and_says_so(ledger: Ledger) -> None:
+    _commit(ledger, 0, 1.0)
+    redo(ledger, 0)
+    before = _files(ledger)
+    assert "was begun again before (redo 1) and no worker has taken it yet" in redo(ledger, 0)
+    assert _files(ledger) == before
+    _taken(ledger).release()
+    assert "begun again (redo 2, same parameters)" in redo(ledger, 0)
+
+
 def test_redo_of_what_was_never_begun_is_refused(ledger: Ledger) -> None:
     with pytest.raises(SettingsError, match="never begun"):
         redo(ledger, 2)

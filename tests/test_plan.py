@@ -22,6 +22,8 @@ from job.plan.forecast import (
     pace_on_this_cpu,
     trial_seconds,
 )
+from job.plan.words import describe_cost
+from job.report.words import span
 from job.settings import Settings
 from job.store import open_store
 from job.training.shape import model_shape
@@ -63,6 +65,27 @@ def test_this_cpu_has_a_pace() -> None:
     assert shape is not None
     pace = pace_on_this_cpu(shape)
     assert 0 < pace.slow < pace.fast
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "text"),
+    [
+        (0.001, 0.002, "under a minute"),
+        (12, 200, "under a minute to 3 min"),
+        (179, 181, "about 3 min"),
+        (5460, 9000, "91 min to 2.5 h"),
+    ],
+)
+def test_a_forecast_says_nothing_exact_of_seconds(short: float, long: float, text: str) -> None:
+    assert span(short, long) == text
+
+
+def test_a_sweep_that_costs_next_to_nothing_says_so() -> None:
+    settings = _settings(num_trials=12, gpu_hourly_usd=0.35, device="auto")
+    cost = describe_cost(settings, Span(0.1, 0.2))
+    assert cost == "12 trials: under a minute of GPU at most, under a cent"
+    cost = describe_cost(settings, Span(5490, 9150))
+    assert cost == "12 trials: 18.3 h to 30.5 h of GPU at most, $6.41 to $10.67"
 
 
 def _settings(**given: Any) -> Settings:

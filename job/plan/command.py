@@ -36,6 +36,7 @@ from job.plan.words import (
 from job.plan.workload import Costliest, memory_of, workload_of
 from job.report.overview import read_overview
 from job.settings import Settings
+from job.sizes import size
 from job.spec import base_revision, check_vocabulary, load_sweep, sweep_identity
 from job.store import open_store, probe
 from job.store.base import Store
@@ -77,7 +78,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     check_work_dir(settings.work_dir)
     rate = _try_store(store)
     plan.numbers["upload_bytes_per_second"] = round(rate)
-    plan.sections["store"] = f"{store.uri}: conditional writes hold, {rate / 1e6:.0f} MB/s up"
+    plan.sections["store"] = f"{store.uri}: conditional writes hold, {size(rate)}/s up"
     yield "store"
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from job.data.prepared import PreparedData
 from job.plan.forecast import Span
+from job.report import words
 from job.report.findings import BAYES_FROM_TRIALS
-from job.report.words import duration
 from job.settings import Settings
+from job.sizes import size
 from job.stop import EXIT_MARGIN_SECONDS
 from job.store.base import Store
 from job.store.bucket import BucketStore
@@ -22,8 +23,8 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
     if span.long > budget:
         certainty = "will" if span.short > budget else "may"
         yield (
-            f"trials {certainty} be truncated: they take {duration(span.short)} to"
-            f" {duration(span.long)}, JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
+            f"trials {certainty} be truncated: they take {words.span(span.short, span.long)},"
+            f" JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
             " raise it or lower JOB_MAX_STEPS"
         )
 
@@ -32,7 +33,7 @@ def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> It
     left, seconds = settings.grace_seconds - EXIT_MARGIN_SECONDS, checkpoint_bytes / rate
     if seconds > left:
         yield (
-            f"a checkpoint of {checkpoint_bytes / 1e6:.0f} MB takes {seconds:.0f} s to upload, and"
+            f"a checkpoint of {size(checkpoint_bytes)} takes {seconds:.0f} s to upload, and"
             f" {left:.0f} s are left after SIGTERM: a preempted trial falls back by up to"
             f" JOB_CHECKPOINT_MINUTES ({settings.checkpoint_minutes:g}); lower lora_r, or use a"
             " bucket in the nodes' region"

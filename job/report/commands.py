@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from job.errors import SettingsError
 from job.ledger import Ledger, check_sweep
 from job.log import log
 from job.report.attempts_table import attempts_table
@@ -58,7 +59,8 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
                 folder.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
             except OSError as error:
-                raise unwritable(path, error) from error
+                option = "report" if options.output is None else "report --output"
+                raise unwritable(option, folder, error) from error
             if options.output is None:
                 key = ledger.report_key(file_name)
                 ledger.store.upload(key, path)
@@ -121,5 +123,8 @@ def _write_samples(path: Path, samples: str) -> None:
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise SettingsError(
+            f"status --prometheus: {path}: {error.strerror}; give a file in a folder that this user"
+            " may write"
+        ) from error
     log.info("%s: written", path)
