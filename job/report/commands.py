@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import tempfile
 import time
@@ -118,8 +120,10 @@ def _write_samples(path: Path, samples: str) -> None:
     if path == Path("-"):
         sys.stdout.write(samples)
         return
-    temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
