@@ -26,6 +26,7 @@ from job.plan.words import describe_cost
 from job.report.words import span
 from job.settings import Settings
 from job.store import open_store
+from job.training.memory import Samples, plan_memory
 from job.training.shape import model_shape
 from tests.servers import s3
 from tests.tiny_tokenizer import byte_level_tokenizer
@@ -100,6 +101,16 @@ def test_trials_longer_than_their_budget_are_foretold(
 ) -> None:
     found = list(warnings.of_time(_settings(), Span(3600 * short, 3600 * long)))
     assert [words] == [w for w in ("may be", "will be") if w in found[0]] if words else not found
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(14.6, True), (2, False)])
+def test_a_model_that_fits_no_plan_is_foretold(gib: float, fits: bool) -> None:
+    memory = plan_memory(
+        MISTRAL_7B, Samples(longest=1024, mean=400, per_step=16), lora_r=8, lora_dropout=0.1,
+        per_device_train_batch_size=2, usable_bytes=int(gib * 2**30),
+    )  # fmt: skip
+    found = list(warnings.of_memory(memory))
+    assert found == [] if fits else "does not fit: its smallest plan needs" in found[0]
 
 
 def test_a_checkpoint_too_large_for_the_grace_is_foretold() -> None:

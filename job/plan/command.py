@@ -98,6 +98,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.sections["memory"] = str(memory)
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
+    plan.warnings += warnings.of_memory(memory)
     if shape is not None:
         work = workload_of(settings, data, costliest)
         pace = _pace(settings, ledger, shape, memory)

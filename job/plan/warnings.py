@@ -14,6 +14,7 @@ from job.stop import EXIT_MARGIN_SECONDS
 from job.store.base import Store
 from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
+from job.training.memory import MemoryPlan
 
 CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth a warning
 
@@ -26,6 +27,17 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
             f"trials {certainty} be truncated: they take {words.span(span.short, span.long)},"
             f" JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
             " raise it or lower JOB_MAX_STEPS"
+        )
+
+
+def of_memory(memory: MemoryPlan) -> Iterator[str]:
+    """That not even the smallest plan fits; a CPU's plan has no limit."""
+    predicted, usable = memory.predicted, memory.usable_bytes
+    if predicted is not None and usable is not None and predicted.total > usable:
+        yield (
+            f"a trial does not fit: its smallest plan needs {predicted.total / 2**30:.3g} GiB of"
+            f" {usable / 2**30:.3g}, and it would end without an adapter; lower JOB_MAX_SEQ_LENGTH,"
+            " or take a smaller JOB_BASE_MODEL or a larger card (JOB_GPU_MEMORY_GB)"
         )
 
 

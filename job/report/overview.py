@@ -106,12 +106,13 @@ def read_overview(
     ledger: Ledger, num_trials: int, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> Overview:
     """Read every slot of the sweep, and those that a larger `JOB_NUM_TRIALS` drew beyond it."""
-    moment = now()
+    # First and alone: a store that cannot be read is then told once, and Ctrl-C heard.
+    moment, identity = now(), ledger.identity() or {}
     with ThreadPoolExecutor(_READERS) as pool:
         views = list(pool.map(lambda slot: _view(ledger, slot, moment), range(num_trials)))
     while (further := _view(ledger, len(views), moment)).state != "empty":
         views.append(further)
-    return Overview(ledger.sweep, ledger.store.uri, ledger.identity() or {}, tuple(views))
+    return Overview(ledger.sweep, ledger.store.uri, identity, tuple(views))
 
 
 def _view(ledger: Ledger, slot: int, now: datetime) -> SlotView:
