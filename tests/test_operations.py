@@ -15,6 +15,7 @@ from job.errors import PreemptedError, SettingsError, SlotError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.operations import exclude, redo, slot_argument
+from job.report.attempts_table import attempts_table
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.spec import observe
@@ -120,6 +121,19 @@ def test_redo_of_a_damaged_slot_draws_it_anew(ledger: Ledger, spec: bytes | None
     assert _states(ledger)[0] == "empty"
     assert ledger.spec(0) is None
     _taken(ledger)
+
+
+def test_redo_of_a_slot_with_a_damaged_lease_mends_it(ledger: Ledger) -> None:
+    ledger.specify(0, SPEC)
+    ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/lease.json", b"{")
+    with _taken(ledger, 1) as lease:
+        lease.open_account()
+    assert _states(ledger)[0] == "damaged"
+    rows = attempts_table(ledger, 2)
+    assert [*rows.columns[0].cells] == ["0", "1"], "a damaged slot hides no other"
+    assert "damaged" in next(iter(rows.columns[-1].cells))
+    redo(ledger, 0)
+    assert _states(ledger)[0] == "waiting"
 
 
 def test_an_attempt_that_holds_a_redone_slot_loses_it_and_commits_nothing(ledger: Ledger) -> None:

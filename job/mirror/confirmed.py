@@ -122,7 +122,7 @@ def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
     Raises `CredentialsError`, and `OutageError` after `FAILURES` slots in a row.
     """
     prepare(settings)
-    missing = unconfirmed(ledger, settings.num_trials)
+    missing = unconfirmed(ledger, ledger.num_slots(settings.num_trials))
     if missing:
         check_reachable()
     seconds = 2 * upload_seconds(settings)

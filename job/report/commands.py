@@ -39,9 +39,10 @@ def show_status(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     elif options.watch:
         _watch(ledger, settings)
     else:
-        _print_status(_console(), read_overview(ledger, settings.num_trials), settings)
+        overview = read_overview(ledger, settings.num_trials)
+        _print_status(_console(), overview, settings)
         if options.attempts:
-            _console().print(attempts_table(ledger, settings.num_trials))
+            _console().print(attempts_table(ledger, len(overview.slots)))
 
 
 def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None:
