@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from job.ledger import Ledger
 from job.mirror.reach import silence_of
+from job.store.local import LocalStore
 
 
 @contextmanager
@@ -50,3 +56,28 @@ def test_a_closed_port_and_a_name_that_is_none_say_why() -> None:
 def test_another_certificate_is_the_clients_business() -> None:
     with _server(b"HTTP/1.1 400 No TLS here\r\n\r\n") as url:
         assert silence_of(url.replace("http:", "https:")) is None
+
+
+@pytest.mark.slow
+def test_a_report_to_a_silent_w_and_b_ends_at_once_also_for_slots_beyond_num_trials(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep({})
+    for slot in (0, 1):
+        ledger.specify(slot, {"params": {}, "recipe": {}})
+    ledger.commit(1, {"status": "completed"})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    environ = {
+        "PATH": os.environ["PATH"], "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url,
+        "JOB_OUTPUT_URI": str(tmp_path), "JOB_SWEEP_NAME": "s", "JOB_NUM_TRIALS": "1",
+        "JOB_WORK_DIR": str(tmp_path / "work"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "job", "report", "--mirror"],
+        env=environ, capture_output=True, text=True, timeout=20, check=False,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 74, done.stderr
+    assert f"W&B: {url} does not answer (Connection refused)" in done.stderr
