@@ -15,6 +15,9 @@ from job.log import log
 from job.store.documents import Document, read_document
 
 LIVING = 2  # renewals; an observer who saw so many says that the holder is alive
+# Of a lease's time in silence: a holder renews every third, so it is probably dead, and the rest of
+# the silence may pass while the base is loaded. Only the whole of it lets a lease be taken.
+PROBABLY_DEAD = 0.5
 
 
 @dataclass
@@ -36,15 +39,15 @@ class Lookout:
         self.clock = clock
         self._watches: dict[str, _Watch] = {}  # by key: a slot begun again has another lease
 
-    def is_free(self, key: str, found: Document | None) -> bool:
-        """Whether the lease that was just read may be taken."""
+    def is_free(self, key: str, found: Document | None, *, share: float = 1.0) -> bool:
+        """Whether the lease that was just read may be taken; after a `share` of the silence."""
         if found is None:
             return True
         watch = self._watches.setdefault(key, _Watch(found.version, self.clock()))
         if found.version != watch.version:
             watch = _Watch(found.version, self.clock(), watch.renewals + 1)
             self._watches[key] = watch
-        is_silent = self.clock() - watch.since >= self.lease_seconds
+        is_silent = self.clock() - watch.since >= share * self.lease_seconds
         return found.content.get("state") == "released" or is_silent
 
     def is_alive(self, key: str) -> bool:
@@ -101,9 +104,13 @@ def wait_for_a_free_slot(
     should_stop: Callable[[], None],
     wait: Callable[[float], None],
 ) -> bool:
-    """Return once a slot could be taken, and take nothing; False if none is open any more.
+    """Return once a slot is free or its holder probably dead; False if none is open any more.
 
-    Asked before minutes go into a base that a held slot would not need. Raises `PreemptedError`.
+    Takes nothing. Asked before minutes go into a base that a held slot would not need. Raises
+    `PreemptedError`.
     """
     in_turn = open_slots_in_turn(ledger, slots, lookout, should_stop=should_stop, wait=wait)
-    return any(lookout.is_free(lease_key(view, slot), found) for slot, view, found in in_turn)
+    return any(
+        lookout.is_free(lease_key(view, slot), found, share=PROBABLY_DEAD)
+        for slot, view, found in in_turn
+    )
