@@ -89,7 +89,8 @@ def check_work_dir(work_dir: Path) -> None:
     except OSError as error:
         if error.errno in VOLUME_FULL:
             raise
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise SettingsError(
-            f"JOB_WORK_DIR: {work_dir} cannot be written ({error.strerror}); give a folder that"
+            f"JOB_WORK_DIR: {work_dir} cannot be written ({reason}); give a folder that"
             " this user may write"
         ) from error

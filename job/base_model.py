@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import CredentialsError, OutageError, SettingsError
+from job.file_uri import path_of
 from job.log import log
 from job.progress import CountProgress
+from job.sizes import size
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 # Families whose activations overflow fp16 (largest value 65504); a T4 has no bf16 to fall back to.
@@ -70,8 +72,12 @@ def resolve_base_model(
     can train, `CredentialsError` if the hub wants a token or the bucket refuses us, `OutageError`
     if either cannot be reached.
     """
-    folder = Path(name.removeprefix("file://"))
-    if folder.exists() or name.startswith(("/", ".", "file://")):
+    try:
+        named = path_of(name)
+    except ValueError as error:
+        raise SettingsError(f"JOB_BASE_MODEL: {name} {error}") from error
+    folder = named or Path(name)
+    if named or folder.exists() or name.startswith(("/", ".")):
         model = _resolve_folder(name, folder)
     elif re.match("(s3|gs)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
@@ -148,7 +154,7 @@ def _download_model(
     }
     num_bytes = sum(info.size_bytes for info in missing.values())
     if missing:
-        log.info("base model: downloading %d files, %.1f MB", len(missing), num_bytes / 1e6)
+        log.info("base model: downloading %d files, %s", len(missing), size(num_bytes))
     with CountProgress("base model: downloading", "MB", total=num_bytes) as progress:
         try:
             folder.mkdir(parents=True, exist_ok=True)

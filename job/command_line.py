@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
-from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +74,13 @@ def parse(arguments: list[str] | None) -> Namespace:
 # Values are looked at by the verb, not by argparse: a mistake is then one line.
 
 
+def _path(text: str) -> Path:
+    """A path; of an empty one, as from a variable that is not set, `Path` would make `.`."""
+    if not text:
+        raise ArgumentTypeError("is empty; give a path, or . for this folder")
+    return Path(text)
+
+
 def _trial(parser: ArgumentParser) -> None:
     # Given by the parent.
     parser.add_argument("--pulse-fd", type=int, help=SUPPRESS)
@@ -88,7 +101,7 @@ def _status(parser: ArgumentParser) -> None:
         "--prometheus",
         nargs="?",
         const=Path("-"),
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="for node_exporter's textfile collector; FILE is replaced in one step",
     )
@@ -97,7 +110,7 @@ def _status(parser: ArgumentParser) -> None:
 def _report(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="write report.html and report.md to this folder instead of to the bucket",
     )
@@ -109,10 +122,10 @@ def _report(parser: ArgumentParser) -> None:
 def _best(parser: ArgumentParser) -> None:
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
-        "--download", type=Path, metavar="DIR", help="fetch the adapter, every byte checked"
+        "--download", type=_path, metavar="DIR", help="fetch the adapter, every byte checked"
     )
     way.add_argument(
-        "--merge", type=Path, metavar="DIR", help="write base and adapter as one fp16 model"
+        "--merge", type=_path, metavar="DIR", help="write base and adapter as one fp16 model"
     )
 
 

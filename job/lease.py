@@ -12,25 +12,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 from job.attempts import FRESH, account, now, taken_over, write_account
 from job.errors import ExitCode, JobError, PreemptedError, StoreError
 from job.ledger import Ledger
 from job.log import log
-from job.store.documents import Document, Json, create_document, read_document, swap_document
-
-LIVING = 2  # renewals; an observer who saw so many says that the holder is alive
-
-
-@dataclass
-class _Watch:
-    """What an observer has seen of somebody else's lease."""
-
-    version: str
-    since: float
-    renewals: int = 0
+from job.lookout import Lookout, open_slots_in_turn
+from job.lookout import lease_key as lease_key  # noqa: PLC0414  # others find it here
+from job.store.documents import Document, Json, create_document, swap_document
 
 
 class Lease:
@@ -164,11 +154,6 @@ class Lease:
                 log.warning("lease not renewed: %s", error)
 
 
-def lease_key(ledger: Ledger, slot: int) -> str:
-    """Where a slot's lease lies."""
-    return f"{ledger.slot_prefix(slot)}/lease.json"
-
-
 def acquire(
     ledger: Ledger,
     slots: Sequence[int],
@@ -177,59 +162,34 @@ def acquire(
     should_stop: Callable[[], None],
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
+    lookout: Lookout | None = None,
 ) -> Lease | None:
     """Take the first slot that is open and free; None if none is open any more.
 
     A lease that another attempt holds is watched until it is released, until it stood still for
     `lease_seconds`, or until it is seen to be alive. Raises `PreemptedError` if all are alive.
+    `lookout`: what was seen of them so far.
     """
     owner = uuid.uuid4().hex
-    watches: dict[int, _Watch] = {}
-    while True:
-        views = {slot: ledger.pin(slot) for slot in slots}
-        open_slots = [slot for slot, view in views.items() if view.is_open(slot)]
-        if not open_slots:
-            return None
-        for slot in open_slots:
-            should_stop()
-            view = views[slot]
-            held = _try(view, slot, owner, watches, lease_seconds=lease_seconds, clock=clock)
-            if held is None:
-                continue
-            lease = Lease(view, slot, held, lease_seconds=lease_seconds, clock=clock)
-            if view.is_current(slot) and view.is_open(slot):
-                return lease
-            lease.end(ExitCode.OK, "the slot was closed while its lease was taken")
-        alive = [s for s in open_slots if s in watches and watches[s].renewals >= LIVING]
-        if alive == open_slots:
-            raise PreemptedError(
-                f"slot {', '.join(map(str, alive))}: another attempt is at work on it;"
-                " nothing is left for this one"
-            )
-        wait(lease_seconds / 20)
-
-
-def _try(
-    ledger: Ledger,
-    slot: int,
-    owner: str,
-    watches: dict[int, _Watch],
-    *,
-    lease_seconds: float,
-    clock: Callable[[], float],
-) -> Document | None:
-    key = lease_key(ledger, slot)
-    found = read_document(ledger.store, key)
-    if found is None:
-        taken = create_document(ledger.store, key, taken_over(FRESH, owner))
-        return taken if taken.ours else None
-    watch = watches.setdefault(slot, _Watch(found.version, clock()))
-    if found.version != watch.version:
-        watches[slot] = watch = _Watch(found.version, clock(), watch.renewals + 1)
-    if found.content.get("state") != "released" and clock() - watch.since < lease_seconds:
-        return None
-    taken = swap_document(ledger.store, key, taken_over(found.content, owner), found.version)
-    return taken if taken.ours else None
+    lookout = lookout or Lookout(lease_seconds, clock=clock)
+    for slot, view, found in open_slots_in_turn(
+        ledger, slots, lookout, should_stop=should_stop, wait=wait
+    ):
+        key = lease_key(view, slot)
+        if not lookout.is_free(key, found):
+            continue
+        if found is None:
+            held = create_document(ledger.store, key, taken_over(FRESH, owner))
+        else:
+            content = taken_over(found.content, owner)
+            held = swap_document(ledger.store, key, content, found.version)
+        if not held.ours:
+            continue
+        lease = Lease(view, slot, held, lease_seconds=lease_seconds, clock=clock)
+        if view.is_current(slot) and view.is_open(slot):
+            return lease
+        lease.end(ExitCode.OK, "the slot was closed while its lease was taken")
+    return None
 
 
 def _ending(error: BaseException) -> tuple[int, str]:

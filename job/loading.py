@@ -38,13 +38,12 @@ def load(
     training: Training,
     stop: Stop,
     watchdog: Watchdog,
-    *,
-    started: float,
 ) -> Loaded:
     """Open the device, probe the store, fetch the base, prepare the rows, load the model.
 
-    `started`: the monotonic time from which the preparation counts. Raises any `JobError`.
+    Raises any `JobError`.
     """
+    started = time.monotonic()
     device = training.open_device(settings)
     probe(ledger.store)
     base = resolve_base_model(

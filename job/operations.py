@@ -34,9 +34,9 @@ def redo(ledger: Ledger, slot: int) -> str:
     old = ledger.pin(slot)
     generation = old.generation(slot)
     spec = _readable_spec(old, slot)
-    if generation and not _begun(old, slot):  # by a redo that was cut off before it took the lease
+    if generation and not _begun(old, slot):  # perhaps by a redo cut off before it took the lease
         ended = fence(ledger.pin(slot, generation - 1), slot, "redo")
-        return _redone(slot, generation, spec, ended=ended)
+        return _redone_before(slot, generation, ended=ended)
     if spec is None and not _begun(old, slot):
         raise SettingsError(f"redo: slot {slot} was never begun, there is nothing to do again")
     if spec is not None:
@@ -117,6 +117,14 @@ def _redone(slot: int, generation: int, spec: Json | None, *, ended: bool) -> st
     return (
         f"slot {slot}: begun again (redo {generation}, {params}){_told(ended=ended)};"
         " start a worker for it, a Job whose index is complete does not"
+    )
+
+
+def _redone_before(slot: int, generation: int, *, ended: bool) -> str:
+    done = _told(ended=True).removeprefix(", ") if ended else "nothing was changed"
+    return (
+        f"slot {slot}: was begun again before (redo {generation}) and no worker has taken it yet,"
+        f" {done}; start a worker for it, a Job whose index is complete does not"
     )
 
 

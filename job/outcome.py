@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from job.attempts import wasted_gpu_seconds
 from job.lease import Lease
 from job.settings import Settings
+from job.sizes import size
 from job.store.documents import Json
 from job.training.state import TrainState
 
@@ -106,5 +107,5 @@ def summary(result: Json) -> str:
     return (
         f"{result['status']} ({result['reason']}),"
         f" eval/loss {result['eval_loss']:.4f} at step {result['best_step']},"
-        f" adapter {result['adapter_bytes'] / 1e6:.1f} MB"
+        f" adapter {size(result['adapter_bytes'])}"
     )

@@ -26,6 +26,7 @@ from job.errors import JobError, SlotError, StoreError
 from job.lease import Lease
 from job.ledger import Ledger
 from job.log import log
+from job.sizes import size
 from job.store.documents import Json
 
 KEPT_CHECKPOINTS = 2
@@ -178,9 +179,9 @@ class Publisher:
             delete_folder(self._store, key)
             self._bests.discard(key)
         log.info(
-            "checkpoint at step %d: %.1f MB in %.1f s",
+            "checkpoint at step %d: %s in %.1f s",
             upload.checkpoint_step,
-            upload.sealed.size_bytes / 1e6,
+            size(upload.sealed.size_bytes),
             seconds,
         )
 

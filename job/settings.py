@@ -9,6 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from job.file_uri import path_of
+
 PREFIX = "JOB_"
 
 
@@ -17,13 +19,32 @@ def _check_uri(uri: str) -> str:
     if len(uri) > 1024:
         raise ValueError("is longer than 1024 characters")
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri)
-    if scheme and not re.match(r"[a-z0-9]+://[^/]|file:///[^/]", uri):
-        raise ValueError(f"names nothing after {scheme[0]}; allowed: scheme://bucket/prefix")
+    if scheme and not re.match(r"[a-z0-9]+://[^/]|file:///[^/]", uri, re.IGNORECASE):
+        raise ValueError(
+            f"names nothing after {scheme[0]}; allowed: scheme://bucket/prefix, file:///folder"
+        )
     if re.match(r"[a-z0-9+.-]+://[^/]*@", uri, re.IGNORECASE):
         raise ValueError("must not hold a user or password: use the cloud SDK's own credentials")
     if re.match(r"(s3|gs|https?)://[^?]*\?", uri, re.IGNORECASE):
         raise ValueError("must not hold a query (a presigned URL is a secret)")
+    path_of(uri)  # refuses the files of another machine
+    _check_written_out(uri)
     return uri.rstrip("/") if len(uri) > 1 else uri
+
+
+def _check_written_out(text: str) -> None:
+    """Refuse what a shell would have made a path of: taken literally it names an empty folder."""
+    if text.startswith("~"):
+        raise ValueError("begins with ~, which only a shell expands; give the whole path")
+    if text != text.strip():
+        raise ValueError("begins or ends with a blank; remove it")
+
+
+def _check_path(path: Path) -> Path:
+    if re.match(r"[a-z0-9]{2,}:/", str(path), re.IGNORECASE):
+        raise ValueError("is a URI; give a path on this machine")
+    _check_written_out(str(path))
+    return path
 
 
 def _check_name(name: str) -> str:
@@ -33,6 +54,7 @@ def _check_name(name: str) -> str:
 
 
 Uri = Annotated[str, AfterValidator(_check_uri)]
+LocalPath = Annotated[Path, AfterValidator(_check_path)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -61,7 +83,7 @@ class Settings(BaseSettings):
     )
     output_uri: Uri = Field(description="folder or bucket prefix that holds the sweep")
 
-    sweep_file: Path | None = Field(None, description="W&B sweep YAML; default: the card's")
+    sweep_file: LocalPath | None = Field(None, description="W&B sweep YAML; default: the card's")
     sweep_name: Annotated[str, AfterValidator(_check_name)] | None = Field(
         None, description="folder of the sweep; default: W&B sweep id, else the file's name"
     )
@@ -114,7 +136,7 @@ class Settings(BaseSettings):
         1, description="GPUs of one node that share a trial's steps"
     )
     gpu_memory_gb: Positive | None = Field(None, description="GiB; caps a bigger card to a T4's")
-    work_dir: Path = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
+    work_dir: LocalPath = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
     wandb_artifact: Literal["none", "reference", "upload"] = Field(
         "reference", description="the adapter as a W&B artifact: where it is, or itself"
     )

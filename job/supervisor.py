@@ -187,7 +187,7 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
         held = held + 1 if code == ExitCode.PREEMPTED else 0
         if code == ExitCode.PREEMPTED:
             line.append(slot)
-            if held >= len(line):  # all that are left: each look at one costs a load of the base
+            if held >= len(line):  # all that are left: each look at one takes up to a lease's time
                 wait(settings.lease_seconds)
         elif code != ExitCode.OK:
             tries[slot] += 1

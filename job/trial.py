@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.loading import Loaded, load
 from job.log import log
+from job.lookout import Lookout, wait_for_a_free_slot
 from job.mirror.confirmed import catch_up
 from job.mirror.live import Mirror
 from job.outcome import AttemptClock, outcome, summary
@@ -71,19 +71,20 @@ def run_trial_on(
     store: Store, settings: Settings, stop: Stop, training: Training, watchdog: Watchdog
 ) -> str:
     """`run_trial` with the outside given: the store and the training."""
-    started = time.monotonic()
     check_work_dir(settings.work_dir)
     definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
     catch_up(settings, ledger, stop.check)
-    open_slots = slots(settings, ledger)
-    if not open_slots:
+    open_slots, lookout = slots(settings, ledger), Lookout(settings.lease_seconds)
+    if not wait_for_a_free_slot(
+        ledger, open_slots, lookout, should_stop=stop.check, wait=stop.wait
+    ):
         return nothing_to_do(settings, ledger)
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
     # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
-    loaded = load(settings, ledger, training, stop, watchdog, started=started)
+    loaded = load(settings, ledger, training, stop, watchdog)
     ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data))
     stop.check()
 
@@ -93,6 +94,7 @@ def run_trial_on(
         lease_seconds=settings.lease_seconds,
         should_stop=stop.check,
         wait=stop.wait,
+        lookout=lookout,
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"

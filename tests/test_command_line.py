@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,20 @@ def test_the_version_names_the_commit(
     monkeypatch.setitem(os.environ, "IMAGE_REVISION", "0123abc")
     assert main(["--version"]) == ExitCode.OK
     assert "commit: 0123abc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", ["status --prometheus", "report --output", "best --download", "best --merge"]
+)
+def test_an_empty_path_is_not_this_folder(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words.split(), ""]) == ExitCode.SETTINGS
+    assert f"argument {words.split()[1]}: is empty; give a path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_samples_are_not_written_over_a_folder(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOB_OUTPUT_URI", str(tmp_path))
+    assert main(["status", "--prometheus", path]) == ExitCode.SETTINGS
+    assert f"status --prometheus: {path}: Is a directory" in capsys.readouterr().err

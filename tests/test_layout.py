@@ -13,6 +13,8 @@ import pytest
 # Imports point from right to left only. A room is a module or a package of job/.
 ROOMS = [
     "errors",
+    "file_uri",
+    "sizes",
     "log",
     "progress",
     "stop",
@@ -26,6 +28,7 @@ ROOMS = [
     "workspace",
     "ledger",
     "attempts",
+    "lookout",
     "lease",
     "checkpoint",
     "publisher",

@@ -15,6 +15,7 @@ from job.errors import PreemptedError, SettingsError, SlotError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.operations import exclude, redo, slot_argument
+from job.report.attempts_table import attempts_table
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.spec import observe
@@ -122,6 +123,19 @@ def test_redo_of_a_damaged_slot_draws_it_anew(ledger: Ledger, spec: bytes | None
     _taken(ledger)
 
 
+def test_redo_of_a_slot_with_a_damaged_lease_mends_it(ledger: Ledger) -> None:
+    ledger.specify(0, SPEC)
+    ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/lease.json", b"{")
+    with _taken(ledger, 1) as lease:
+        lease.open_account()
+    assert _states(ledger)[0] == "damaged"
+    rows = attempts_table(ledger, 2)
+    assert [*rows.columns[0].cells] == ["0", "1"], "a damaged slot hides no other"
+    assert "damaged" in next(iter(rows.columns[-1].cells))
+    redo(ledger, 0)
+    assert _states(ledger)[0] == "waiting"
+
+
 def test_an_attempt_that_holds_a_redone_slot_loses_it_and_commits_nothing(ledger: Ledger) -> None:
     ledger.specify(0, SPEC)
     holder = _taken(ledger)
@@ -178,6 +192,16 @@ def test_redo_cut_off_before_it_took_the_lease_is_finished_by_the_next(tmp_path:
     assert ledger.generation(0) == 1
     with pytest.raises(PreemptedError):
         holder.renew()
+
+
+def test_a_second_redo_in_a_row_changes_nothing_and_says_so(ledger: Ledger) -> None:
+    _commit(ledger, 0, 1.0)
+    redo(ledger, 0)
+    before = _files(ledger)
+    assert "was begun again before (redo 1) and no worker has taken it yet" in redo(ledger, 0)
+    assert _files(ledger) == before
+    _taken(ledger).release()
+    assert "begun again (redo 2, same parameters)" in redo(ledger, 0)
 
 
 def test_redo_of_what_was_never_begun_is_refused(ledger: Ledger) -> None:

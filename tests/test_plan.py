@@ -22,8 +22,11 @@ from job.plan.forecast import (
     pace_on_this_cpu,
     trial_seconds,
 )
+from job.plan.words import describe_cost
+from job.report.words import span
 from job.settings import Settings
 from job.store import open_store
+from job.training.memory import Samples, plan_memory
 from job.training.shape import model_shape
 from tests.servers import s3
 from tests.tiny_tokenizer import byte_level_tokenizer
@@ -65,6 +68,27 @@ def test_this_cpu_has_a_pace() -> None:
     assert 0 < pace.slow < pace.fast
 
 
+@pytest.mark.parametrize(
+    ("short", "long", "text"),
+    [
+        (0.001, 0.002, "under a minute"),
+        (12, 200, "under a minute to 3 min"),
+        (179, 181, "about 3 min"),
+        (5460, 9000, "91 min to 2.5 h"),
+    ],
+)
+def test_a_forecast_says_nothing_exact_of_seconds(short: float, long: float, text: str) -> None:
+    assert span(short, long) == text
+
+
+def test_a_sweep_that_costs_next_to_nothing_says_so() -> None:
+    settings = _settings(num_trials=12, gpu_hourly_usd=0.35, device="auto")
+    cost = describe_cost(settings, Span(0.1, 0.2))
+    assert cost == "12 trials: under a minute of GPU at most, under a cent"
+    cost = describe_cost(settings, Span(5490, 9150))
+    assert cost == "12 trials: 18.3 h to 30.5 h of GPU at most, $6.41 to $10.67"
+
+
 def _settings(**given: Any) -> Settings:
     return Settings(dataset_uri="rows", output_uri="out", **given)
 
@@ -77,6 +101,16 @@ def test_trials_longer_than_their_budget_are_foretold(
 ) -> None:
     found = list(warnings.of_time(_settings(), Span(3600 * short, 3600 * long)))
     assert [words] == [w for w in ("may be", "will be") if w in found[0]] if words else not found
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(14.6, True), (2, False)])
+def test_a_model_that_fits_no_plan_is_foretold(gib: float, fits: bool) -> None:
+    memory = plan_memory(
+        MISTRAL_7B, Samples(longest=1024, mean=400, per_step=16), lora_r=8, lora_dropout=0.1,
+        per_device_train_batch_size=2, usable_bytes=int(gib * 2**30),
+    )  # fmt: skip
+    found = list(warnings.of_memory(memory))
+    assert found == [] if fits else "does not fit: its smallest plan needs" in found[0]
 
 
 def test_a_checkpoint_too_large_for_the_grace_is_foretold() -> None:

@@ -199,7 +199,8 @@ def test_the_best_adapter_is_fetched_and_checked(folder: Path, ledger: Ledger) -
     }  # fmt: skip
     again = _job(folder, "best", "--download", str(folder / "adapter"))
     assert again.returncode == 64
-    assert "is not empty; give a new folder" in again.stderr
+    assert f"best --download: {folder}/adapter is not empty" in again.stderr
+    assert "give a new or an empty folder" in again.stderr
 
 
 def test_a_flipped_byte_in_the_best_adapter_is_found(copy: Path, overview: Overview) -> None:
@@ -225,5 +226,5 @@ def test_outputs_that_cannot_be_written_are_named_before_anything_is_fetched(cop
                   ["status", "--prometheus"]):  # fmt: skip
         done = _job(copy, *words, f"{copy}/file/below")
         assert done.returncode == 64, done.stderr
-        assert f"{copy}/file/below" in done.stderr
+        assert f"{' '.join(words)}: {copy}/file/below" in done.stderr
         assert "Traceback" not in done.stderr

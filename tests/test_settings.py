@@ -113,6 +113,24 @@ def test_one_column_without_the_other_is_refused(monkeypatch: pytest.MonkeyPatch
     assert line.startswith("JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set")
 
 
+@pytest.mark.parametrize("name", ["JOB_OUTPUT_URI", "JOB_BASE_MODEL", "JOB_WORK_DIR"])
+@pytest.mark.parametrize(("value", "says"), [("~/x", "only a shell expands"), (" /x", "a blank")])
+def test_what_a_shell_would_have_expanded_is_no_folder_of_that_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    (line,) = _mistakes(monkeypatch, **{**REQUIRED, name: value})
+    assert line.startswith(f"{name}: begins")
+    assert says in line
+
+
+@pytest.mark.parametrize("name", ["JOB_SWEEP_FILE", "JOB_WORK_DIR"])
+def test_a_uri_where_a_path_is_needed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, **{name: "file:///x/y"})
+    assert line.startswith(f"{name}: is a URI; give a path")
+
+
 @pytest.mark.parametrize(
     "uri", ["s3://key:hunter22@bucket/x", "https://h/x?X-Amz-Signature=hunter22"]
 )

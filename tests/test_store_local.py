@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import stat
@@ -174,3 +175,51 @@ def test_an_output_path_through_a_file_names_the_setting(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="JOB_OUTPUT_URI: .*Not a directory"):
         probe(LocalStore(tmp_path / "file/out"))
+
+
+@pytest.mark.parametrize("output", ["file", "file/out", "dangling"])
+def test_an_output_that_cannot_be_a_folder_is_no_empty_sweep(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SettingsError, match=r"JOB_OUTPUT_URI: .* is (not a folder|a link to noth)"):
+        open_store(f"{tmp_path}/{output}")
+
+
+def test_opening_and_reading_makes_no_folder(tmp_path: Path) -> None:
+    store = open_store(f"{tmp_path}/new")
+    assert store.get("sweeps/s/sweep.json") is None
+    assert list(store.list("")) == []
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no folders")
+@pytest.mark.parametrize("output", ["/proc/zz", "/proc/zz/deeper", "/proc"])
+def test_an_impossible_folder_names_the_setting(output: str) -> None:
+    with pytest.raises(SettingsError, match="JOB_OUTPUT_URI: /proc/.*No such file or directory"):
+        probe(open_store(output))
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOENT])
+def test_a_folder_that_has_served_fails_for_now_and_an_unused_one_is_a_wrong_setting(
+    tmp_path: Path, code: int
+) -> None:
+    """As by ext4 after an I/O error: another node mounts the disk anew."""
+
+    class Refusing(LocalStore):
+        @staticmethod
+        def _temporary(target: Path) -> Path:
+            raise OSError(code, os.strerror(code), str(target.parent))
+
+    store = Refusing(tmp_path)
+    with pytest.raises(SettingsError, match=f"JOB_OUTPUT_URI: .*{os.strerror(code)}"):
+        store.put_if_absent("sweeps/s/sweep.json", b"")
+    (tmp_path / "sweeps").mkdir()
+    with pytest.raises(StoreError, match=os.strerror(code)):
+        store.put_if_absent("sweeps/s/sweep.json", b"")
+
+
+def test_a_file_to_upload_that_is_not_there_is_no_fault_of_the_store(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.upload("sweeps/a", tmp_path / "absent")

@@ -67,7 +67,7 @@ CASES = [
     Case("everything: 500", _faults(Fault("status")), False),
     Case("everything: stall", _faults(Fault("stall")), False),
     Case("everything: reset once open", _refuse_after_start, False),
-    Case("refused", WandbServer.refuse, False),
+    Case("refused", WandbServer.refuse, False, "does not answer (Connection refused); the result"),
     Case("bad key", _other_key, False, "invalid API key"),
     Case("no such entity", lambda server: server.state.entities.clear(), False),
 ]
@@ -184,6 +184,21 @@ def test_a_refused_run_id_gives_another_run_of_the_group(workers: Workers) -> No
         assert result is not None
         assert run.tags == [f"resumed_from:{result['wandb_run_id']}"]
         assert (run.group, run.steps, run.state) == ("s", STEPS, "finished")
+
+
+def test_a_run_that_could_not_be_opened_is_opened_again(workers: Workers) -> None:
+    """wandb's service would say "run ID is in use" of a run whose opening it gave up."""
+    with wandb_server() as server:
+        server.faults.append(Fault("stall", times=1))
+        environ = {"WANDB_BASE_URL": server.url, "WANDB_INIT_TIMEOUT": "3"}
+        attempt = workers.start(  # trains for over a second, in which the run is tried to be opened
+            "stalled once", environ=environ, num_trials=1, max_steps=400, num_epochs=100,
+            checkpoint_minutes=5,
+        )  # fmt: skip
+        assert attempt.wait() == 0, attempt.log
+        assert workers.document("stalled once", "slots/0000/mirror.json"), attempt.log
+        (run,) = server.state.runs.values()
+        assert (run.steps, run.state) == (list(range(1, 401)), "finished")
 
 
 def test_a_stalled_w_and_b_does_not_hold_up_a_sigterm(workers: Workers) -> None:

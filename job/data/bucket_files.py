@@ -16,6 +16,7 @@ from job.data.rows import SUPPORTED, Row, SourceVersion, unusable
 from job.errors import work_dir_error
 from job.log import log
 from job.progress import CountProgress
+from job.sizes import size
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 _SETTING = "JOB_DATASET_URI"
@@ -56,7 +57,7 @@ class BucketFiles:
         path.unlink(missing_ok=True)
 
     def _download(self, info: ObjectInfo, path: Path) -> None:
-        log.info("data: downloading %s, %.1f MB", info.key, info.size_bytes / 1e6)
+        log.info("data: downloading %s, %s", info.key, size(info.size_bytes))
         title = f"data: downloading {info.key}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

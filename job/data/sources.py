@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote
 
 from job.data.bucket_files import BucketFiles, list_bucket
 from job.data.file_names import kind_of
@@ -13,6 +12,7 @@ from job.data.hub_dataset import HubDataset, find_dataset
 from job.data.local_files import LocalFiles, list_files
 from job.data.rows import SUPPORTED
 from job.errors import SettingsError
+from job.file_uri import path_of
 
 # owner/name, owner/name:config, owner/name@revision, owner/name:config@revision
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?", re.ASCII)
@@ -50,12 +50,13 @@ def hub_id(uri: str) -> re.Match[str] | None:
 
 
 def _local_path(uri: str) -> Path:
-    scheme, separator, rest = uri.partition("://")
+    scheme, separator, _ = uri.partition("://")
     if not separator:
         return Path(uri)
-    if scheme.lower() != "file":  # only the scheme is shown: the rest may hold a password
+    try:
+        path = path_of(uri)
+    except ValueError as error:
+        raise SettingsError(f"JOB_DATASET_URI: {uri} {error}") from error
+    if path is None:  # only the scheme is shown: the rest may hold a password
         raise SettingsError(f"JOB_DATASET_URI: {scheme}:// is not supported: give {SUPPORTED}")
-    absolute = rest.removeprefix("localhost")
-    if not absolute.startswith("/"):
-        raise SettingsError(f"JOB_DATASET_URI {uri}: file:// takes an absolute path: file:///...")
-    return Path(unquote(absolute))
+    return path

@@ -16,6 +16,7 @@ from typing import Any
 from job.errors import CredentialsError, OutageError, SlotError
 from job.ledger import Ledger
 from job.log import log
+from job.mirror.reach import check_reachable
 from job.mirror.rows import Rows
 from job.mirror.runs import end_run, is_confirmed, open_run, place_of, upload_seconds
 from job.settings import Settings
@@ -96,6 +97,11 @@ def catch_up(settings: Settings, ledger: Ledger, check: Callable[[], None]) -> N
         return
     prepare(settings)
     deadline = time.monotonic() + CATCH_UP_SECONDS
+    try:
+        check_reachable(check)
+    except OutageError as error:
+        log.warning("%s; %d trials are left to be mirrored", error, len(missing))
+        return
     for found in missing:
         left = deadline - time.monotonic()
         if left < SLOT_SECONDS:
@@ -116,7 +122,9 @@ def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
     Raises `CredentialsError`, and `OutageError` after `FAILURES` slots in a row.
     """
     prepare(settings)
-    missing = unconfirmed(ledger, settings.num_trials)
+    missing = unconfirmed(ledger, ledger.num_slots(settings.num_trials))
+    if missing:
+        check_reachable()
     seconds = 2 * upload_seconds(settings)
     done = failures = 0
     for found in missing:

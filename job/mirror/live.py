@@ -17,6 +17,7 @@ from job.errors import JobError, PreemptedError
 from job.ledger import Ledger
 from job.log import log
 from job.mirror.confirmed import confirm
+from job.mirror.reach import check_reachable
 from job.mirror.rows import Rows
 from job.mirror.runs import describe, end_run, open_run, place_of, send_rows, upload_seconds
 from job.settings import Settings
@@ -29,6 +30,9 @@ FOLLOW_SECONDS = 1.0  # between two looks at the history file
 REOPEN_SECONDS = 60.0  # between two tries to open a run
 CONFIRM_SECONDS = 30.0  # beyond the last upload
 FAIL_SECONDS = 10.0  # for a run's end when the trial failed anyway
+
+
+LATER = "the result holds; the sweep's next trial or `job report --mirror` brings W&B up to date"
 
 
 class Mirror:
@@ -61,6 +65,7 @@ class Mirror:
         self._ended = threading.Event()
         self._result: Json | None = None
         self._exit_code = 0
+        self._said: tuple[str, str] | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
 
     def follow(self, history_path: Path) -> None:
@@ -120,12 +125,13 @@ class Mirror:
             if self._open():
                 self._sent = send_rows(self._run, self._rows, self._sent)
         except Exception as error:  # whatever the client may raise, training goes on
-            self._warn(error)
+            self._warn(error, "the trial goes on, and W&B is asked again every minute")
 
     def _open(self) -> bool:
         """Whether the run is open; one that could not be opened is tried again a minute later."""
         if self._run is None and time.monotonic() >= self._next_try:
             self._next_try = time.monotonic() + REOPEN_SECONDS
+            check_reachable()
             self._run = open_run(
                 self._place,
                 on_stop=self.stop_requested.set,
@@ -155,7 +161,7 @@ class Mirror:
             if self._agent_run is not None:
                 self._agent_run.release()
         except Exception as error:  # the bucket has it all; a later pod tells W&B
-            self._warn(error)
+            self._warn(error, LATER)
 
     def _complete(self, result: Json) -> None:
         run = self._run
@@ -173,7 +179,10 @@ class Mirror:
         else:
             log.warning("W&B did not confirm the run; later: job report --mirror")
 
-    def _warn(self, error: Exception) -> None:
-        log.warning("W&B: %s", brief(error))
+    def _warn(self, error: Exception, outlook: str) -> None:
+        said = brief(error).removeprefix("W&B: ")
+        if (said, outlook) != self._said:  # else a trial's outage is a line a minute
+            self._said = (said, outlook)
+            log.warning("W&B: %s; %s", said, outlook)
         if self._agent_run is None:  # an agent's run stays open until the agent ends
             self._run = None

@@ -94,16 +94,21 @@ def _init(place: Place, on_stop: Callable[[], None] | None, upload_seconds: floa
 
     settings = run_settings(on_stop, upload_seconds=upload_seconds)
     settings.sweep_id = place.sweep_id
-    run = wandb.init(
-        entity=place.entity,
-        project=place.project,
-        id=place.run_id,
-        name=place.name,
-        group=place.group,
-        tags=place.tags,
-        resume="allow",
-        settings=settings,
-    )
+    try:
+        run = wandb.init(
+            entity=place.entity,
+            project=place.project,
+            id=place.run_id,
+            name=place.name,
+            group=place.group,
+            tags=place.tags,
+            resume="allow",
+            settings=settings,
+        )
+    except Exception:
+        # Its service (0.31) keeps the id of a run that it could not open: "is in use" ever after.
+        wandb.teardown()
+        raise
     if run.id != place.run_id:  # the client gives back whatever run is open in this process
         raise OutageError(f"W&B: run {run.id} of an earlier call is still open; this one waits")
     describe(run, place)
@@ -176,7 +181,7 @@ def _artifact(run_id: str, result: Json, kind: str, ledger: Ledger, folder: Path
     else:  # no look into the bucket: the client's identity there may be another one
         uri = ledger.store.uri
         artifact.add_reference(
-            f"{uri if '://' in uri else f'file://{uri}'}/{key}", name="adapter", checksum=False
+            f"{uri if '://' in uri else Path(uri).as_uri()}/{key}", name="adapter", checksum=False
         )
     return artifact
 

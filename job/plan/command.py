@@ -38,6 +38,7 @@ from job.plan.words import (
 from job.plan.workload import Costliest, memory_of, workload_of
 from job.report.overview import read_overview
 from job.settings import Settings
+from job.sizes import size
 from job.store import open_store, probe
 from job.store.base import Store
 from job.training.memory import MemoryPlan
@@ -77,7 +78,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     check_work_dir(settings.work_dir)
     rate = _try_store(store)
     plan.numbers["upload_bytes_per_second"] = round(rate)
-    plan.sections["store"] = f"{store.uri}: conditional writes hold, {rate / 1e6:.0f} MB/s up"
+    plan.sections["store"] = f"{store.uri}: conditional writes hold, {size(rate)}/s up"
     yield "store"
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
@@ -97,6 +98,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.sections["memory"] = str(memory)
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
+    plan.warnings += warnings.of_memory(memory)
     if shape is not None:
         work = workload_of(settings, data, costliest)
         pace = _pace(settings, ledger, shape, memory)

@@ -79,7 +79,8 @@ def pace_of_trials(tokens_per_second: Sequence[float]) -> Pace:
     """From what committed trials of the sweep did."""
     middle = median(tokens_per_second)
     count = len(tokens_per_second)
-    return Pace(0.95 * middle, 1.05 * middle, f"measured by {count} committed trials")
+    trials = "trial" if count == 1 else "trials"
+    return Pace(0.95 * middle, 1.05 * middle, f"measured by {count} committed {trials}")
 
 
 def trial_seconds(work: Workload, pace: Pace, recompute: Recompute) -> Span:

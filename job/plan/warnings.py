@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 from job.data.prepared import PreparedData
 from job.plan.forecast import Span
+from job.report import words
 from job.report.findings import BAYES_FROM_TRIALS
-from job.report.words import duration
 from job.settings import Settings
+from job.sizes import size
 from job.stop import EXIT_MARGIN_SECONDS
 from job.store.base import Store
 from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
+from job.training.memory import MemoryPlan
 
 CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth a warning
 
@@ -23,9 +25,20 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
     if span.long > budget:
         certainty = "will" if span.short > budget else "may"
         yield (
-            f"trials {certainty} be truncated: they take {duration(span.short)} to"
-            f" {duration(span.long)}, JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
+            f"trials {certainty} be truncated: they take {words.span(span.short, span.long)},"
+            f" JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
             " raise it or lower JOB_MAX_STEPS"
+        )
+
+
+def of_memory(memory: MemoryPlan) -> Iterator[str]:
+    """That not even the smallest plan fits; a CPU's plan has no limit."""
+    predicted, usable = memory.predicted, memory.usable_bytes
+    if predicted is not None and usable is not None and predicted.total > usable:
+        yield (
+            f"a trial does not fit: its smallest plan needs {predicted.total / 2**30:.3g} GiB of"
+            f" {usable / 2**30:.3g}, and it would end without an adapter; lower JOB_MAX_SEQ_LENGTH,"
+            " or take a smaller JOB_BASE_MODEL or a larger card (JOB_GPU_MEMORY_GB)"
         )
 
 
@@ -34,7 +47,7 @@ def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> It
     left, seconds = settings.grace_seconds - EXIT_MARGIN_SECONDS, checkpoint_bytes / rate
     if seconds > left:
         yield (
-            f"a checkpoint of {checkpoint_bytes / 1e6:.0f} MB takes {seconds:.0f} s to upload, and"
+            f"a checkpoint of {size(checkpoint_bytes)} takes {seconds:.0f} s to upload, and"
             f" {left:.0f} s are left after SIGTERM: a preempted trial falls back by up to"
             f" JOB_CHECKPOINT_MINUTES ({settings.checkpoint_minutes:g}); lower lora_r, or use a"
             " bucket in the nodes' region"

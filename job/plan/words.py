@@ -6,7 +6,7 @@ from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.plan.forecast import Pace, Span, Workload
 from job.report.importance import searched
-from job.report.words import amount, duration
+from job.report.words import amount, span
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
 from job.training.shape import ModelShape
@@ -33,19 +33,20 @@ def describe_rows(data: PreparedData) -> str:
     )
 
 
-def describe_trial(work: Workload, pace: Pace, span: Span) -> str:
+def describe_trial(work: Workload, pace: Pace, taken: Span) -> str:
     return (
-        f"{work.steps} steps, {amount(work.train_tokens)} tokens at {pace.slow:.0f} to"
-        f" {pace.fast:.0f} tokens/s ({pace.basis}): {duration(span.short)} to {duration(span.long)}"
+        f"{work.steps} steps, {amount(work.train_tokens)} tokens at {amount(pace.slow)} to"
+        f" {amount(pace.fast)} tokens/s ({pace.basis}): {span(taken.short, taken.long)}"
     )
 
 
-def describe_cost(settings: Settings, span: Span) -> str:
-    sweep = span.times(settings.num_trials * settings.num_gpus)
-    hours = f"{duration(sweep.short)} to {duration(sweep.long)} of GPU"
+def describe_cost(settings: Settings, trial: Span) -> str:
+    sweep = trial.times(settings.num_trials * settings.num_gpus)
+    processor = "CPU" if settings.device == "cpu" else "GPU"
+    time = f"{span(sweep.short, sweep.long)} of {processor}"
     if (price := settings.gpu_hourly_usd) is None:
         money = "dollars with JOB_GPU_HOURLY_USD"
     else:
         low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
-        money = f"${low:,.2f} to ${high:,.2f}"
-    return f"{settings.num_trials} trials: at most {hours}, {money}"
+        money = "under a cent" if high < 0.01 else f"${low:,.2f} to ${high:,.2f}"
+    return f"{settings.num_trials} trials: {time} at most, {money}"

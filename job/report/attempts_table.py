@@ -6,9 +6,10 @@ from rich import box
 from rich.table import Table
 
 from job.attempts import read_accounts
+from job.errors import SlotError
 from job.lease import lease_key
 from job.ledger import Ledger
-from job.store.documents import read_document
+from job.store.documents import Json, read_document
 
 COLUMNS = ("slot", "attempt", "node", "from", "to", "steps", "GPU s", "wasted", "code", "reason")
 
@@ -19,16 +20,23 @@ def attempts_table(ledger: Ledger, num_trials: int) -> Table:
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("node", "reason") else "right")
     for slot in range(num_trials):
-        view = ledger.pin(slot)
-        lease = read_document(ledger.store, lease_key(view, slot))
-        for told in read_accounts(view, slot, lease.content if lease else None):
-            steps = f"{_shown(told['first_step'])}-{_shown(told['last_step'])}"
-            ended = told.get("ended_at") or told.get("heard_at")
-            values = (told["node"], told["started_at"], ended, steps, told["gpu_seconds"],
-                      told.get("wasted_gpu_seconds"), told.get("exit_code"),
-                      told.get("reason", "running"))  # fmt: skip
-            table.add_row(str(slot), str(told["epoch"]), *map(_shown, values))
+        try:
+            for told in _accounts(ledger, slot):
+                steps = f"{_shown(told['first_step'])}-{_shown(told['last_step'])}"
+                ended = told.get("ended_at") or told.get("heard_at")
+                values = (told["node"], told["started_at"], ended, steps, told["gpu_seconds"],
+                          told.get("wasted_gpu_seconds"), told.get("exit_code"),
+                          told.get("reason", "running"))  # fmt: skip
+                table.add_row(str(slot), str(told["epoch"]), *map(_shown, values))
+        except (SlotError, KeyError, TypeError, AttributeError) as error:  # hides no other slot
+            table.add_row(str(slot), *[""] * (len(COLUMNS) - 2), f"damaged: {error}")
     return table
+
+
+def _accounts(ledger: Ledger, slot: int) -> list[Json]:
+    view = ledger.pin(slot)
+    lease = read_document(ledger.store, lease_key(view, slot))
+    return read_accounts(view, slot, lease.content if lease else None)
 
 
 def _shown(value: object) -> str:

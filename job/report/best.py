@@ -26,12 +26,15 @@ def best_of(overview: Overview) -> SlotView:
     return best
 
 
-def download(store: Store, best: SlotView, folder: Path) -> None:
+def download(
+    store: Store, best: SlotView, folder: Path, *, option: str = "best --download"
+) -> None:
     """Fetch the adapter to `folder`, which must be new or empty, and check every byte of it.
 
-    Raises `SettingsError` for a folder in use, `StoreError` for bytes that are not those written.
+    Raises `SettingsError`, which names `option`, for a folder in use, `StoreError` for bytes that
+    are not those written.
     """
-    make_new(folder)
+    make_new(folder, option)
     assert best.adapter_key is not None
     assert best.result is not None
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
@@ -49,7 +52,8 @@ def merge(store: Store, best: SlotView, folder: Path, *, work_dir: Path) -> None
 
     Raises as `download`.
     """
-    make_new(folder)
+    option = "best --merge"
+    make_new(folder, option)
     assert best.result is not None
     from job.training.merging import merge_adapter  # torch
 
@@ -58,7 +62,7 @@ def merge(store: Store, best: SlotView, folder: Path, *, work_dir: Path) -> None
     )
     with tempfile.TemporaryDirectory(prefix="adapter-") as name:
         adapter = Path(name) / "adapter"
-        download(store, best, adapter)
+        download(store, best, adapter, option=option)
         merge_adapter(base.location, base.hub_revision, adapter, folder)
     log.info("slot %d merged into %s: %s", best.slot, base.name, folder)
 
@@ -77,22 +81,26 @@ def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
     }
 
 
-def make_new(folder: Path) -> None:
+def make_new(folder: Path, option: str) -> None:
     """Make the folder that a person named, before anything is fetched. Raises `SettingsError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise SettingsError(f"{folder}: exists and is not empty; give a new folder")
+            raise SettingsError(
+                f"{option}: {folder} is not empty, and nothing is written over; give a new or an"
+                " empty folder"
+            )
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(option, folder, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> JobError:
+def unwritable(option: str, path: Path, error: OSError) -> JobError:
     """What it means that a file or folder which a person named cannot be written."""
     if is_volume_full(error):
-        return OutageError(f"{path}: no space left; free it, or give another folder")
-    return SettingsError(f"{path}: {error.strerror}; give a folder that this user may write")
+        return OutageError(f"{option}: {path}: no space left; free it, or give another folder")
+    reason = "is a file" if isinstance(error, FileExistsError) else error.strerror
+    return SettingsError(f"{option}: {path}: {reason}; give a folder that this user may write")
 
 
 def as_json(description: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import tempfile
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from job.errors import SettingsError
 from job.identity import sweep_name
 from job.ledger import Ledger, check_sweep
 from job.log import log
@@ -43,9 +46,10 @@ def show_status(
     elif options.watch:
         _watch(ledger, settings, wait)
     else:
-        _print_status(_console(), read_overview(ledger, settings.num_trials), settings)
+        overview = read_overview(ledger, settings.num_trials)
+        _print_status(_console(), overview, settings)
         if options.attempts:
-            _console().print(attempts_table(ledger, settings.num_trials))
+            _console().print(attempts_table(ledger, len(overview.slots)))
 
 
 def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None:
@@ -65,7 +69,8 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
                 folder.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
             except OSError as error:
-                raise unwritable(path, error) from error
+                option = "report" if options.output is None else "report --output"
+                raise unwritable(option, folder, error) from error
             if options.output is None:
                 key = ledger.report_key(file_name)
                 ledger.store.upload(key, path)
@@ -123,10 +128,15 @@ def _write_samples(path: Path, samples: str) -> None:
     if path == Path("-"):
         sys.stdout.write(samples)
         return
-    temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise SettingsError(
+            f"status --prometheus: {path}: {error.strerror}; give a file in a folder that this user"
+            " may write"
+        ) from error
     log.info("%s: written", path)

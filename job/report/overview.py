@@ -108,11 +108,13 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
     Ages are seconds before `now`, by default this machine's clock.
     """
     now = now or datetime.now(UTC)
+    # First and alone: a store that cannot be read is then told once, and Ctrl-C heard.
+    identity = ledger.identity() or {}
     with ThreadPoolExecutor(_READERS) as pool:
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
     while (further := _view(ledger, len(views), now)).state != "empty":
         views.append(further)
-    return Overview(ledger.sweep, ledger.store.uri, ledger.identity() or {}, tuple(views))
+    return Overview(ledger.sweep, ledger.store.uri, identity, tuple(views))
 
 
 def _view(ledger: Ledger, slot: int, now: datetime) -> SlotView:
@@ -121,7 +123,7 @@ def _view(ledger: Ledger, slot: int, now: datetime) -> SlotView:
         current = ledger.pin(slot)
         view = _view_generation(current, slot, now)
         earlier = sum(
-            gpu_seconds(ledger.pin(slot, generation), slot)
+            _seconds_before_redo(ledger.pin(slot, generation), slot)
             for generation in range(current.generation(slot))
         )
         # Paid for, and nothing of it counts.
@@ -135,6 +137,15 @@ def _view(ledger: Ledger, slot: int, now: datetime) -> SlotView:
     except (SlotError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning("slot %d is damaged: %s", slot, error)
         return SlotView(slot, "damaged", str(error))
+
+
+def _seconds_before_redo(ledger: Ledger, slot: int) -> float:
+    """As far as it can be read: a redo mends a damaged slot, and what was damaged stays there."""
+    try:
+        return gpu_seconds(ledger, slot)
+    except (SlotError, KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("slot %d: GPU time from before a redo is not counted: %s", slot, error)
+        return 0.0
 
 
 def _view_generation(ledger: Ledger, slot: int, now: datetime) -> SlotView:

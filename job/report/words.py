@@ -26,6 +26,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def span(short: float, long: float) -> str:
+    """From so many seconds to so many: 91 min to 2.5 h; a forecast knows no seconds below 60."""
+    if long < 60:
+        return "under a minute"
+    if duration(short) == duration(long):
+        return f"about {duration(long)}"
+    return f"{'under a minute' if short < 60 else duration(short)} to {duration(long)}"
+
+
 def short_name(parameter: str) -> str:
     """Columns and axes are narrow."""
     return {"gradient_accumulation_steps": "accumulation", "learning_rate": "lr"}.get(

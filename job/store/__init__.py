@@ -6,8 +6,9 @@ import uuid
 from pathlib import Path
 
 from job.errors import SettingsError, StoreError
+from job.file_uri import path_of
 from job.store.base import Store
-from job.store.local import LocalStore
+from job.store.local import open_local_store
 from job.store.retries import Limits
 
 
@@ -23,10 +24,13 @@ def open_store(
     `limits`, where given, wins over `outage_seconds`. Errors name `setting`.
     """
     scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return LocalStore(Path(uri))
-    if scheme == "file" and rest.startswith("/"):
-        return LocalStore(Path(rest))
+    try:
+        folder = path_of(uri) if separator else Path(uri)
+    except ValueError as error:
+        raise SettingsError(f"{setting}: {uri} {error}") from error
+    if folder is not None:
+        return open_local_store(folder)
+    scheme = scheme.lower()
     name, _, prefix = rest.partition("/")
     limits = limits or Limits(outage_seconds=outage_seconds)
     if name and scheme == "s3":

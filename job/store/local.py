@@ -23,10 +23,14 @@ _VERSION_SUFFIX = re.compile(r"\.v([1-9][0-9]*)$")
 _TEMPORARY = ".tmp-"
 # A folder that can never serve, and one that fails us now; anything else is a bug of ours.
 _UNUSABLE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
     errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EEXIST,
 }  # fmt: skip
 _FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMLINK}
+# Of a folder that holds nothing of ours yet, a wrong setting: a read-only mount, /proc. Of one that
+# has served, a fault of this node: ext4 goes read-only after an I/O error; the next node mounts it.
+_WRONG_OR_FAILING = {errno.EROFS, errno.ENOENT}
+_SERVED = ("prepared", "sweeps")  # what a trial leaves
 
 
 class LocalStore:
@@ -75,9 +79,11 @@ class LocalStore:
     def download(self, key: str, path: Path) -> None:
         with self._translated():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._temporary(path)
+            temporary, source = self._temporary(path), self._path(key)
+            if not source.exists():
+                raise _AbsentError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
             try:
-                shutil.copyfile(self._path(key), temporary)
+                shutil.copyfile(source, temporary)
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -142,16 +148,43 @@ class LocalStore:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except _AbsentError:
+            raise
         except OSError as error:
             where = error.filename or self._root
-            if error.errno in _UNUSABLE:
+            unclear = error.errno in _WRONG_OR_FAILING and self._is_ours(Path(where))
+            served = unclear and any((self._root / name).exists() for name in _SERVED)
+            if error.errno in _UNUSABLE or (unclear and not served):
                 raise SettingsError(
                     f"JOB_OUTPUT_URI: {where}: {error.strerror}; needed: a folder that this user"
                     " may write, on a file system with hard links"
                 ) from error
-            if error.errno in _FAILING:
+            if error.errno in _FAILING or unclear:
                 raise StoreError(f"{where}: {error.strerror}; free space or repair it") from error
             raise
+
+    def _is_ours(self, path: Path) -> bool:
+        """Of the store, not a file that was to be uploaded and is not there: a bug of ours."""
+        return path.is_relative_to(self._root) or self._root.is_relative_to(path)
+
+
+class _AbsentError(FileNotFoundError):
+    """Nothing was uploaded under the key, which a caller may expect."""
+
+
+def open_local_store(root: Path) -> LocalStore:
+    """The store in `root`, which may not exist yet; touches nothing.
+
+    Raises `SettingsError` where no folder can be: else a file would read as an empty sweep.
+    """
+    there = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        what = "a link to nothing" if there.is_symlink() and not there.exists() else "not a folder"
+        where = root if there == root else f"{root}: {there}"
+        raise SettingsError(
+            f"JOB_OUTPUT_URI: {where} is {what}; give a folder, which may be a new one"
+        )
+    return LocalStore(root)
 
 
 def _versioned(path: Path, version: int) -> Path:
