@@ -155,7 +155,7 @@ def _download_model(
     num_bytes = sum(info.size_bytes for info in missing.values())
     if missing:
         log.info("base model: downloading %d files, %s", len(missing), size(num_bytes))
-    with CountProgress("base model: downloading", "MB", total=num_bytes) as progress:
+    with CountProgress("base model: downloading", "bytes", total=num_bytes) as progress:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, info in missing.items():

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 from job.checkpoint import delete_folder
 from job.errors import SettingsError, SlotError
-from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
+from job.lookout import lease_key
 from job.store.base import Store
 from job.store.documents import create_document, read_document, swap_document
 

@@ -18,8 +18,7 @@ from job.attempts import FRESH, account, now, taken_over, write_account
 from job.errors import ExitCode, JobError, PreemptedError, StoreError
 from job.ledger import Ledger
 from job.log import log
-from job.lookout import Lookout, open_slots_in_turn
-from job.lookout import lease_key as lease_key  # noqa: PLC0414  # others find it here
+from job.lookout import Lookout, lease_key, open_slots_in_turn
 from job.store.documents import Document, Json, create_document, swap_document
 
 

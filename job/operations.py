@@ -20,9 +20,9 @@ import uuid
 
 from job.attempts import now, taken_over, write_account
 from job.errors import SettingsError, SlotError
-from job.lease import lease_key
 from job.ledger import Ledger
 from job.log import log
+from job.lookout import lease_key
 from job.store.documents import Json, create_document, read_document, swap_document
 
 

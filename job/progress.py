@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from job.log import log
+from job.sizes import size
 
 LINE_SECONDS = 30.0  # between plain lines
 _BAR_SECONDS = 1.0  # what is done by then needs no bar
@@ -47,7 +48,7 @@ class CountProgress:
     def __init__(
         self,
         title: str,
-        unit: Literal["MB", "rows"],
+        unit: Literal["bytes", "rows"],
         *,
         total: int | None = None,  # bytes or rows, as in advance(); None: not known
         clock: Clock = time.monotonic,
@@ -82,9 +83,9 @@ class CountProgress:
 
     def _text(self) -> str:
         rate = self._done / max(1e-3, self._clock() - self._begun)
-        if self._unit == "MB":
-            of = "" if self._total is None else f" of {self._total / 1e6:.0f}"
-            return f"{self._done / 1e6:.0f}{of} MB, {rate / 1e6:.1f} MB/s"
+        if self._unit == "bytes":
+            of = "" if self._total is None else f" of {size(self._total)}"
+            return f"{size(self._done)}{of}, {size(rate)}/s"
         of = "" if self._total is None else f" of {self._total:,}"
         return f"{self._done:,}{of} rows, {rate:,.0f} rows/s"
 

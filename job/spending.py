@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from job.lease import lease_key
+from job.errors import SlotError
 from job.ledger import Ledger
+from job.log import log
+from job.lookout import lease_key
 from job.store.documents import read_document
 
 
 def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
     """GPU-hours of all attempts at all slots: ended, killed and running, as of the last renewal.
 
-    Also those of excluded slots, and of what came before a redo: they were paid for.
+    Also those of excluded slots, and of what came before a redo: they were paid for. A slot whose
+    documents are damaged counts nothing, and ends no other slot's trial.
     """
     seconds = 0.0
     for slot in range(num_trials):
         for generation in range(ledger.generation(slot) + 1):
-            seconds += gpu_seconds(ledger.pin(slot, generation), slot)
+            try:
+                seconds += gpu_seconds(ledger.pin(slot, generation), slot)
+            except SlotError as error:
+                log.warning("the sweep's budget does not count slot %d: %s", slot, error)
     return seconds / 3600
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from job.sizes import size
 from tests.tiny_model import make_base, make_recipe, make_table
 from tests.tiny_training import never_stop
 
@@ -130,4 +131,4 @@ def test_an_adapter_over_the_limit_is_infeasible_before_training(
     config = json.loads((base / "config.json").read_text())
     predicted = adapter_parameters(config, 16)
     assert predicted is not None
-    assert f"adapter would be {2 * predicted / 1e6:.0f} MB" in fitted.reason
+    assert f"adapter would be {size(2 * predicted)}" in fitted.reason

@@ -12,6 +12,7 @@ from job.attempts import FRESH, account, read_accounts, taken_over, wasted_gpu_s
 from job.errors import ExitCode, PreemptedError, StoreError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.report.attempts_table import attempts_table
 from job.spending import gpu_hours_spent
 from job.store.local import LocalStore
@@ -190,3 +191,12 @@ def test_the_budget_counts_ended_killed_and_running_attempts_of_all_generations(
     ledger.store.put_if_absent(ledger.redo_key(0, 1), b"{}")
     ledger.commit(0, {"status": "completed", "gpu_seconds": 360.0})
     assert gpu_hours_spent(ledger, 1) == 1.85
+
+
+def test_a_damaged_slot_does_not_end_the_trials_of_others(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    _killed(ledger, gpu_seconds=1800.0)
+    ledger.store.put_if_absent(lease_key(ledger, 1), b"not JSON")
+    assert gpu_hours_spent(ledger, 2) == 0.5
+    assert "the sweep's budget does not count slot 1" in caplog.text

@@ -14,8 +14,9 @@ import pytest
 
 from job.checkpoint import fetch_folder
 from job.garbage import MEMORY_KEY, collect
-from job.lease import Lease, acquire, lease_key
+from job.lease import Lease, acquire
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.store.documents import create_document, read_document
 from job.store.local import LocalStore
 from tests.workers import make_inputs, start_worker, wait_for

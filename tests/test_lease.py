@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from job.errors import PreemptedError, StoreError
-from job.lease import Lease, acquire, lease_key
+from job.lease import Lease, acquire
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.store.documents import read_document
 from job.store.local import LocalStore
 

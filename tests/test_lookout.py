@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from job.errors import PreemptedError
-from job.lease import Lease, acquire, lease_key
+from job.lease import Lease, acquire
 from job.ledger import Ledger
-from job.lookout import Lookout, wait_for_a_free_slot
+from job.lookout import Lookout, lease_key, wait_for_a_free_slot
 from job.operations import redo
 from job.settings import Settings
 from job.stop import Stop

@@ -12,8 +12,8 @@ import pytest
 
 from job.errors import PreemptedError, SettingsError
 from job.garbage import collect, hours_argument
-from job.lease import lease_key
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.operations import exclude, reason_argument, redo
 from job.store.documents import read_document
 from job.store.local import LocalStore

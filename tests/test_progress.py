@@ -49,22 +49,22 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def test_a_pod_gets_a_line_every_half_minute(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with CountProgress("upload of x", "MB", total=200_000_000, clock=clock) as progress:
+    with CountProgress("upload of x", "bytes", total=200_000_000, clock=clock) as progress:
         for _ in range(100):
             clock.now += 1
             progress.advance(2_000_000)
     assert caplog.messages == [
-        "upload of x: 60 of 200 MB, 2.0 MB/s",
-        "upload of x: 120 of 200 MB, 2.0 MB/s",
-        "upload of x: 180 of 200 MB, 2.0 MB/s",
-        "upload of x: done, 200 of 200 MB, 2.0 MB/s in 100 s",
+        "upload of x: 60 MB of 200 MB, 2 MB/s",
+        "upload of x: 120 MB of 200 MB, 2 MB/s",
+        "upload of x: 180 MB of 200 MB, 2 MB/s",
+        "upload of x: done, 200 MB of 200 MB, 2 MB/s in 100 s",
     ]
 
 
 def test_what_is_quick_or_fails_says_nothing_more(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with CountProgress("quick", "MB", clock=clock) as progress:
+    with CountProgress("quick", "bytes", clock=clock) as progress:
         clock.now += 20
         progress.advance(1)
 
@@ -108,7 +108,7 @@ def test_a_terminal_shows_bars_of_work_in_several_threads(
         steps.update(3, "loss 1")
 
         def upload() -> None:
-            with CountProgress("upload of [/x]", "MB", total=4_000_000, clock=clock) as progress:
+            with CountProgress("upload of [/x]", "bytes", total=4_000_000, clock=clock) as progress:
                 clock.now += 2
                 progress.advance(1_000_000)
 
@@ -119,7 +119,7 @@ def test_a_terminal_shows_bars_of_work_in_several_threads(
     shown = terminal.getvalue()
     assert "4/10, loss 0" in shown
     assert "upload of [/x]" in shown  # no markup of rich, which would be a closing tag here
-    assert "1 of 4 MB, 0.5 MB/s" in shown
+    assert "1 MB of 4 MB, 500 kB/s" in shown
     assert sys.stderr is terminal, "the live display gave stderr back"
 
 
@@ -127,6 +127,6 @@ def test_a_terminal_shows_no_bar_of_what_takes_no_time(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     terminal = open_terminal(monkeypatch)
-    with CountProgress("x", "MB", total=10, clock=clock) as progress:
+    with CountProgress("x", "bytes", total=10, clock=clock) as progress:
         progress.advance(10)
     assert terminal.getvalue() == ""

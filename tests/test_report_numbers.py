@@ -16,8 +16,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from job.lease import acquire, lease_key
+from job.lease import acquire
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.report import charts
 from job.report.attempts_table import attempts_table
 from job.report.best import describe_best

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from benchmarks.sigterm import Case, measure
-from job.lease import lease_key
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.store.documents import read_document
 from job.store.local import LocalStore
 from tests.throttled import BLOCK, BigTraining, ThrottledStore

@@ -16,8 +16,8 @@ from job.attempt import Training
 from job.attempts import read_accounts
 from job.data.tokens import load_tokenizer
 from job.errors import JobError
-from job.lease import lease_key
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.settings import Settings
 from job.stop import Stop
 from job.store.base import Store

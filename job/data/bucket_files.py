@@ -61,7 +61,7 @@ class BucketFiles:
         title = f"data: downloading {info.key}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with CountProgress(title, "MB", total=info.size_bytes) as progress:
+            with CountProgress(title, "bytes", total=info.size_bytes) as progress:
                 download_object(
                     self.bucket,
                     info,

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from job.attempts import read_accounts
 from job.errors import SlotError
-from job.lease import lease_key
 from job.ledger import Ledger
+from job.lookout import lease_key
 from job.store.documents import Json, read_document
 
 COLUMNS = ("slot", "attempt", "node", "from", "to", "steps", "GPU s", "wasted", "code", "reason")

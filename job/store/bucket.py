@@ -188,11 +188,11 @@ class BucketStore:
 
     def upload(self, key: str, path: Path) -> None:
         full = self._full(key)
-        with CountProgress(f"upload of {key}", "MB", total=path.stat().st_size) as progress:
+        with CountProgress(f"upload of {key}", "bytes", total=path.stat().st_size) as progress:
             self._reader.upload(full, path, progress)
 
     def download(self, key: str, path: Path) -> None:
-        with CountProgress(f"download of {key}", "MB") as progress:
+        with CountProgress(f"download of {key}", "bytes") as progress:
             found = self._reader.download(self._full(key), path, progress)
         if not found:
             raise FileNotFoundError(errno.ENOENT, "no such object", f"{self.uri}/{key}")

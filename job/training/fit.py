@@ -12,6 +12,7 @@ import torch
 from job.data.samples import SampleTable
 from job.errors import GpuError
 from job.log import log
+from job.sizes import size
 from job.training.course import Course, Keeper
 from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
@@ -118,11 +119,11 @@ def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
 
 def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
     """Why the adapter, saved in fp16, is over its limit; None if it is not."""
-    size = 2 * sum(parameter.numel() for parameter in trainer.parameters)
-    if size <= inputs.max_adapter_bytes:
+    num_bytes = 2 * sum(parameter.numel() for parameter in trainer.parameters)
+    if num_bytes <= inputs.max_adapter_bytes:
         return None
     return (
-        f"adapter would be {size / 1e6:.0f} MB, limit is {inputs.max_adapter_bytes / 1e6:.0f} MB:"
+        f"adapter would be {size(num_bytes)}, limit is {size(inputs.max_adapter_bytes)}:"
         " lower lora_r or raise JOB_MAX_ADAPTER_MB"
     )
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from job.errors import work_dir_error
 from job.log import log
+from job.sizes import size
 from job.training.model import load_base
 
 MAX_SHARD = "4GB"
@@ -36,5 +37,5 @@ def merge_adapter(location: str, revision: str | None, adapter: Path, folder: Pa
         raise work_dir_error(folder, error) from error
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes for this user only
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    log.info("merged model: %.1f MB of fp16 weights and tokenizer", size / 1e6)
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    log.info("merged model: %s of fp16 weights and tokenizer", size(num_bytes))
