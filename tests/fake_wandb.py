@@ -1,4 +1,4 @@
-"""The W&B client as far as the mirror calls it, without network: runs are kept in memory.
+"""The W&B client as far as the mirror calls it: runs are kept in memory.
 
 As the real one does, `init` gives back the run that is still open in this process, whatever id it
 was asked for, and a run takes rows of rising steps only.
@@ -50,7 +50,8 @@ class FakeWandb:
 
     Settings = SimpleNamespace
 
-    def __init__(self) -> None:
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url  # what the mirror asks whether W&B answers
         self.runs: dict[str, FakeRun] = {}
         self.open_run: FakeRun | None = None
         self.on_init: Callable[[str], None] = lambda run_id: None  # may raise
@@ -61,6 +62,12 @@ class FakeWandb:
         if self.open_run is None:
             self.open_run = self.runs.setdefault(id, FakeRun(self, id))
         return self.open_run
+
+    def setup(self) -> SimpleNamespace:
+        return SimpleNamespace(settings=SimpleNamespace(base_url=self._base_url))
+
+    def teardown(self) -> None:
+        self.open_run = None
 
     def Api(self, timeout: int) -> FakeWandb:  # noqa: N802
         return self

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,9 +32,18 @@ from tests.wandb_workers import eventually
 LINES = [{"step": step, "train/loss": 2.0, "learning_rate": 1e-4} for step in (1, 2, 3)]
 
 
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server that answers whatever it is asked, with 501."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
-    fake = FakeWandb()
+def wandb(monkeypatch: pytest.MonkeyPatch, url: str) -> Iterator[FakeWandb]:
+    fake = FakeWandb(url)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with mock.patch.dict(os.environ):  # `prepare` writes to it
         os.environ.pop("WANDB_MODE", None)

@@ -107,7 +107,7 @@ def test_several_gpus_take_at_best_their_share_of_the_time_and_at_worst_twice_th
 def test_the_cost_is_that_of_all_trials_on_all_their_gpus() -> None:
     span = Span(3600, 7200)
     told = describe_cost(_settings(num_trials=12, num_gpus=2, gpu_hourly_usd=0.5), span)
-    assert told == "12 trials: at most 24.0 h to 48.0 h of GPU, $12.00 to $24.00"
+    assert told == "12 trials: 24.0 h to 48.0 h of GPU at most, $12.00 to $24.00"
     assert "JOB_GPU_HOURLY_USD" in describe_cost(_settings(), span)
 
 
