@@ -116,7 +116,9 @@ def _run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
     if arguments.gpu_memory_gb:
         options += ["--gpu-memory-gb", str(arguments.gpu_memory_gb)]
     if side == "trl":
-        command = [arguments.trl_python, str(Path(__file__).parent / "trl_peer.py"), *options]
+        # -P: not our wandb.py and data.py in place of the packages that TRL imports.
+        peer = str(Path(__file__).parent / "trl_peer.py")
+        command = [arguments.trl_python, "-P", peer, *options]
     else:
         command = [sys.executable, "-m", "benchmarks.training_side", side, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -28,7 +28,7 @@ def fake_card(
         stack.enter_context(patch.multiple(torch.cuda, **_answers(meter, name, capability)))
         stack.enter_context(patch("torch.nn.functional.scaled_dot_product_attention", _attention))
         stack.enter_context(patch("torch.nn.Module._apply", _apply))
-        # Real CUDA tensors get AdamW's foreach kernels; fake ones are of a type of their own.
+        # Real CUDA tensors get PyTorch's foreach kernels; fake ones are of a type of their own.
         for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
             supported = [torch.Tensor, torch.nn.Parameter, FakeTensor]
             stack.enter_context(patch(f"{module}._foreach_supported_types", supported))
