@@ -64,7 +64,9 @@ def packed_attention(
     return (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)), None
 
 
-@lru_cache(maxsize=1)  # the layers of a forward ask one after another; all keep the same tensor
+# The layers of a forward ask one after another; all keep the same tensors, of the one or two
+# samples of a row that are so long.
+@lru_cache(maxsize=2)
 def _window_mask(
     length: int, window: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
