@@ -20,7 +20,7 @@ def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
         for generation in range(ledger.generation(slot) + 1):
             try:
                 seconds += gpu_seconds(ledger.pin(slot, generation), slot)
-            except SlotError as error:
+            except (SlotError, KeyError, TypeError, ValueError, AttributeError) as error:
                 log.warning("the sweep's budget does not count slot %d: %s", slot, error)
     return seconds / 3600
 

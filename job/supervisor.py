@@ -56,6 +56,7 @@ class Supervisor:
     def run(self, environ: Mapping[str, str]) -> int:
         """Run one trial in a process group of its own; return the exit code to pass on."""
         if self.told_to_end:
+            self.last_words = "told to end before the trial began"
             return ExitCode.PREEMPTED
         with tempfile.TemporaryDirectory(prefix="meeting-") as meeting:
             ear = Ear(self._hearing)

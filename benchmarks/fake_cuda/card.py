@@ -82,8 +82,10 @@ def _attention(  # noqa: PLR0917
         return real_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
     if enable_gqa and query.shape[1] != key.shape[1]:
         return _plain_attention(query, key, value, scale)
-    if attn_mask is not None:  # SDPA makes a bool mask one of numbers
-        attn_mask = torch.empty_like(attn_mask, dtype=query.dtype).expand(*query.shape[:3], -1)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # SDPA makes one of numbers of it
+        attn_mask = torch.empty_like(attn_mask, dtype=query.dtype)
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(*query.shape[:3], -1)
     wants_gradient = torch.is_grad_enabled() and query.requires_grad
     out: torch.Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, attn_mask, wants_gradient, dropout_p, is_causal, scale=scale

@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from job.errors import OutageError
 from job.wandb_client import call
@@ -33,6 +34,9 @@ def _server() -> str:
 
 def silence_of(url: str) -> str | None:
     """Why the server gives no answer; None if it gives any."""
+    proxy = urllib.request.getproxies().get(urlsplit(url).scheme, "")
+    if urlsplit(proxy).scheme not in ("", "http", "https"):  # SOCKS: the client's business
+        return None
     opener = urllib.request.OpenerDirector()  # without those who follow redirections or raise
     for handler in (
         urllib.request.ProxyHandler(),
@@ -49,5 +53,5 @@ def silence_of(url: str) -> str | None:
             return None
         return (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
     except (OSError, http.client.HTTPException) as error:
-        return str(error)
+        return str(error) or type(error).__name__
     return None

@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from job.errors import SettingsError
 from job.identity import sweep_name
 from job.ledger import Ledger, check_sweep
 from job.log import log
@@ -128,15 +127,13 @@ def _write_samples(path: Path, samples: str) -> None:
     if path == Path("-"):
         sys.stdout.write(samples)
         return
+    temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
-        raise SettingsError(
-            f"status --prometheus: {path}: {error.strerror}; give a file in a folder that this user"
-            " may write"
-        ) from error
+        temporary.unlink(missing_ok=True)
+        raise unwritable("status --prometheus", path, error) from error
     log.info("%s: written", path)

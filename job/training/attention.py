@@ -52,11 +52,11 @@ def packed_attention(
         # to plain products that hold (heads, tokens, tokens); so does the CPU's.
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     row = (torch.split(tensor, sample_lengths, dim=2) for tensor in (query, key, value))
-    parts = []
+    longest, parts = max(sample_lengths), []
     for q, k, v in zip(*row, strict=True):
-        mask = None
-        if sliding_window is not None and q.shape[2] > sliding_window:
-            mask = _window_mask(q.shape[2], sliding_window, q.dtype, q.device)
+        mask, length = None, q.shape[2]
+        if sliding_window is not None and length > sliding_window:
+            mask = _window_mask(longest, sliding_window, q.dtype, q.device)[:length, :length]
         part = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         )
@@ -64,13 +64,11 @@ def packed_attention(
     return (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)), None
 
 
-# The layers of a forward ask one after another; all keep the same tensors, of the one or two
-# samples of a row that are so long.
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)  # a row's layers and samples ask one after another, and keep the same tensor
 def _window_mask(
     length: int, window: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """For a sample longer than the family's window: (length, length), 0 where it sees, else -inf.
+    """For samples longer than the family's window: (length, length), 0 where one sees, else -inf.
 
     Numbers, and rows of a multiple of 8, because SDPA would make such a copy of anything else, once
     a layer, and keep it for backward.

@@ -18,12 +18,14 @@ from job.training.crew import (
     receive_order,
     sum_up,
 )
+from job.training.gpu_faults import gpu_faults_told
 from job.training.messages import receive_table
 from job.training.model import add_adapters, load_base
 from job.training.recipe import Recipe
 from job.training.trainer import Trainer
 
 
+@gpu_faults_told()
 def follow(meeting: Path, *, rank: int, size: int, device: torch.device) -> None:
     """Wait until rank 0 has a trial, load it, compute what is ordered until we are dismissed."""
     task = read_task(meeting)

@@ -35,42 +35,42 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else down.dtype
     dropout = layer.lora_dropout[ADAPTER]
     p = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+    # Rows here, not in the function: a family may give it (rows, features), or write into what it
+    # gets, and neither would go with a view made inside.
     out: torch.Tensor = _AddLowRank.apply(  # type: ignore[no-untyped-call]
-        result.to(dtype), x.to(dtype), down, up, layer.scaling[ADAPTER], p
-    )
-    return out.to(result.dtype)
+        result.flatten(0, -2).to(dtype), x.flatten(0, -2).to(dtype), down, up,
+        layer.scaling[ADAPTER], p,
+    )  # fmt: skip
+    return out.view(result.shape).to(result.dtype)
 
 
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917
         ctx: Any,
-        result: torch.Tensor,  # (1, tokens, outputs)
-        x: torch.Tensor,  # (1, tokens, inputs)
+        result: torch.Tensor,  # (tokens, outputs)
+        x: torch.Tensor,  # (tokens, inputs)
         down: torch.Tensor,  # A: (r, inputs) fp32
         up: torch.Tensor,  # B: (outputs, r) fp32
         scaling: float,
         p: float,
     ) -> torch.Tensor:
-        rows, mask = x.flatten(0, 1), None
-        if p > 0:
-            rows, mask = torch.native_dropout(rows, p, True)
+        rows, mask = torch.native_dropout(x, p, True) if p > 0 else (x, None)
         low = (rows @ down.to(x.dtype).t()).mul_(scaling)
         ctx.save_for_backward(x, mask, low, down, up)
         ctx.scaling, ctx.keep_scale = scaling, 1 / (1 - p)
-        return torch.addmm(result.flatten(0, 1), low, up.to(x.dtype).t()).view_as(result)
+        return torch.addmm(result, low, up.to(x.dtype).t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mask, low, down, up = ctx.saved_tensors
-        rows, outputs = x.flatten(0, 1), gradient.flatten(0, 1)
-        of_low = (outputs @ up.to(x.dtype)).mul_(ctx.scaling)
-        of_up = outputs.t() @ low
+        of_low = (gradient @ up.to(x.dtype)).mul_(ctx.scaling)
+        of_up = gradient.t() @ low
         of_x = None
         if ctx.needs_input_grad[1]:  # not in the first layer: nothing before it learns
-            of_x = _masked(of_low @ down.to(x.dtype), mask, ctx.keep_scale).view_as(x)
-        of_down = of_low.t() @ _masked(rows, mask, ctx.keep_scale)
+            of_x = _masked(of_low @ down.to(x.dtype), mask, ctx.keep_scale)
+        of_down = of_low.t() @ _masked(x, mask, ctx.keep_scale)
         return gradient, of_x, of_down.to(down.dtype), of_up.to(up.dtype), None, None
 
 
