@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_model import make_base, make_recipe
+from tests.tiny_model import make_base, make_recipe, make_table
+from tests.tiny_training import make_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -39,3 +40,27 @@ def test_output_and_gradients_are_pefts(tmp_path: Path, lora_dropout: float) -> 
         expected = layers[0].base_layer(x := torch.ones(1, 2, layers[0].in_features))
         layers[0].enable_adapters(False)
         assert torch.equal(layers[0](x), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("opt", {"ffn_dim": 128, "word_embed_proj_dim": 64}),  # gives its layers (rows, features)
+        ("olmo", {"clip_qkv": 8.0}),  # writes into what they return
+    ],
+)
+def test_families_with_habits_of_their_own_train(
+    tmp_path: Path, family: str, shape: dict[str, object]
+) -> None:
+    import torch
+
+    from job.training.state import TrainState
+
+    base = make_base(tmp_path, model_type=family, **shape)
+    trainer, state = make_trainer(base, make_recipe(lora_dropout=0.1)), TrainState()
+    table = make_table(12, seed=2)
+    before = trainer.evaluate(table, state)
+    for _ in range(8):
+        trainer.step(table, state)
+    assert trainer.evaluate(table, state) < before
+    assert all(torch.isfinite(p).all() for p in trainer.parameters)
