@@ -12,8 +12,8 @@ if __name__ == "__main__":
     def _end_at_once(*_: object) -> None:
         """75 with its last line, wherever an import stands: no lock, no buffer, no log yet."""
         verb = sys.argv[1] if sys.argv[1:] else "run"
-        if "--rank" in sys.argv and "0" not in sys.argv:  # rank 0 speaks for all
-            sys.exit(75)
+        if "--rank" in sys.argv[:-1] and sys.argv[sys.argv.index("--rank") + 1] != "0":
+            sys.exit(75)  # rank 0 speaks for all
         is_trial = verb in ("run", "trial", "queue")
         outlook = b" before the trial began" if is_trial else b""
         words = b"exit 75 (preempted): told to end%s\n" % outlook

@@ -10,7 +10,8 @@ from job.attempts import now
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.errors import SettingsError, SweepError
-from job.ledger import Ledger
+from job.ledger import Ledger, differences
+from job.log import log
 from job.settings import IDENTITY_FIELDS, ROW_FIELDS, Settings, variable
 from job.store.base import Store
 from job.store.documents import Json
@@ -71,20 +72,47 @@ def sweep_identity(
 ) -> Json:
     """All that can change eval/loss, by the name under which a person can change it."""
     return {
+        **_named_by_settings(settings, definition),
+        "JOB_BASE_MODEL": {"revision": base.revision},
+        "JOB_DATASET_URI": {"prepared": data.digest},
+        "_rows": _rows(settings),
+        "_base_model": base.name,
+        "_base_model_revision": settings.base_model_revision,
+        "_code_version": job.__version__,
+        "_created_at": now(),
+    }
+
+
+def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledger) -> None:
+    """Say what a sweep without open slots was not made with, as far as settings alone tell it."""
+    frozen = ledger.identity()
+    if frozen is None:
+        return
+    old = frozen | frozen.get("_rows", {}) | {"JOB_BASE_MODEL": frozen.get("_base_model")}
+    new = _named_by_settings(settings, definition) | _rows(settings)
+    new["JOB_BASE_MODEL"] = settings.base_model
+    if changed := differences({name: old.get(name) for name in new}, new):
+        log.warning(
+            "sweep %s was made with other settings (old -> new): %s; another JOB_SWEEP_NAME starts"
+            " another sweep",
+            ledger.sweep,
+            "; ".join(changed),
+        )
+
+
+def _named_by_settings(settings: Settings, definition: SweepDefinition) -> Json:
+    return {
         **{variable(field): getattr(settings, field) for field in IDENTITY_FIELDS},
         "JOB_SWEEP_FILE": {
             key: value
             for key, value in definition.to_json().items()
             if key in ("method", "metric", "parameters", "early_terminate")
         },
-        "JOB_BASE_MODEL": {"revision": base.revision},
-        "JOB_DATASET_URI": {"prepared": data.digest},
-        "_rows": {variable(field): getattr(settings, field) for field in ROW_FIELDS},
-        "_base_model": base.name,
-        "_base_model_revision": settings.base_model_revision,
-        "_code_version": job.__version__,
-        "_created_at": now(),
     }
+
+
+def _rows(settings: Settings) -> Json:
+    return {variable(field): getattr(settings, field) for field in ROW_FIELDS}
 
 
 def base_revision(settings: Settings, ledger: Ledger) -> str:

@@ -91,19 +91,9 @@ class Ledger:
         """
         if (frozen := self.identity()) is None:
             return
-        old, new = _flatten(frozen), _flatten({**identity, "ledger_schema": LEDGER_SCHEMA})
-        different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-        changed = [
-            f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
-            for name in different
-            if not name.startswith("_")
-        ]
-        changed += [
-            f"{name.removeprefix('_rows.')}: {old.get(name)} -> {new.get(name)}"
-            for name in different
-            if changed and name.startswith("_rows.")
-        ]
-        if changed:
+        new = {**identity, "ledger_schema": LEDGER_SCHEMA}
+        if changed := differences(_compared(frozen), _compared(new)):
+            changed += differences(frozen.get("_rows", {}), new.get("_rows", {}))
             raise SettingsError(
                 f"sweep {self.sweep} was started with other settings (old -> new):\n  "
                 + "\n  ".join(changed)
@@ -207,6 +197,21 @@ def check_sweep(ledger: Ledger) -> None:
             f"JOB_OUTPUT_URI, JOB_SWEEP_NAME: there is no sweep {ledger.sweep} in"
             f" {ledger.store.uri}"
         )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line `name: old -> new` for every difference, nested names joined by dots."""
+    before, after = _flatten(old), _flatten(new)
+    return [
+        f"{name}: {before.get(name, 'not set')} -> {after.get(name, 'not set')}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Names that begin with `_` are information."""
+    return {name: value for name, value in identity.items() if not name.startswith("_")}
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

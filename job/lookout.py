@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
-from job.errors import PreemptedError
+from job.errors import PreemptedError, SlotError
 from job.ledger import Ledger
 from job.log import log
 from job.store.documents import Document, read_document
 
+DAMAGED: Final = "damaged"
 LIVING = 2  # renewals; an observer who saw so many says that the holder is alive
 # Of a lease's time in silence: a holder renews every third, so it is probably dead, and the rest of
 # the silence may pass while the base is loaded. Only the whole of it lets a lease be taken.
@@ -70,9 +72,11 @@ def open_slots_in_turn(
 ) -> Iterator[tuple[int, Ledger, Document | None]]:
     """Each open slot with its lease, its ledger pinned, round after round; ends if none is open.
 
-    Raises `PreemptedError` once all of them are seen to be alive.
+    A slot whose lease is damaged is left to `status` while there are others. Raises `SlotError` if
+    there are none, `PreemptedError` once all others are seen to be alive.
     """
     is_told = False
+    damaged: dict[int, SlotError] = {}
     while True:
         views = {slot: ledger.pin(slot) for slot in slots}
         open_slots = [slot for slot, view in views.items() if view.is_open(slot)]
@@ -80,7 +84,11 @@ def open_slots_in_turn(
             return
         for slot in open_slots:
             should_stop()
-            yield slot, views[slot], read_document(ledger.store, lease_key(views[slot], slot))
+            if (found := _read_lease(views[slot], slot, damaged)) != DAMAGED:
+                yield slot, views[slot], found
+        open_slots = [slot for slot in open_slots if slot not in damaged]
+        if not open_slots:
+            raise next(iter(damaged.values()))
         names = ", ".join(map(str, open_slots))
         if all(lookout.is_alive(lease_key(views[slot], slot)) for slot in open_slots):
             raise PreemptedError(
@@ -94,6 +102,20 @@ def open_slots_in_turn(
             )
             is_told = True
         wait(lookout.lease_seconds / 20)
+
+
+def _read_lease(
+    ledger: Ledger, slot: int, damaged: dict[int, SlotError]
+) -> Document | Literal["damaged"] | None:
+    """The slot's lease; one that cannot be read is entered into `damaged`, and told once."""
+    if slot in damaged:
+        return DAMAGED
+    try:
+        return read_document(ledger.store, lease_key(ledger, slot))
+    except SlotError as error:
+        log.warning("slot %d is passed over: %s", slot, error)
+        damaged[slot] = error
+        return DAMAGED
 
 
 def wait_for_a_free_slot(

@@ -23,7 +23,7 @@ from job.data.prepared import PreparedData
 from job.drawing import Drawn, draw_for, drawable
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError
 from job.fitting import real_training
-from job.identity import load_sweep, sweep_identity
+from job.identity import load_sweep, sweep_identity, warn_of_other_settings
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.loading import Loaded, load
@@ -79,6 +79,7 @@ def run_trial_on(
     if not wait_for_a_free_slot(
         ledger, open_slots, lookout, should_stop=stop.check, wait=stop.wait
     ):
+        warn_of_other_settings(settings, definition, ledger)
         return nothing_to_do(settings, ledger)
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:

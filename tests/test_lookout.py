@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import PreemptedError
+from job.errors import PreemptedError, SlotError
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.lookout import Lookout, lease_key, wait_for_a_free_slot
@@ -99,6 +99,16 @@ def test_a_slot_committed_during_the_look_is_nobodys_work(world: World) -> None:
     world.acquire()
     world.beat = lambda: world.ledger.commit(0, {"status": "completed"})
     assert not world.look()
+
+
+def test_a_damaged_lease_is_passed_over_while_there_are_other_slots(world: World) -> None:
+    world.ledger.store.put_if_absent(lease_key(world.ledger, 0), b"not JSON")
+    with pytest.raises(SlotError, match="not JSON"):
+        world.look(0)
+    assert world.look(0, 1)
+    assert world.acquire(0, 1).slot == 1
+    with pytest.raises(SlotError):
+        world.acquire(0)
 
 
 @pytest.mark.parametrize("load", [0.0, 60.0])
