@@ -141,7 +141,9 @@ def _exclude(parser: ArgumentParser) -> None:
 def _gc(parser: ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say it, delete nothing")
     parser.add_argument(
-        "--old-generations", action="store_true", help="also what slots held before a redo"
+        "--old-generations",
+        action="store_true",
+        help="also what slots held before a redo that is committed",
     )
     hours = "prepared data and probes go if an earlier gc, N hours ago, found them unused (24)"
     parser.add_argument("--unused-hours", default="24", metavar="N", help=hours)

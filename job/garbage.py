@@ -90,13 +90,19 @@ def _of_slots(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
             epoch = int(match["epoch"]) if match["epoch"] else None
             uploads.setdefault(where, {})[match[0]] = epoch
     for (slot, generation), found in sorted(uploads.items()):
-        if old_generations and generation < ledger.generation(slot):
-            yield from (Garbage(key, "the slot was begun again") for key in found)
-            continue
         try:
+            if old_generations and _is_replaced(ledger, slot, generation):
+                yield from (Garbage(key, "the slot was begun again") for key in found)
+                continue
             yield from _of_generation(ledger.pin(slot, generation), slot, found)
         except SlotError as error:
             log.warning("slot %d is left alone: %s", slot, error)
+
+
+def _is_replaced(ledger: Ledger, slot: int, generation: int) -> bool:
+    """A later generation is committed: until then the earlier adapter is all there is."""
+    newest = ledger.pin(slot)
+    return generation < ledger.generation(slot) and newest.result(slot) is not None
 
 
 def _of_generation(ledger: Ledger, slot: int, found: dict[str, int | None]) -> Iterator[Garbage]:

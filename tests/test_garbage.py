@@ -118,10 +118,13 @@ def test_what_was_before_a_redo_goes_only_when_asked(ledger: Ledger) -> None:
     _take(ledger)
     _folder(ledger, 0, f"checkpoints/1-3-{D}")
     assert _collect(ledger) == set()
+    assert _collect(ledger, old_generations=True) == set(), "there is no newer adapter yet"
+    nothing = {"adapter_key": None, "history_key": None}
+    ledger.commit(0, {"status": "infeasible", "gpu_seconds": 1.0, **nothing})
     assert _collect(ledger, old_generations=True) == {
-        f"0000/adapter-{A}", f"0000/history-{A}.jsonl",
+        f"0000/adapter-{A}", f"0000/history-{A}.jsonl", f"0000/redo-1/checkpoints/1-3-{D}",
     }  # fmt: skip
-    assert _names(ledger) == {f"0000/redo-1/checkpoints/1-3-{D}"}
+    assert _names(ledger) == set()
     assert ledger.pin(0, 0).result(0) is not None, "documents stay"
 
 
