@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import ExitCode
-from tests.test_supervisor import LOG, READY, _await_ready, _run, _signalled, _slots, _start
+from tests.test_supervisor import LOG, READY, _await_ready, _run, _slots, _start
 from tests.wandb_workers import eventually
 
 # Another worker holds a slot of this list until it was looked at three times.
@@ -22,7 +22,7 @@ HELD = '[ $(grep -c "^$JOB_COMPLETION_INDEX$" $OUT/slots) -ge 3 ] || exit 75; ex
 
 
 def test_a_queue_whose_slots_are_all_held_looks_again_a_lease_later(tmp_path: Path) -> None:
-    """Each look costs a load of the base: without the wait the queue would spin."""
+    """Each look costs a start of Python and a watch of the lease: without the wait it would spin."""
     settings = {"JOB_NUM_TRIALS": "3", "JOB_LEASE_SECONDS": "7"}
     script = LOG + '[ "$JOB_COMPLETION_INDEX" = 0 ] && exit 0; ' + HELD
     code, out, _ = _run("queue", script, tmp_path, **settings)
@@ -63,11 +63,14 @@ def test_a_rank_that_dies_at_sigterm_moves_no_deadline(tmp_path: Path) -> None:
         + READY
         + 'sleep 60 & wait; fi; trap "" TERM; : > $OUT/deaf; while :; do sleep 1; done'
     )
+    os.mkfifo(tmp_path / "ready")
+    settings = {"JOB_NUM_TRIALS": "1", "JOB_NUM_GPUS": "2", "JOB_GRACE_SECONDS": "7"}
+    parent = _start("queue", script, tmp_path, **settings)
+    _await_ready(tmp_path)
     started = time.monotonic()
-    code, err = _signalled(
-        tmp_path, script, signal.SIGTERM, verb="queue",
-        JOB_NUM_TRIALS="1", JOB_NUM_GPUS="2", JOB_GRACE_SECONDS="7",
-    )  # fmt: skip
+    parent.send_signal(signal.SIGTERM)
+    _, err = parent.communicate(timeout=60)
+    code = parent.returncode
     assert code == ExitCode.PREEMPTED, err
     assert "rank 1 ended with 72" in err
     assert time.monotonic() - started < 7, "killed 4 s after SIGTERM"

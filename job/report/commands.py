@@ -127,10 +127,11 @@ def _write_samples(path: Path, samples: str) -> None:
     if path == Path("-"):
         sys.stdout.write(samples)
         return
+    if path.is_dir():
+        folder = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise unwritable("status --prometheus", path, folder)
     temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
