@@ -122,7 +122,10 @@ class Settings(BaseSettings):
     gpu_hourly_usd: Positive | None = Field(None, description="price, for plan and report")
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
-    lease_seconds: Positive = Field(120, description="silence after which a lease is broken")
+    # After a SIGKILL a slot waits so long: more than an hour is a mistake in the unit.
+    lease_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+        120, description="silence after which a lease is broken"
+    )
     grace_seconds: Annotated[float, Field(ge=5, le=3600)] = Field(
         15, description="from SIGTERM to exit"
     )

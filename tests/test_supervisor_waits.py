@@ -22,7 +22,7 @@ HELD = '[ $(grep -c "^$JOB_COMPLETION_INDEX$" $OUT/slots) -ge 3 ] || exit 75; ex
 
 
 def test_a_queue_whose_slots_are_all_held_looks_again_a_lease_later(tmp_path: Path) -> None:
-    """Each look costs a start of Python and a watch of the lease: without the wait it would spin."""
+    """Each look starts a Python and watches a lease: without the wait it would spin."""
     settings = {"JOB_NUM_TRIALS": "3", "JOB_LEASE_SECONDS": "7"}
     script = LOG + '[ "$JOB_COMPLETION_INDEX" = 0 ] && exit 0; ' + HELD
     code, out, _ = _run("queue", script, tmp_path, **settings)
