@@ -104,7 +104,7 @@ def _console() -> Console:
 def _print_status(console: Console, overview: Overview, settings: Settings) -> None:
     begun = "" if overview.identity else ": not begun, or another name or place"
     console.print(f"sweep {overview.sweep} in {overview.uri}{begun}", soft_wrap=True)
-    console.print(slot_table(overview))
+    console.print(slot_table(overview, console.width))
     for line in stuck_slots(overview, lease_seconds=settings.lease_seconds):
         console.print(line, soft_wrap=True)
     if (best := overview.best) is not None:
@@ -117,7 +117,7 @@ def _watch(ledger: Ledger, settings: Settings, wait: Callable[[float], None]) ->
     with Live(console=console, auto_refresh=False) as live:
         while True:
             overview = read_overview(ledger, settings.num_trials)
-            live.update(slot_table(overview), refresh=True)
+            live.update(slot_table(overview, console.width), refresh=True)
             if not any(view.state in ("empty", "running", "waiting") for view in overview.slots):
                 return
             wait(WATCH_SECONDS)
