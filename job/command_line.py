@@ -95,7 +95,8 @@ def _plan(parser: ArgumentParser) -> None:
 def _status(parser: ArgumentParser) -> None:
     parser.add_argument("--attempts", action="store_true", help="also every attempt and its cost")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="again every 10 s, until Ctrl-C")
+    again = "again every 10 s, until no slot can change any more or Ctrl-C"
+    form.add_argument("--watch", action="store_true", help=again)
     form.add_argument("--json", action="store_true", help="everything, for a program")
     form.add_argument(
         "--prometheus",

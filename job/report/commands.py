@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from job.identity import sweep_name
 from job.ledger import Ledger, check_sweep
@@ -26,6 +29,7 @@ from job.settings import Settings
 from job.store import open_store
 
 WATCH_SECONDS = 10.0
+PIPE_SECONDS = 60.0  # between two tables of `--watch` in a log, if no state changes
 PIPE_COLUMNS = 160  # where no terminal says how wide it is
 
 
@@ -101,9 +105,10 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
 
 
-def _print_status(console: Console, overview: Overview, settings: Settings) -> None:
-    begun = "" if overview.identity else ": not begun, or another name or place"
-    console.print(f"sweep {overview.sweep} in {overview.uri}{begun}", soft_wrap=True)
+def _print_status(
+    console: Console, overview: Overview, settings: Settings, *, time_of_look: str = ""
+) -> None:
+    console.print(_head(overview) + time_of_look, soft_wrap=True)
     console.print(slot_table(overview, console.width))
     for line in stuck_slots(overview, lease_seconds=settings.lease_seconds):
         console.print(line, soft_wrap=True)
@@ -111,23 +116,71 @@ def _print_status(console: Console, overview: Overview, settings: Settings) -> N
         console.print(f"best: slot {best.slot}, {overview.uri}/{best.adapter_key}", soft_wrap=True)
 
 
+def _head(overview: Overview) -> str:
+    begun = "" if overview.identity else ": not begun, or another name or place"
+    return f"sweep {overview.sweep} in {overview.uri}{begun}"
+
+
 def _watch(ledger: Ledger, settings: Settings, wait: Callable[[float], None]) -> None:
-    """The table again and again; a bucket that fails for a while is waited for by the store."""
+    """The table again and again; a bucket that fails for a while is waited for by the store.
+
+    Ends once no slot can change any more, or at Ctrl-C.
+    """
     console = _console()
-    with Live(console=console, auto_refresh=False) as live:
+    view = _in_place if console.is_terminal else _one_below_the_other
+    with contextlib.suppress(KeyboardInterrupt), view(console, settings) as show:
         while True:
             overview = read_overview(ledger, settings.num_trials)
-            live.update(slot_table(overview, console.width), refresh=True)
-            if not any(view.state in ("empty", "running", "waiting") for view in overview.slots):
+            is_last = not any(v.state in ("empty", "running", "waiting") for v in overview.slots)
+            show(overview, is_last)
+            if is_last:
                 return
             wait(WATCH_SECONDS)
+
+
+@contextlib.contextmanager
+def _in_place(console: Console, _settings: Settings) -> Iterator[Callable[[Overview, bool], None]]:
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(overview: Overview, _is_last: bool) -> None:
+            head = Text(_head(overview) + _time_of_look(), overflow="fold")
+            live.update(Group(head, slot_table(overview, console.width)), refresh=True)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _one_below_the_other(
+    console: Console, settings: Settings
+) -> Iterator[Callable[[Overview, bool], None]]:
+    """Into a pipe or a file: at a new state at once, of steps and losses once a minute."""
+    states: list[object] = []
+    steps: list[object] = []
+    looks = 0  # since the last table
+
+    def show(overview: Overview, is_last: bool) -> None:
+        nonlocal states, steps, looks
+        looks += 1
+        now = [view.state for view in overview.slots]
+        done = [(v.step, v.eval_loss, v.attempts, v.generation) for v in overview.slots]
+        is_due = looks * WATCH_SECONDS >= PIPE_SECONDS and done != steps
+        if now != states or is_due or is_last:
+            _print_status(console, overview, settings, time_of_look=_time_of_look())
+            console.file.flush()
+            states, steps, looks = list(now), list(done), 0
+
+    yield show
+
+
+def _time_of_look() -> str:
+    return f", {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _write_samples(path: Path, samples: str) -> None:
     if path == Path("-"):
         sys.stdout.write(samples)
         return
-    temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
+    temporary = path.parent / f"{path.name}.tmp"  # the collector reads *.prom only
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
