@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from job.command_line import parse
 from job.environment import load_settings
-from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
+from job.errors import VOLUME_FULL, ExitCode, HeldError, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
 from job.settings import Settings
 from job.verbs import run_exclude, run_gc, run_redo
@@ -110,7 +110,14 @@ def _trial(options: argparse.Namespace) -> int:
     settings = _settings()
     if options.rank:  # one more GPU of a trial; the last words are rank 0's
         return follow_rank_0(settings, options.rank, options.meeting)
-    line = run_as_child(settings, options.pulse_fd, options.meeting, die=_end_hung)
+    try:
+        line = run_as_child(settings, options.pulse_fd, options.meeting, die=_end_hung)
+    except HeldError as error:
+        if not options.of_queue:
+            raise
+        slot = settings.completion_index  # no end of the queue, so no last words either
+        log.info("slot %s: held by another worker; the queue goes on", slot)
+        return error.exit_code
     return _last_words(ExitCode.OK, line)
 
 

@@ -86,6 +86,7 @@ def _trial(parser: ArgumentParser) -> None:
     parser.add_argument("--pulse-fd", type=int, help=SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=SUPPRESS)
     parser.add_argument("--meeting", type=Path, help=SUPPRESS)
+    parser.add_argument("--of-queue", action="store_true", help=SUPPRESS)
 
 
 def _plan(parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from job.errors import PreemptedError
+from job.errors import HeldError
 from job.ledger import Ledger
 from job.log import log
 from job.store.documents import Document, read_document
@@ -70,7 +70,7 @@ def open_slots_in_turn(
 ) -> Iterator[tuple[int, Ledger, Document | None]]:
     """Each open slot with its lease, its ledger pinned, round after round; ends if none is open.
 
-    Raises `PreemptedError` once all of them are seen to be alive.
+    Raises `HeldError` once all of them are seen to be alive.
     """
     is_told = False
     while True:
@@ -83,7 +83,7 @@ def open_slots_in_turn(
             yield slot, views[slot], read_document(ledger.store, lease_key(views[slot], slot))
         names = ", ".join(map(str, open_slots))
         if all(lookout.is_alive(lease_key(views[slot], slot)) for slot in open_slots):
-            raise PreemptedError(
+            raise HeldError(
                 f"slot {names}: another attempt is at work on it; nothing is left for this one"
             )
         if not is_told:
@@ -107,7 +107,7 @@ def wait_for_a_free_slot(
     """Return once a slot is free or its holder probably dead; False if none is open any more.
 
     Takes nothing. Asked before minutes go into a base that a held slot would not need. Raises
-    `PreemptedError`.
+    `HeldError`.
     """
     in_turn = open_slots_in_turn(ledger, slots, lookout, should_stop=should_stop, wait=wait)
     return any(
