@@ -69,7 +69,8 @@ def _guarded(verb: Callable[[], int]) -> int:
         return verb()
     except OSError as error:
         if error.errno in VOLUME_FULL:
-            raise OutageError(f"{error.filename}: no space left: free or enlarge it") from error
+            place = error.filename or "the volume of JOB_WORK_DIR, or stdout's"
+            raise OutageError(f"{place}: no space left: free or enlarge it") from error
         raise
 
 

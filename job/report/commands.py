@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from job.errors import VOLUME_FULL, OutageError
 from job.identity import sweep_name
 from job.ledger import Ledger, check_sweep
 from job.log import log
@@ -41,6 +42,13 @@ def show_status(
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
     """Print the slots of the sweep; `wait` passes the time between two looks of `--watch`."""
+    with _printing():
+        _show_status(options, settings, ledger, wait)
+
+
+def _show_status(
+    options: Namespace, settings: Settings, ledger: Ledger, wait: Callable[[float], None]
+) -> None:
     if options.json:
         print(to_json(read_overview(ledger, settings.num_trials)))
     elif options.prometheus is not None:
@@ -64,7 +72,7 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
         "report.html": html_page(overview, usd_per_hour=price),
         "report.md": markdown(overview, usd_per_hour=price),
     }
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, _printing():
         folder: Path = options.output or Path(name)
         for file_name, text in files.items():
             path = folder / file_name
@@ -91,13 +99,29 @@ def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
         download(ledger.store, best, options.download)
     elif options.merge is not None:
         merge(ledger.store, best, options.merge, work_dir=settings.work_dir)
-    print(as_json(describe_best(overview, best)))
+    with _printing():
+        print(as_json(describe_best(overview, best)))
 
 
 def open_ledger(settings: Settings) -> Ledger:
     """The ledger that the settings name."""
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     return Ledger(store, sweep_name(settings))
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Flushed here: at the interpreter's exit a full disk behind stdout would end in 120."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in VOLUME_FULL or error.filename is not None:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is left in its buffer fits there
+        os.close(nowhere)
+        raise OutageError("stdout: no space left: free it, or print elsewhere") from error
 
 
 def _console() -> Console:
