@@ -211,6 +211,7 @@ def _write_samples(path: Path, samples: str) -> None:
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise unwritable("status --prometheus", path, error) from error
     log.info("%s: written", path)
