@@ -57,6 +57,8 @@ def test_every_width_shows_every_parameter(overview: Overview, width: int) -> No
     shown = [line for line in lines if line[:1] == ["0"]]
     assert len(shown) == (1 if width == 160 else 2), "parameters have a table of their own"
     assert {"4", "6.67e-5", "0.05", "0.01"} <= set(shown[-1])
+    empty = str(every_state.EMPTY[0])
+    assert len([line for line in lines if line[:1] == [empty]]) == 1, "it has none yet"
 
 
 def test_less_width_drops_the_lease_before_the_cost(overview: Overview) -> None:

@@ -66,7 +66,9 @@ def slot_table(overview: Overview, width: int | None = None) -> Group:
         return Group(_table(one or [slot, *progress, *rest[:2]]))
     # Only below 65 columns does not even `few` fit; then cells are folded.
     few = _fitting([slot, *progress, *rest], width) or [slot, *progress, *rest[:2]]
-    return Group(_table(few), _table([slot, *params]))
+    drawn = [number for number, view in enumerate(views) if view.params]
+    below = [(name, [cells[number] for number in drawn]) for name, cells in [slot, *params]]
+    return Group(_table(few), _table(below))
 
 
 def _fitting(columns: list[_Column], width: int | None) -> list[_Column] | None:
