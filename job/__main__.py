@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from job.command_line import parse
 from job.environment import load_settings
-from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
+from job.errors import VOLUME_FULL, ExitCode, HeldError, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
 from job.settings import Settings
 from job.verbs import run_exclude, run_gc, run_redo
@@ -69,7 +69,8 @@ def _guarded(verb: Callable[[], int]) -> int:
         return verb()
     except OSError as error:
         if error.errno in VOLUME_FULL:
-            raise OutageError(f"{error.filename}: no space left: free or enlarge it") from error
+            place = error.filename or "the volume of JOB_WORK_DIR, or stdout's"
+            raise OutageError(f"{place}: no space left: free or enlarge it") from error
         raise
 
 
@@ -110,7 +111,14 @@ def _trial(options: argparse.Namespace) -> int:
     settings = _settings()
     if options.rank:  # one more GPU of a trial; the last words are rank 0's
         return follow_rank_0(settings, options.rank, options.meeting)
-    line = run_as_child(settings, options.pulse_fd, options.meeting, die=_end_hung)
+    try:
+        line = run_as_child(settings, options.pulse_fd, options.meeting, die=_end_hung)
+    except HeldError as error:
+        if not options.of_queue:
+            raise
+        slot = settings.completion_index  # no end of the queue, so no last words either
+        log.info("slot %s: held by another worker; the queue goes on", slot)
+        return error.exit_code
     return _last_words(ExitCode.OK, line)
 
 

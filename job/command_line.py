@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
 import job
 from job.settings import Settings, variable
 
@@ -40,14 +42,15 @@ class Verb:
 
 def parse(arguments: list[str] | None) -> Namespace:
     """The command line; `verb` is `run` without a word. Exits as argparse does."""
+    heading = "settings (environment variables, defaults in brackets)"
     settings = "\n".join(
-        f"  {variable(name):34} {info.description}"
+        f"  {variable(name):34} {info.description}{_default(info)}"
         for name, info in Settings.model_fields.items()
         if info.description
     )
     parser = ArgumentParser(
         prog="job",
-        description=f"{job.__doc__}\n\nsettings (environment variables):\n{settings}",
+        description=f"{job.__doc__}\n\n{heading}:\n{settings}",
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -71,7 +74,17 @@ def parse(arguments: list[str] | None) -> Namespace:
     return options
 
 
-# Values are looked at by the verb, not by argparse: a mistake is then one line.
+def _default(info: FieldInfo) -> str:
+    """' (12)' behind a setting's meaning, unless that says what happens without it."""
+    if info.is_required():
+        return " (required)"
+    if info.default is None:
+        return "" if "default:" in (info.description or "") else " (none)"
+    return f" ({info.default})"
+
+
+# Values are looked at by the verb, not by argparse: a mistake is then one line. So what is required
+# is optional for argparse, and the usage is written out.
 
 
 def _path(text: str) -> Path:
@@ -86,6 +99,7 @@ def _trial(parser: ArgumentParser) -> None:
     parser.add_argument("--pulse-fd", type=int, help=SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=SUPPRESS)
     parser.add_argument("--meeting", type=Path, help=SUPPRESS)
+    parser.add_argument("--of-queue", action="store_true", help=SUPPRESS)
 
 
 def _plan(parser: ArgumentParser) -> None:
@@ -95,7 +109,8 @@ def _plan(parser: ArgumentParser) -> None:
 def _status(parser: ArgumentParser) -> None:
     parser.add_argument("--attempts", action="store_true", help="also every attempt and its cost")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="again every 10 s, until Ctrl-C")
+    again = "again every 10 s, until no slot can change any more or Ctrl-C"
+    form.add_argument("--watch", action="store_true", help=again)
     form.add_argument("--json", action="store_true", help="everything, for a program")
     form.add_argument(
         "--prometheus",
@@ -130,10 +145,12 @@ def _best(parser: ArgumentParser) -> None:
 
 
 def _redo(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [-h] SLOT"
     parser.add_argument("slot", nargs="?", metavar="SLOT", help="its number")
 
 
 def _exclude(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [-h] --reason TEXT SLOT"
     parser.add_argument("slot", nargs="?", metavar="SLOT", help="its number")
     parser.add_argument("--reason", metavar="TEXT", help="why, for those who come later")
 

@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from job.errors import SettingsError
 from job.settings import PREFIX, Settings, variable
+
+_OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def load_settings(**given: str) -> tuple[Settings, list[str]]:
@@ -58,7 +61,7 @@ def _unknown_variables(environ: Mapping[str, str], *, strict: bool) -> tuple[lis
 
 
 def _describe(error: ValidationError) -> Iterable[str]:
-    for mistake in error.errors(include_input=False, include_url=False):
+    for mistake in error.errors(include_url=False):
         message = mistake["msg"].removeprefix("Value error, ")
         if not mistake["loc"]:  # of _check_together: names its variables itself
             yield message
@@ -69,8 +72,20 @@ def _describe(error: ValidationError) -> Iterable[str]:
             needed = Settings.model_fields[field].description
             yield f"{variable(field)}: not set; required: {needed}"
         else:
-            message = message[0].lower() + message[1:]
-            yield f"{variable(field)}: {message}{_allowed(Settings.model_fields[field])}"
+            yield f"{variable(field)}: {_in_words(mistake, Settings.model_fields[field])}"
+
+
+def _in_words(mistake: ErrorDetails, info: FieldInfo) -> str:
+    """What is wrong with a value, and what is allowed, each said once."""
+    if mistake["type"] == "value_error":  # our own words; a URI that is refused may hold a secret
+        return mistake["msg"].removeprefix("Value error, ")
+    is_secret = SecretStr in (info.annotation, *get_args(info.annotation))
+    given = "is *** (a secret)" if is_secret else f"is {mistake['input']!r:.80}"
+    allowed = _allowed(info)
+    if allowed and mistake["type"] in _OUT_OF_BOUNDS:
+        return f"{given}{allowed}"
+    needed = mistake["msg"].removeprefix("Input should be ").partition(", unable to ")[0]
+    return f"{given}, must be {needed}{allowed}"
 
 
 def _allowed(info: FieldInfo) -> str:

@@ -11,6 +11,7 @@ The exit codes are a contract with `podFailurePolicy` in k8s/sweep-job.yaml:
     ├── OutageError            74  store, W&B or network still failing; a hang; volume full
     │   └── StoreError         74  the store
     ├── PreemptedError         75  state saved, or another attempt owns the slot
+    │   └── HeldError          75  it did before this attempt began
     └── CredentialsError       77  credentials refused
 
 Any other exception is a bug of ours: it ends with 70 and a traceback.
@@ -86,6 +87,10 @@ class PreemptedError(JobError):
     """This attempt ends here; the slot's state is saved or belongs to a newer attempt."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+class HeldError(PreemptedError):
+    """Living attempts hold all slots that are asked for; a queue has others to go on with."""
 
 
 class CredentialsError(JobError):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from job.errors import PreemptedError, SlotError
+from job.errors import HeldError, SlotError
 from job.ledger import Ledger
 from job.log import log
 from job.store.documents import Document, read_document
@@ -73,7 +73,7 @@ def open_slots_in_turn(
     """Each open slot with its lease, its ledger pinned, round after round; ends if none is open.
 
     A slot whose lease is damaged is left to `status` while there are others. Raises `SlotError` if
-    there are none, `PreemptedError` once all others are seen to be alive.
+    there are none, `HeldError` once all others are seen to be alive.
     """
     is_told = False
     damaged: dict[int, SlotError] = {}
@@ -91,7 +91,7 @@ def open_slots_in_turn(
             raise next(iter(damaged.values()))
         names = ", ".join(map(str, open_slots))
         if all(lookout.is_alive(lease_key(views[slot], slot)) for slot in open_slots):
-            raise PreemptedError(
+            raise HeldError(
                 f"slot {names}: another attempt is at work on it; nothing is left for this one"
             )
         if not is_told:
@@ -129,7 +129,7 @@ def wait_for_a_free_slot(
     """Return once a slot is free or its holder probably dead; False if none is open any more.
 
     Takes nothing. Asked before minutes go into a base that a held slot would not need. Raises
-    `PreemptedError`.
+    `HeldError`.
     """
     in_turn = open_slots_in_turn(ledger, slots, lookout, should_stop=should_stop, wait=wait)
     return any(

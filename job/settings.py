@@ -49,7 +49,10 @@ def _check_path(path: Path) -> Path:
 
 def _check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or ".." in name:
-        raise ValueError("must be 1 to 64 letters, digits, '.', '_' or '-'")
+        raise ValueError(
+            f"is {name!r}; allowed: 1 to 64 of a-z, A-Z, 0-9, '.', '_', '-', with a letter or a"
+            " digit first and no '..'"
+        )
     return name
 
 

@@ -34,8 +34,14 @@ class Supervisor:
     """Runs children one at a time; on SIGTERM or SIGINT ends the running one within the grace."""
 
     def __init__(
-        self, grace_seconds: float, hearing: Hearing | None = None, *, num_gpus: int = 1
+        self,
+        grace_seconds: float,
+        hearing: Hearing | None = None,
+        *,
+        num_gpus: int = 1,
+        of_queue: bool = False,
     ) -> None:
+        self._role = ["--of-queue"] if of_queue else []
         self._hearing = hearing
         self._num_gpus = num_gpus
         self._followers: dict[int, int] = {}  # ranks above 0 that run, by process id
@@ -60,7 +66,8 @@ class Supervisor:
             return ExitCode.PREEMPTED
         with tempfile.TemporaryDirectory(prefix="meeting-") as meeting:
             ear = Ear(self._hearing)
-            command = [*TRIAL_COMMAND, "--pulse-fd", str(ear.write_end), *self._crew(0, meeting)]
+            pulse = ["--pulse-fd", str(ear.write_end)]
+            command = [*TRIAL_COMMAND, *pulse, *self._crew(0, meeting), *self._role]
             self._child = subprocess.Popen(
                 command, env=_on_gpu(environ, 0), process_group=0, pass_fds=(ear.write_end,)
             )
@@ -170,7 +177,7 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     holds, puts it to the end of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times, with a
     wait in between. The code is 0 if every slot ended well, else the last one that did not.
     """
-    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus)
+    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus, of_queue=True)
     wait = wait or supervisor.wait
     line = deque(range(settings.num_trials))
     tries = dict.fromkeys(line, 0)

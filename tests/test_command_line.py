@@ -70,3 +70,26 @@ def test_samples_are_not_written_over_a_folder(
     monkeypatch.setenv("JOB_OUTPUT_URI", str(tmp_path))
     assert main(["status", "--prometheus", path]) == ExitCode.SETTINGS
     assert f"status --prometheus: {path}: Is a directory" in capsys.readouterr().err
+
+
+def test_help_says_the_default_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == ExitCode.OK
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = {line[0]: " ".join(line[1:]) for line in lines if line}
+    assert told["JOB_NUM_TRIALS"].endswith(" (12)")
+    assert told["JOB_LEARNING_RATE"].endswith(" (0.0002)")
+    assert told["JOB_PROMPT_COLUMN"].endswith(" (none)")
+    assert told["JOB_SWEEP_FILE"].endswith("default: the card's"), "said already"
+    required = {name for name, meaning in told.items() if meaning.endswith(" (required)")}
+    assert required == {"JOB_DATASET_URI", "JOB_OUTPUT_URI"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("redo", "redo [-h] SLOT"), ("exclude", "exclude [-h] --reason TEXT SLOT")]
+)
+def test_what_a_verb_cannot_do_without_is_no_option(
+    verb: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == ExitCode.OK
+    assert capsys.readouterr().out.splitlines()[0] == f"usage: job {words}"
+    assert parse([verb]).slot is None, "the verb says what is missing, in one line"

@@ -13,8 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from job.lease import acquire
 from job.ledger import Ledger
@@ -67,7 +66,7 @@ OVERVIEW = Overview(
 )  # fmt: skip
 
 
-def _shown(table: Table) -> list[str]:
+def _shown(table: RenderableType) -> list[str]:
     console = Console(file=io.StringIO(), width=200)
     console.print(table)
     assert isinstance(console.file, io.StringIO)

@@ -180,3 +180,34 @@ def test_every_setting_is_in_exactly_one_group() -> None:
 def test_variables_have_the_prefix_except_those_of_other_tools() -> None:
     assert variable("max_steps") == "JOB_MAX_STEPS"
     assert variable("wandb_sweep_id") == "WANDB_SWEEP_ID"
+
+
+NAME_RULE = (
+    "allowed: 1 to 64 of a-z, A-Z, 0-9, '.', '_', '-', with a letter or a digit first and no '..'"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("JOB_GRACE_SECONDS", "3", "is '3'; allowed: >= 5 and <= 3600"),
+        ("JOB_SEED", "1.5", "is '1.5', must be a valid integer; allowed: >= 0 and < 2147483648"),
+        ("JOB_STRICT", "maybe", "is 'maybe', must be a valid boolean"),
+        ("JOB_DEVICE", "tpu", "is 'tpu', must be 'auto', 'cuda' or 'cpu'"),
+        ("JOB_SWEEP_NAME", "x y", f"is 'x y'; {NAME_RULE}"),
+    ],
+)  # fmt: skip
+def test_a_mistake_says_what_is_given_and_what_is_allowed_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
+) -> None:
+    assert _mistakes(monkeypatch, **REQUIRED, **{name: value}) == [f"{name}: {line}"]
+
+
+def test_the_value_of_a_secret_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        SettingsError, match="HF_TOKEN: is .*secret.*, must be a valid string"
+    ) as caught:
+        load_settings(hf_token=1234567)  # type: ignore[arg-type]
+    assert "1234567" not in str(caught.value)

@@ -8,14 +8,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from job.errors import ExitCode
+from job.lease import acquire
+from job.ledger import Ledger
+from job.store.local import LocalStore
 from tests.test_supervisor import LOG, READY, _await_ready, _run, _slots, _start
 from tests.wandb_workers import eventually
+from tests.workers import make_inputs
+
+ROOT = Path(__file__).parent.parent
 
 # Another worker holds a slot of this list until it was looked at three times.
 HELD = '[ $(grep -c "^$JOB_COMPLETION_INDEX$" $OUT/slots) -ge 3 ] || exit 75; exit 0'
@@ -74,3 +82,33 @@ def test_a_rank_that_dies_at_sigterm_moves_no_deadline(tmp_path: Path) -> None:
     assert code == ExitCode.PREEMPTED, err
     assert "rank 1 ended with 72" in err
     assert time.monotonic() - started < 7, "killed 4 s after SIGTERM"
+
+
+@pytest.mark.slow
+def test_a_slot_of_another_worker_is_no_error_of_the_queue(tmp_path: Path) -> None:
+    given = make_inputs(tmp_path) | {"num_trials": 1, "lease_seconds": 2}
+    ledger = Ledger(LocalStore(tmp_path / "out"), "s")
+    lease = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None)
+    assert lease is not None
+    environ = {f"JOB_{name.upper()}": str(value) for name, value in given.items()}
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        queue = subprocess.Popen(
+            [sys.executable, "-m", "job", "queue"],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
+            stderr=file, cwd=tmp_path,
+        )  # fmt: skip
+
+    def is_told() -> bool:
+        lease.renew()
+        return "the queue goes on" in (words := said.read_text()) or "exit" in words
+
+    try:
+        eventually(is_told, 60)
+    finally:
+        queue.send_signal(signal.SIGTERM)
+        queue.wait(60)
+    words = said.read_text().partition("SIGTERM")[0]
+    assert "slot 0: held by another worker; the queue goes on" in words
+    assert "exit 75" not in words
+    assert "error" not in words

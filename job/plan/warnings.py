@@ -91,6 +91,6 @@ def of_few(settings: Settings, definition: SweepDefinition) -> Iterator[str]:
     """Too few trials for the method."""
     if definition.method == "bayes" and settings.num_trials < BAYES_FROM_TRIALS:
         yield (
-            f"with {settings.num_trials} trials the first learning rates decide, not the Bayesian"
-            f" optimiser: it helps from {BAYES_FROM_TRIALS} trials on (JOB_NUM_TRIALS)"
+            f"with {words.trials(settings.num_trials)} the first learning rates decide, not the"
+            f" Bayesian optimiser: it helps from {BAYES_FROM_TRIALS} trials on (JOB_NUM_TRIALS)"
         )

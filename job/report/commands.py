@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
+from job.errors import VOLUME_FULL, OutageError
 from job.identity import sweep_name
 from job.ledger import Ledger, check_sweep
 from job.log import log
@@ -26,6 +30,7 @@ from job.settings import Settings
 from job.store import open_store
 
 WATCH_SECONDS = 10.0
+PIPE_SECONDS = 60.0  # between two tables of `--watch` in a log, if no state changes
 PIPE_COLUMNS = 160  # where no terminal says how wide it is
 
 
@@ -37,6 +42,13 @@ def show_status(
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
     """Print the slots of the sweep; `wait` passes the time between two looks of `--watch`."""
+    with _printing():
+        _show_status(options, settings, ledger, wait)
+
+
+def _show_status(
+    options: Namespace, settings: Settings, ledger: Ledger, wait: Callable[[float], None]
+) -> None:
     if options.json:
         print(to_json(read_overview(ledger, settings.num_trials)))
     elif options.prometheus is not None:
@@ -60,7 +72,7 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
         "report.html": html_page(overview, usd_per_hour=price),
         "report.md": markdown(overview, usd_per_hour=price),
     }
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, _printing():
         folder: Path = options.output or Path(name)
         for file_name, text in files.items():
             path = folder / file_name
@@ -87,7 +99,8 @@ def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
         download(ledger.store, best, options.download)
     elif options.merge is not None:
         merge(ledger.store, best, options.merge, work_dir=settings.work_dir)
-    print(as_json(describe_best(overview, best)))
+    with _printing():
+        print(as_json(describe_best(overview, best)))
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -96,31 +109,95 @@ def open_ledger(settings: Settings) -> Ledger:
     return Ledger(store, sweep_name(settings))
 
 
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Flushed here: at the interpreter's exit a full disk behind stdout would end in 120."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in VOLUME_FULL or error.filename is not None:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is left in its buffer fits there
+        os.close(nowhere)
+        raise OutageError("stdout: no space left: free it, or print elsewhere") from error
+
+
 def _console() -> Console:
     """Colours and the full width only on a terminal; rich minds NO_COLOR."""
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
 
 
-def _print_status(console: Console, overview: Overview, settings: Settings) -> None:
-    begun = "" if overview.identity else ": not begun, or another name or place"
-    console.print(f"sweep {overview.sweep} in {overview.uri}{begun}", soft_wrap=True)
-    console.print(slot_table(overview))
+def _print_status(
+    console: Console, overview: Overview, settings: Settings, *, time_of_look: str = ""
+) -> None:
+    console.print(_head(overview) + time_of_look, soft_wrap=True)
+    console.print(slot_table(overview, console.width))
     for line in stuck_slots(overview, lease_seconds=settings.lease_seconds):
         console.print(line, soft_wrap=True)
     if (best := overview.best) is not None:
         console.print(f"best: slot {best.slot}, {overview.uri}/{best.adapter_key}", soft_wrap=True)
 
 
+def _head(overview: Overview) -> str:
+    begun = "" if overview.identity else ": not begun, or another name or place"
+    return f"sweep {overview.sweep} in {overview.uri}{begun}"
+
+
 def _watch(ledger: Ledger, settings: Settings, wait: Callable[[float], None]) -> None:
-    """The table again and again; a bucket that fails for a while is waited for by the store."""
+    """The table again and again; a bucket that fails for a while is waited for by the store.
+
+    Ends once no slot can change any more, or at Ctrl-C.
+    """
     console = _console()
-    with Live(console=console, auto_refresh=False) as live:
+    view = _in_place if console.is_terminal else _one_below_the_other
+    with contextlib.suppress(KeyboardInterrupt), view(console, settings) as show:
         while True:
             overview = read_overview(ledger, settings.num_trials)
-            live.update(slot_table(overview), refresh=True)
-            if not any(view.state in ("empty", "running", "waiting") for view in overview.slots):
+            is_last = not any(v.state in ("empty", "running", "waiting") for v in overview.slots)
+            show(overview, is_last)
+            if is_last:
                 return
             wait(WATCH_SECONDS)
+
+
+@contextlib.contextmanager
+def _in_place(console: Console, _settings: Settings) -> Iterator[Callable[[Overview, bool], None]]:
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(overview: Overview, _is_last: bool) -> None:
+            head = Text(_head(overview) + _time_of_look(), overflow="fold")
+            live.update(Group(head, slot_table(overview, console.width)), refresh=True)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _one_below_the_other(
+    console: Console, settings: Settings
+) -> Iterator[Callable[[Overview, bool], None]]:
+    """Into a pipe or a file: at a new state at once, of steps and losses once a minute."""
+    states: list[object] = []
+    steps: list[object] = []
+    looks = 0  # since the last table
+
+    def show(overview: Overview, is_last: bool) -> None:
+        nonlocal states, steps, looks
+        looks += 1
+        now = [view.state for view in overview.slots]
+        done = [(v.step, v.eval_loss, v.attempts, v.generation) for v in overview.slots]
+        is_due = looks * WATCH_SECONDS >= PIPE_SECONDS and done != steps
+        if now != states or is_due or is_last:
+            _print_status(console, overview, settings, time_of_look=_time_of_look())
+            console.file.flush()
+            states, steps, looks = list(now), list(done), 0
+
+    yield show
+
+
+def _time_of_look() -> str:
+    return f", {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _write_samples(path: Path, samples: str) -> None:
@@ -135,6 +212,7 @@ def _write_samples(path: Path, samples: str) -> None:
         temporary.write_text(samples)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise unwritable("status --prometheus", path, error) from error
     log.info("%s: written", path)

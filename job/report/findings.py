@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from job.report.charts import inner_range
 from job.report.importance import WEAK_BELOW_TRIALS, searched
 from job.report.overview import COMMITTED, Overview
+from job.report.words import trials
 from job.sweep.distributions import FloatRange
 
 BAYES_FROM_TRIALS = 8  # below it, the ladder of learning rates decides and not the optimiser
@@ -68,11 +69,11 @@ def _few(overview: Overview) -> Iterator[str]:
     num_slots = len(overview.slots)
     if definition.method == "bayes" and num_slots < BAYES_FROM_TRIALS:
         yield (
-            f"with {num_slots} trials the first learning rates decide, not the Bayesian optimiser:"
+            f"with {trials(num_slots)} the first learning rates decide, not the Bayesian optimiser:"
             f" it helps from {BAYES_FROM_TRIALS} trials on (JOB_NUM_TRIALS)"
         )
     judged = sum(view.judged for view in overview.slots)
     if 0 < judged < WEAK_BELOW_TRIALS:
         yield (
-            f"importances rest on {judged} trials and are weak evidence below {WEAK_BELOW_TRIALS}"
+            f"importances rest on {trials(judged)} and are weak evidence below {WEAK_BELOW_TRIALS}"
         )

@@ -20,7 +20,8 @@ from job.report.words import duration, number, short_name
 
 Facts = list[tuple[str, str]]
 
-# Loads what `job best --download adapter` fetched.
+DOWNLOAD = "job best --download adapter"
+# Loads what it fetched.
 LOAD_SNIPPET = """\
 from peft import AutoPeftModelForCausalLM
 
@@ -57,6 +58,7 @@ def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
         states=_states(overview),
         notes=[_code(note) for note in findings(overview)],
         best=overview.best,
+        download=DOWNLOAD,
         snippet=LOAD_SNIPPET,
         charts=_charts(overview),
         columns=columns,
@@ -72,7 +74,7 @@ def markdown(overview: Overview, *, usd_per_hour: float | None) -> str:
     lines += ["", *(f"> {note}" for note in findings(overview))]
     if (best := overview.best) is not None:
         lines += ["", f"Best: slot {best.slot}, eval/loss {best.eval_loss:.4f}"]
-        lines += ["", "```python", LOAD_SNIPPET, "```"]
+        lines += ["", "```", DOWNLOAD, "```", "", "```python", LOAD_SNIPPET, "```"]
     columns, rows = _table(overview)
     lines += ["", _pipes(columns), _pipes(["---"] * len(columns))]
     lines += [_pipes([cell.text for cell in row.cells]) for row in rows]

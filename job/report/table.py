@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Group
 from rich.table import Table
 
 from job.report.overview import COMMITTED, Overview, SlotView
@@ -15,6 +17,13 @@ from job.report.words import duration, plain, short_name
 
 # Renewals come every third of JOB_LEASE_SECONDS, and clocks of two machines may differ a little.
 STUCK_LEASES = 3
+_Column = tuple[str, list[str]]  # a name, and a cell of each slot
+# What a narrow terminal does without, one after another.
+_DROPPED = (
+    frozenset({"lease"}),
+    frozenset({"lease", "attempts", "GPU"}),
+    frozenset({"lease", "attempts", "GPU", "node"}),
+)
 _PROMETHEUS = (
     ("trials", "gauge", "Slots of the sweep by state."),
     ("best_eval_loss", "gauge", "Lowest eval/loss of a committed trial."),
@@ -27,15 +36,23 @@ _PROMETHEUS = (
 )
 
 
-def slot_table(overview: Overview) -> Table:
-    """The slots as a table, the best one marked; columns that say nothing are left out."""
+def slot_table(overview: Overview, width: int | None = None) -> Group:
+    """The slots as a table, the best one marked; columns that say nothing are left out.
+
+    What does not fit `width` goes whole, never cut: the lease's age first, then the cost. If the
+    parameters leave no room for what changes, they get a table of their own below it.
+    """
     views = overview.slots
     names = list(dict.fromkeys(name for view in views for name in view.params))
-    columns: list[tuple[str, list[str]]] = [
-        ("slot", [str(view.slot) for view in views]),
+    params = [
+        (short_name(name), [plain(view.params.get(name)) for view in views]) for name in names
+    ]
+    slot: _Column = ("slot", [str(view.slot) for view in views])
+    progress: list[_Column] = [
         ("state", [view.state for view in views]),
-        ("steps", [_steps(view) for view in views]),
-        *((short_name(name), [plain(view.params.get(name)) for view in views]) for name in names),
+        ("steps", [_steps(v) for v in views]),
+    ]
+    rest: list[_Column] = [
         ("eval/loss", [_form(view.eval_loss, "{:.4f}") for view in views]),
         ("tokens/s", [_form(view.tokens_per_second, "{:.0f}") for view in views]),
         ("attempts", [str(view.attempts or "") for view in views]),
@@ -44,11 +61,34 @@ def slot_table(overview: Overview) -> Table:
         ("lease", [_lease(view) for view in views]),
         ("", [_note(overview, view) for view in views]),
     ]
-    table = Table(box=box.SIMPLE)
+    one = _fitting([slot, *progress, *params, *rest], width)
+    if one is not None or not params:
+        return Group(_table(one or [slot, *progress, *rest[:2]]))
+    # Only below 65 columns does not even `few` fit; then cells are folded.
+    few = _fitting([slot, *progress, *rest], width) or [slot, *progress, *rest[:2]]
+    drawn = [number for number, view in enumerate(views) if view.params]
+    below = [(name, [cells[number] for number in drawn]) for name, cells in [slot, *params]]
+    return Group(_table(few), _table(below))
+
+
+def _fitting(columns: list[_Column], width: int | None) -> list[_Column] | None:
+    """The columns that say something, less as many of `_DROPPED` as it takes; None: too many."""
     shown = [(name, cells) for name, cells in columns if any(cells)]
-    for name, _ in shown:
-        table.add_column(name, justify="left" if name in ("state", "node", "") else "right")
-    for row in zip(*(cells for _, cells in shown), strict=True):
+    for names in (frozenset[str](), *_DROPPED):
+        left = [(name, cells) for name, cells in shown if name not in names]
+        # Of box.SIMPLE: three blanks between two columns, two at either side.
+        taken = 1 + sum(max(map(cell_len, [name, *cells])) + 3 for name, cells in left)
+        if width is None or taken <= width:
+            return left
+    return None
+
+
+def _table(columns: list[_Column]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for name, _ in columns:
+        is_text = name in ("state", "node", "")
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    for row in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*row)
     return table
 

@@ -19,6 +19,11 @@ def amount(count: float) -> str:
     return f"{count:.0f}"
 
 
+def trials(count: int) -> str:
+    """1 trial, 12 trials."""
+    return f"{count} trial" if count == 1 else f"{count} trials"
+
+
 def duration(seconds: float) -> str:
     """For people: 95 s, 12 min, 2.4 h."""
     if seconds < 120:
