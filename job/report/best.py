@@ -37,13 +37,18 @@ def download(
     make_new(folder, option)
     assert best.adapter_key is not None
     assert best.result is not None
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        arriving = Path(name) / "adapter"
-        arriving.mkdir()
-        folder.rmdir()  # it is made again by the move, or not at all
-        fetch_folder(store, best.adapter_key, best.result["adapter_sha256"], arriving)
-        (arriving / MANIFEST).unlink()
-        shutil.move(arriving, folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+            arriving = Path(name) / "adapter"
+            arriving.mkdir()
+            folder.rmdir()  # it is made again by the move, or not at all
+            fetch_folder(store, best.adapter_key, best.result["adapter_sha256"], arriving)
+            (arriving / MANIFEST).unlink()
+            shutil.move(arriving, folder)
+    except (OSError, OutageError) as error:
+        if isinstance(error, OutageError) and not is_volume_full(error):
+            raise
+        raise unwritable(option, folder, error) from error
     log.info("slot %d's adapter: %s, every sha256 holds", best.slot, folder)
 
 
@@ -95,10 +100,11 @@ def make_new(folder: Path, option: str) -> None:
         raise unwritable(option, folder, error) from error
 
 
-def unwritable(option: str, path: Path, error: OSError) -> JobError:
+def unwritable(option: str, path: Path, error: OSError | OutageError) -> JobError:
     """What it means that a file or folder which a person named cannot be written."""
     if is_volume_full(error):
-        return OutageError(f"{option}: {path}: no space left; free it, or give another folder")
+        return OutageError(f"{option}: {path}: no space left; free some, or give another folder")
+    assert isinstance(error, OSError)
     reason = "is a file" if isinstance(error, FileExistsError) else error.strerror
     return SettingsError(f"{option}: {path}: {reason}; give a folder that this user may write")
 

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from job.errors import SettingsError, StoreError
+from job.errors import VOLUME_FULL, SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored, check_key
 
 _VERSION_SUFFIX = re.compile(r"\.v([1-9][0-9]*)$")
@@ -78,13 +78,17 @@ class LocalStore:
 
     def download(self, key: str, path: Path) -> None:
         with self._translated():
-            path.parent.mkdir(parents=True, exist_ok=True)
             temporary, source = self._temporary(path), self._path(key)
             if not source.exists():
                 raise _AbsentError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
             try:
                 shutil.copyfile(source, temporary)
                 temporary.replace(path)
+            except OSError as error:
+                if error.errno not in VOLUME_FULL:
+                    raise
+                what = f"no space left for {source.name} of {source.parent}"
+                raise StoreError(f"{path.parent}: {what}; free space there") from error
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -160,7 +164,13 @@ class LocalStore:
                     " may write, on a file system with hard links"
                 ) from error
             if error.errno in _FAILING or unclear:
-                raise StoreError(f"{where}: {error.strerror}; free space or repair it") from error
+                # A copy that finds no room names the file it reads, which is in the work folder.
+                place = where if Path(where).is_relative_to(self._root) else self._root
+                full = error.errno in VOLUME_FULL
+                way_out = "free space there, or enlarge the volume" if full else "repair it"
+                raise StoreError(
+                    f"JOB_OUTPUT_URI: {self._root if full else place}: {error.strerror}; {way_out}"
+                ) from error
             raise
 
     def _is_ours(self, path: Path) -> bool:
