@@ -10,7 +10,7 @@ from typing import Any
 
 from job.base_model import resolve_base_model
 from job.checkpoint import MANIFEST, fetch_folder
-from job.errors import JobError, OutageError, SettingsError, SlotError, is_volume_full
+from job.errors import DamagedError, JobError, OutageError, SettingsError, SlotError, is_volume_full
 from job.log import log
 from job.report.overview import Overview, SlotView
 from job.store.base import Store
@@ -31,7 +31,7 @@ def download(
 ) -> None:
     """Fetch the adapter to `folder`, which must be new or empty, and check every byte of it.
 
-    Raises `SettingsError`, which names `option`, for a folder in use, `StoreError` for bytes that
+    Raises `SettingsError`, which names `option`, for a folder in use, `SlotError` for bytes that
     are not those written.
     """
     make_new(folder, option)
@@ -45,6 +45,11 @@ def download(
             fetch_folder(store, best.adapter_key, best.result["adapter_sha256"], arriving)
             (arriving / MANIFEST).unlink()
             shutil.move(arriving, folder)
+    except DamagedError as error:
+        raise SlotError(
+            f"slot {best.slot}'s adapter is damaged: {error}; `job redo {best.slot}` begins it"
+            f" again, `job exclude {best.slot} --reason TEXT` leaves it out of `best`"
+        ) from error
     except (OSError, OutageError) as error:
         if isinstance(error, OutageError) and not is_volume_full(error):
             raise

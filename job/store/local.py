@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from job.errors import VOLUME_FULL, SettingsError, StoreError
+from job.errors import VOLUME_FULL, DamagedError, SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored, check_key
 
 _VERSION_SUFFIX = re.compile(r"\.v([1-9][0-9]*)$")
@@ -50,8 +50,9 @@ class LocalStore:
             if version == 0:
                 return None
             file = _versioned(path, version)
+            _check_file(file)
             if file.stat().st_size > DOCUMENT_LIMIT_BYTES:
-                raise StoreError(f"{file}: over the limit of {DOCUMENT_LIMIT_BYTES} bytes")
+                raise DamagedError(f"{file}: over the limit of {DOCUMENT_LIMIT_BYTES} bytes")
             return Stored(file.read_bytes(), str(version))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -81,6 +82,7 @@ class LocalStore:
             temporary, source = self._temporary(path), self._path(key)
             if not source.exists():
                 raise _AbsentError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+            _check_file(source)
             try:
                 shutil.copyfile(source, temporary)
                 temporary.replace(path)
@@ -116,7 +118,7 @@ class LocalStore:
         path = self._root / key
         # A link planted inside the folder must not lead a write outside it.
         if not path.resolve().is_relative_to(self._root.resolve()):
-            raise StoreError(f"{path}: leads outside {self._root}")
+            raise DamagedError(f"{path}: leads outside {self._root}")
         return path
 
     @staticmethod
@@ -199,6 +201,11 @@ def open_local_store(root: Path) -> LocalStore:
 
 def _versioned(path: Path, version: int) -> Path:
     return path if version == 1 else path.with_name(f"{path.name}.v{version}")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DamagedError(f"{path}: is not a file")
 
 
 def _sync(path: Path) -> None:
