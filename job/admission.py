@@ -7,7 +7,7 @@ from pathlib import Path
 
 from job.errors import VOLUME_FULL, SettingsError, SlotError
 from job.lease import Lease
-from job.ledger import Ledger
+from job.ledger import Ledger, begin_again
 from job.settings import Settings
 from job.spending import gpu_hours_spent
 
@@ -25,7 +25,9 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
     if ledger.is_open(slot):
         return [slot]
     if ledger.spec(slot) is None and ledger.exclusion(slot) is None:
-        raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
+        raise SlotError(
+            f"slot {slot} is damaged: it has a result.json but no spec.json; {begin_again(slot)}"
+        )
     return []
 
 
@@ -66,7 +68,7 @@ def check_undrawn(ledger: Ledger, lease: Lease) -> None:
     if lease.content["checkpoints"]:
         raise SlotError(
             f"slot {lease.slot} is damaged: it has checkpoints but no spec.json in"
-            f" {ledger.store.uri}/{ledger.slot_prefix(lease.slot)}"
+            f" {ledger.store.uri}/{ledger.slot_prefix(lease.slot)}; {begin_again(lease.slot)}"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from job.errors import PreemptedError
-from job.ledger import Ledger
+from job.ledger import Ledger, damage_told
 from job.log import log
 from job.store.documents import Document, read_document
 
@@ -80,7 +80,9 @@ def open_slots_in_turn(
             return
         for slot in open_slots:
             should_stop()
-            yield slot, views[slot], read_document(ledger.store, lease_key(views[slot], slot))
+            with damage_told(slot):
+                found = read_document(ledger.store, lease_key(views[slot], slot))
+            yield slot, views[slot], found
         names = ", ".join(map(str, open_slots))
         if all(lookout.is_alive(lease_key(views[slot], slot)) for slot in open_slots):
             raise PreemptedError(

@@ -205,7 +205,7 @@ def _versioned(path: Path, version: int) -> Path:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise DamagedError(f"{path}: is not a file")
+        raise DamagedError(f"{path}: damaged, not a file")
 
 
 def _sync(path: Path) -> None:
