@@ -178,10 +178,6 @@ class Ledger:
             return "failed"
         return "specified" if view.spec(slot) is not None else "empty"
 
-    def open_slots(self, num_trials: int) -> list[int]:
-        """The slots that a trial may work on."""
-        return [slot for slot in range(num_trials) if self.is_open(slot)]
-
     def num_slots(self, num_trials: int) -> int:
         """`num_trials`, or more if the sweep has drawn more."""
         count = num_trials

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from job.admission import open_slots
 from job.errors import SlotError
 from job.ledger import Ledger
 from job.operations import redo
@@ -61,8 +62,16 @@ def test_a_damaged_document_is_its_slots_and_the_line_says_what_helps(
     assert [slot for slot, _, _ in ledger.committed(2)] == [1]
     assert [seen.slot for seen in observe(ledger, 2)[0]] == [1], "no other slot's draw ends by it"
     assert [view.state for view in read_overview(ledger, 2).slots] == ["damaged", "completed"]
+    with pytest.raises(SlotError, match="^slot 0: "):
+        open_slots(ledger, 2)  # nothing else is left
+    ledger.specify(3, SPEC)
+    assert open_slots(ledger, 4) == [2, 3], "a worker for all slots takes another"
+    ledger.commit(2, RESULT)
+    ledger.commit(3, RESULT)
+    ledger.exclude(0, "damaged")
+    assert open_slots(ledger, 4) == [], "nor is an excluded one told again"
     redo(ledger, 0)
-    assert ledger.open_slots(2) == [0]
+    assert open_slots(ledger, 2) == [0]
 
 
 def test_a_damaged_redo_document_is_its_slots_too(ledger: Ledger) -> None:
