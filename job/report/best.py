@@ -15,6 +15,8 @@ from job.log import log
 from job.report.overview import Overview, SlotView
 from job.store.base import Store
 
+_MERGE = "best --merge"
+
 
 def best_of(overview: Overview) -> SlotView:
     """The best committed trial. Raises `SlotError` if none has an adapter yet."""
@@ -60,21 +62,36 @@ def download(
 def merge(store: Store, best: SlotView, folder: Path, *, work_dir: Path) -> None:
     """Write the base with the adapter added to its weights, in fp16, as a model of its own.
 
-    Raises as `download`.
+    Raises as `download`; then nothing of it stays.
     """
-    option = "best --merge"
-    make_new(folder, option)
-    assert best.result is not None
+    make_new(folder, _MERGE)
+    try:
+        base = _merge(store, best, folder, work_dir)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty
+        raise
+    log.info("slot %d merged into %s: %s", best.slot, base, folder)
+
+
+def _merge(store: Store, best: SlotView, folder: Path, work_dir: Path) -> str:
+    """The base's name."""
     from job.training.merging import merge_adapter  # torch
 
+    assert best.result is not None
     base = resolve_base_model(
         best.result["base_model"], best.result["base_model_revision"], cache_dir=work_dir
     )
     with tempfile.TemporaryDirectory(prefix="adapter-") as name:
         adapter = Path(name) / "adapter"
-        download(store, best, adapter, option=option)
-        merge_adapter(base.location, base.hub_revision, adapter, folder)
-    log.info("slot %d merged into %s: %s", best.slot, base.name, folder)
+        download(store, best, adapter, option=_MERGE)
+        try:
+            merge_adapter(base.location, base.hub_revision, adapter, folder)
+        except Exception as error:  # safetensors and tokenizers have errors of their own for it
+            # Before the first file, it is the volume of the base that is full.
+            if is_volume_full(error) and any(folder.iterdir()):
+                raise unwritable(_MERGE, folder, error) from error
+            raise
+    return base.name
 
 
 def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
@@ -105,7 +122,7 @@ def make_new(folder: Path, option: str) -> None:
         raise unwritable(option, folder, error) from error
 
 
-def unwritable(option: str, path: Path, error: OSError | OutageError) -> JobError:
+def unwritable(option: str, path: Path, error: Exception) -> JobError:
     """What it means that a file or folder which a person named cannot be written."""
     if is_volume_full(error):
         return OutageError(f"{option}: {path}: no space left; free some, or give another folder")
