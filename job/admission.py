@@ -7,7 +7,8 @@ from pathlib import Path
 
 from job.errors import VOLUME_FULL, SettingsError, SlotError
 from job.lease import Lease
-from job.ledger import Ledger
+from job.ledger import Ledger, begin_again
+from job.log import log
 from job.settings import Settings
 from job.spending import gpu_hours_spent
 
@@ -18,15 +19,38 @@ STARTLESS_ATTEMPTS = 10  # that never finished a step
 def slots(settings: Settings, ledger: Ledger) -> list[int]:
     """The slots that this run may work on. Raises `SlotError` if its own was given up."""
     if settings.completion_index is None:
-        return ledger.open_slots(settings.num_trials)
+        return open_slots(ledger, settings.num_trials)
     slot = settings.completion_index
     if (reason := ledger.failure(slot)) is not None:
         raise SlotError(f"slot {slot} was given up: {reason}")
     if ledger.is_open(slot):
         return [slot]
     if ledger.spec(slot) is None and ledger.exclusion(slot) is None:
-        raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
+        raise SlotError(
+            f"slot {slot} is damaged: it has a result.json but no spec.json; {begin_again(slot)}"
+        )
     return []
+
+
+def open_slots(ledger: Ledger, num_trials: int) -> list[int]:
+    """The slots that a trial may work on; a damaged one is left to a person.
+
+    Raises its `SlotError` once no other is open: else nobody would hear of it.
+    """
+    found: list[int] = []
+    damage: SlotError | None = None
+    for slot in range(num_trials):
+        try:
+            view = ledger.pin(slot)
+            if view.exclusion(slot) is None:
+                view.spec(slot)
+                found += [slot] if view.is_open(slot) else []
+        except SlotError as error:
+            log.warning("left out: %s", error)
+            damage = damage or error
+    if damage is not None and not found:
+        raise damage
+    return found
 
 
 def slot_name(settings: Settings, sweep: str) -> str:
@@ -66,7 +90,7 @@ def check_undrawn(ledger: Ledger, lease: Lease) -> None:
     if lease.content["checkpoints"]:
         raise SlotError(
             f"slot {lease.slot} is damaged: it has checkpoints but no spec.json in"
-            f" {ledger.store.uri}/{ledger.slot_prefix(lease.slot)}"
+            f" {ledger.store.uri}/{ledger.slot_prefix(lease.slot)}; {begin_again(lease.slot)}"
         )
 
 

@@ -16,6 +16,7 @@ from job.log import log
 from job.progress import CountProgress
 from job.sizes import size
 from job.store.objects import ObjectInfo, download_object, list_objects
+from job.weights import check_weights, no_weights
 
 # Families whose activations overflow fp16 (largest value 65504); a T4 has no bf16 to fall back to.
 # Sources: vLLM's models without float16 (vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS),
@@ -96,11 +97,13 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
     config = _read_config(name, folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise _no_weights(str(folder))
+        raise no_weights(str(folder), (path.name for path in folder.iterdir()))
     digest = hashlib.sha256()
     # The tokenizer's files are part of the prepared data's digest.
     for path in (folder / "config.json", *weights):
         try:
+            if path in weights:
+                check_weights(path)
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -111,26 +114,17 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 
-def _no_weights(where: str) -> SettingsError:
-    return SettingsError(
-        f"JOB_BASE_MODEL: {where} holds no *.safetensors file; pickled weights are refused,"
-        " convert them with save_pretrained()"
-    )
-
-
 def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseModel:
     """The revision is that of the listing, so a model that is on this disk moves no byte."""
     scheme, _, rest = name.rstrip("/").partition("://")
     bucket, _, key = rest.partition("/")
     prefix = f"{key}/" if key else ""
     uri = f"{scheme.lower()}://{bucket}/{prefix}"
-    files = {
-        info.key.removeprefix(prefix): info
-        for info in list_objects(uri, setting="JOB_BASE_MODEL", outage_seconds=outage_seconds)
-        if _MODEL_FILE.fullmatch(info.key.removeprefix(prefix))
-    }
+    listed = list_objects(uri, setting="JOB_BASE_MODEL", outage_seconds=outage_seconds)
+    everything = {info.key.removeprefix(prefix): info for info in listed}
+    files = {file: info for file, info in everything.items() if _MODEL_FILE.fullmatch(file)}
     if not any(file.endswith(".safetensors") for file in files):
-        raise _no_weights(uri)
+        raise no_weights(uri, everything)
     if "config.json" not in files:
         raise SettingsError(f"JOB_BASE_MODEL: {uri} is not a model folder: it has no config.json")
     digest = hashlib.sha256()
@@ -140,6 +134,11 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseMo
     _download_model(uri, {"config.json": files["config.json"]}, folder, outage_seconds)
     config = _read_config(uri, folder / "config.json")  # before gigabytes of weights
     _download_model(uri, files, folder, outage_seconds)
+    for file in sorted(file for file in files if file.endswith(".safetensors")):
+        try:
+            check_weights(folder / file)
+        except SettingsError as error:  # it is as long as in the bucket
+            raise SettingsError(f"{error} and copy it to {uri} again") from error
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 

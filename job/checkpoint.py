@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from job.errors import StoreError
+from job.errors import DamagedError
 from job.store.base import Store
 
 MANIFEST = "manifest.json"
@@ -41,7 +41,7 @@ def upload_folder(store: Store, sealed: PublishedFolder, folder: Path) -> None:
 
 
 def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
-    """Download a published folder and check every byte; `StoreError` if any is not the one sent.
+    """Download a published folder and check every byte; `DamagedError` if any is not the one sent.
 
     A file that does not hold is not left in `folder`.
     """
@@ -49,16 +49,18 @@ def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
         store.download(f"{key}/{MANIFEST}", folder / MANIFEST)
         manifest = (folder / MANIFEST).read_bytes()
         if hashlib.sha256(manifest).hexdigest() != sha256:
-            raise StoreError(f"{store.uri}/{key}/{MANIFEST}: is not the manifest that was written")
+            raise DamagedError(
+                f"{store.uri}/{key}/{MANIFEST}: is not the manifest that was written"
+            )
         for name, expected in json.loads(manifest)["files"].items():
             if name != PurePosixPath(name).name or name.startswith("."):
-                raise StoreError(f"{store.uri}/{key}/{MANIFEST}: names a file {name!r}")
+                raise DamagedError(f"{store.uri}/{key}/{MANIFEST}: names a file {name!r}")
             store.download(f"{key}/{name}", folder / name)
             if _sha256(folder / name) != expected["sha256"]:
                 (folder / name).unlink()
-                raise StoreError(f"{store.uri}/{key}/{name}: corrupt, its sha256 is another")
+                raise DamagedError(f"{store.uri}/{key}/{name}: corrupt, its sha256 is another")
     except FileNotFoundError as error:
-        raise StoreError(f"{store.uri}/{key}: incomplete, {error.filename} is missing") from error
+        raise DamagedError(f"{store.uri}/{key}: incomplete, {error.filename} is missing") from error
 
 
 def delete_folder(store: Store, key: str) -> None:

@@ -10,6 +10,7 @@ The exit codes are a contract with `podFailurePolicy` in k8s/sweep-job.yaml:
     ├── GpuError               72  no GPU, GPU fault or too old a driver on this node
     ├── OutageError            74  store, W&B or network still failing; a hang; volume full
     │   └── StoreError         74  the store
+    │       └── DamagedError   74  what it holds is not what was written
     ├── PreemptedError         75  state saved, or another attempt owns the slot
     │   └── HeldError          75  it did before this attempt began
     └── CredentialsError       77  credentials refused
@@ -80,7 +81,11 @@ class OutageError(JobError):
 
 
 class StoreError(OutageError):
-    """The store failed for too long, or returned bytes that are not the ones that were written."""
+    """The store failed for too long, or does not hold what was written."""
+
+
+class DamagedError(StoreError):
+    """The store answers, and what it holds is not what was written: no other try mends that."""
 
 
 class PreemptedError(JobError):

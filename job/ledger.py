@@ -13,12 +13,14 @@ Slots 0 to N-1 are read by name; nothing here rests on listing a bucket.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from job.errors import SettingsError, SlotError
+from job.errors import DamagedError, SettingsError, SlotError
+from job.log import log
 from job.store.base import Store
-from job.store.documents import Json, create_document, read_document
+from job.store.documents import Document, Json, create_document, read_document
 
 LEDGER_SCHEMA = 1
 
@@ -60,8 +62,11 @@ class Ledger:
 
     def _newest_generation(self, slot: int) -> int:
         generation = 0
-        while self.store.get(self.redo_key(slot, generation + 1)) is not None:
-            generation += 1
+        try:
+            while self.store.get(self.redo_key(slot, generation + 1)) is not None:
+                generation += 1
+        except DamagedError as error:  # no redo gets past it
+            raise SlotError(f"slot {slot}: {error}; remove it") from error
         return generation
 
     def report_key(self, file_name: str) -> str:
@@ -102,48 +107,48 @@ class Ledger:
 
     def spec(self, slot: int) -> Json | None:
         """What the slot computes; None if it was never drawn. Raises `SlotError` if damaged."""
-        document = read_document(self.store, f"{self.slot_prefix(slot)}/spec.json")
+        document = self._read(slot, "spec.json")
         if document is not None and "recipe" not in document.content:
-            raise SlotError(f"slot {slot}: its spec.json is damaged, it has no recipe")
+            what = f"slot {slot}: its spec.json is damaged, it has no recipe"
+            raise SlotError(f"{what}; {begin_again(slot)}")
         return document.content if document else None
 
     def specify(self, slot: int, spec: Mapping[str, Any]) -> Json:
         """Write the slot's spec once; return the one that holds, ours or an earlier one."""
-        return create_document(self.store, f"{self.slot_prefix(slot)}/spec.json", spec).content
+        return self._create(slot, "spec.json", spec).content
 
     def result(self, slot: int) -> Json | None:
         """The slot's commit; None if it is open. Raises `SlotError` if it is damaged."""
-        document = read_document(self.store, f"{self.slot_prefix(slot)}/result.json")
+        document = self._read(slot, "result.json")
         if document is None:
             return None
         if not isinstance(document.content.get("status"), str):
             raise SlotError(
                 f"slot {slot}: {self.store.uri}/{self.slot_prefix(slot)}/result.json is damaged,"
-                " it has no status"
+                f" it has no status; {begin_again(slot)}"
             )
         return document.content
 
     def commit(self, slot: int, result: Mapping[str, Any]) -> bool:
         """Commit the slot; False if another attempt committed it before, which then holds."""
-        return create_document(self.store, f"{self.slot_prefix(slot)}/result.json", result).ours
+        return self._create(slot, "result.json", result).ours
 
     def close(self, slot: int, reason: str) -> None:
         """Give the slot up for good: it makes no progress."""
-        create_document(self.store, f"{self.slot_prefix(slot)}/failed.json", {"reason": reason})
+        self._create(slot, "failed.json", {"reason": reason})
 
     def failure(self, slot: int) -> str | None:
         """Why the slot was given up; None if it was not."""
-        document = read_document(self.store, f"{self.slot_prefix(slot)}/failed.json")
+        document = self._read(slot, "failed.json")
         return str(document.content.get("reason")) if document else None
 
     def exclude(self, slot: int, reason: str) -> bool:
         """Take the slot out of the sweep; False if it was taken out before."""
-        key = f"{self.slot_prefix(slot)}/excluded.json"
-        return create_document(self.store, key, {"reason": reason}).ours
+        return self._create(slot, "excluded.json", {"reason": reason}).ours
 
     def exclusion(self, slot: int) -> str | None:
         """Why a person took the slot out of the sweep; None if nobody did."""
-        document = read_document(self.store, f"{self.slot_prefix(slot)}/excluded.json")
+        document = self._read(slot, "excluded.json")
         return str(document.content.get("reason")) if document else None
 
     def is_open(self, slot: int) -> bool:
@@ -163,10 +168,6 @@ class Ledger:
             return "failed"
         return "specified" if view.spec(slot) is not None else "empty"
 
-    def open_slots(self, num_trials: int) -> list[int]:
-        """The slots that a trial may work on."""
-        return [slot for slot in range(num_trials) if self.is_open(slot)]
-
     def num_slots(self, num_trials: int) -> int:
         """`num_trials`, or more if the sweep has drawn more."""
         count = num_trials
@@ -175,19 +176,41 @@ class Ledger:
         return count
 
     def committed(self, num_trials: int) -> Iterator[tuple[int, Json, Json]]:
-        """Slot, spec and result of every committed slot that is not excluded.
-
-        Raises `SlotError` at a damaged one.
-        """
+        """Slot, spec and result of every committed slot that is neither excluded nor damaged."""
         for slot in range(num_trials):
-            view = self.pin(slot)
-            result = view.result(slot)
-            if result is None or view.exclusion(slot) is not None:
+            try:
+                view = self.pin(slot)
+                result, spec = view.result(slot), view.spec(slot)
+                excluded = view.exclusion(slot) is not None
+            except SlotError as error:  # ends no other slot's trial
+                log.warning("not counted: %s", error)
                 continue
-            spec = view.spec(slot)
-            if spec is None:
-                raise SlotError(f"slot {slot} is damaged: it has a result.json but no spec.json")
-            yield slot, spec, result
+            if spec is not None and result is not None and not excluded:
+                yield slot, spec, result
+
+    def _read(self, slot: int, name: str) -> Document | None:
+        key = f"{self.slot_prefix(slot)}/{name}"
+        with damage_told(slot):
+            return read_document(self.store, key)
+
+    def _create(self, slot: int, name: str, content: Mapping[str, Any]) -> Document:
+        key = f"{self.slot_prefix(slot)}/{name}"
+        with damage_told(slot):
+            return create_document(self.store, key, content)
+
+
+@contextlib.contextmanager
+def damage_told(slot: int) -> Iterator[None]:
+    """A damaged document is told with its slot and what helps."""
+    try:
+        yield
+    except (SlotError, DamagedError) as error:
+        raise SlotError(f"slot {slot}: {error}; {begin_again(slot)}") from error
+
+
+def begin_again(slot: int) -> str:
+    """The way out of a damaged slot."""
+    return f"`job redo {slot}` begins it again"
 
 
 def check_sweep(ledger: Ledger) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from job.errors import HeldError, SlotError
-from job.ledger import Ledger
+from job.ledger import Ledger, damage_told
 from job.log import log
 from job.store.documents import Document, read_document
 
@@ -111,7 +111,8 @@ def _read_lease(
     if slot in damaged:
         return DAMAGED
     try:
-        return read_document(ledger.store, lease_key(ledger, slot))
+        with damage_told(slot):
+            return read_document(ledger.store, lease_key(ledger, slot))
     except SlotError as error:
         log.warning("slot %d is passed over: %s", slot, error)
         damaged[slot] = error

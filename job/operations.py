@@ -19,7 +19,7 @@ from __future__ import annotations
 import uuid
 
 from job.attempts import now, taken_over, write_account
-from job.errors import SettingsError, SlotError
+from job.errors import DamagedError, SettingsError, SlotError
 from job.ledger import Ledger
 from job.log import log
 from job.lookout import lease_key
@@ -101,7 +101,10 @@ def _begun(ledger: Ledger, slot: int) -> bool:
     if ledger.generation(slot) == 0:
         names.append("spec")
     prefix = ledger.slot_prefix(slot)
-    return any(ledger.store.get(f"{prefix}/{name}.json") is not None for name in names)
+    try:
+        return any(ledger.store.get(f"{prefix}/{name}.json") is not None for name in names)
+    except DamagedError:  # something stands there
+        return True
 
 
 def _readable_spec(ledger: Ledger, slot: int) -> Json | None:

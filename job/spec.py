@@ -8,7 +8,9 @@ from typing import Any
 import job
 from job.attempts import now
 from job.data.prepared import PreparedData
+from job.errors import SlotError
 from job.ledger import Ledger
+from job.log import log
 from job.settings import Settings
 from job.store.documents import Json
 from job.sweep.builtin import Observation
@@ -59,15 +61,25 @@ def freeze_spec(
 def observe(
     ledger: Ledger, num_trials: int, *, but: int | None = None
 ) -> tuple[list[Observation], float | None]:
-    """What the other slots say, and the untuned model's eval/loss if one of them measured it."""
+    """What the other slots say, and the untuned model's eval/loss if one of them measured it.
+
+    A damaged slot says nothing, and ends no other slot's trial.
+    """
     observations = []
     step_0_loss = None
     for slot in range(num_trials):
-        view = ledger.pin(slot)
-        spec = view.spec(slot) if slot != but else None
-        if spec is None or view.failure(slot) is not None or view.exclusion(slot) is not None:
+        if slot == but:
             continue
-        result = view.result(slot) or {"status": "running", "eval_loss": None, "curve": []}
+        try:
+            view = ledger.pin(slot)
+            spec, result = view.spec(slot), view.result(slot)
+            closed = view.failure(slot) is not None or view.exclusion(slot) is not None
+        except SlotError as error:
+            log.warning("the engine is not told of a damaged slot: %s", error)
+            continue
+        if spec is None or closed:
+            continue
+        result = result or {"status": "running", "eval_loss": None, "curve": []}
         observations.append(
             Observation(slot, spec["params"], result["status"], result["eval_loss"])
         )

@@ -11,12 +11,13 @@ import pytest
 from job.base_model import FP16_UNSAFE_MODEL_TYPES, resolve_base_model
 from job.errors import SettingsError
 from tests.servers.gcs import Bucket, gcs_server
+from tests.test_weights import weights
 
 CONFIG = json.dumps({"model_type": "llama"}).encode()
 FILES = {
     "config.json": CONFIG,
-    "model-00001-of-00002.safetensors": b"x" * 1000,
-    "model-00002-of-00002.safetensors": b"y" * 1000,
+    "model-00001-of-00002.safetensors": weights(b"x"),
+    "model-00002-of-00002.safetensors": weights(b"y"),
     "tokenizer.json": b"{}",
     "tokenizer.model": b"sp",
     "chat_template.jinja": b"{{ }}",
@@ -61,11 +62,11 @@ def test_the_revision_changes_with_a_file_and_not_with_the_place(
 ) -> None:
     first = resolve_base_model("gs://models/llama", "main", tmp_path / "a")
     assert first.revision == resolve_base_model("GS://models/llama/", "x", tmp_path / "b").revision
-    bucket.write("llama/model-00001-of-00002.safetensors", b"z" * 1000, None)
+    bucket.write("llama/model-00001-of-00002.safetensors", weights(b"z"), None)
     second = resolve_base_model("gs://models/llama", "main", tmp_path / "a")
     assert second.revision != first.revision
-    weights = Path(second.location, "model-00001-of-00002.safetensors")
-    assert weights.read_bytes() == b"z" * 1000
+    shard = Path(second.location, "model-00001-of-00002.safetensors")
+    assert shard.read_bytes() == weights(b"z")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_the_revision_changes_with_a_file_and_not_with_the_place(
     [
         (r"safetensors", "holds no .*safetensors file; pickled weights are refused"),
         (r"config.json", "is not a model folder: it has no config.json"),
-        (r"llama/", "holds no .*safetensors"),
+        (r"llama/", "holds no .*safetensors file and no other weights; fetch the whole model"),
     ],
 )
 def test_a_prefix_that_is_no_model_names_the_setting_and_moves_nothing(
@@ -114,3 +115,19 @@ def test_an_unsafe_familys_weights_are_not_downloaded(bucket: Bucket, tmp_path: 
     with pytest.raises(SettingsError, match="transformers issue 36822"):
         resolve_base_model("gs://models/llama", "main", tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.json"]
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_weight_file_that_is_cut_off_is_named_with_what_helps(
+    bucket: Bucket, tmp_path: Path, place: str
+) -> None:
+    name = "model-00002-of-00002.safetensors"
+    whole = dict(FILES) | {name: weights(b"y")[:-300]}
+    for file, data in whole.items():
+        bucket.write(f"llama/{file}", data, None)
+        (tmp_path / file).write_bytes(data)
+    model = str(tmp_path) if place == "folder" else "gs://models/llama"
+    with pytest.raises(SettingsError, match=rf"JOB_BASE_MODEL: .*/{name} is cut off") as caught:
+        resolve_base_model(model, "main", tmp_path / "cache")
+    again = "; fetch it again and copy it to gs://models/llama/ again"
+    assert str(caught.value).endswith("; fetch it again" if place == "folder" else again)

@@ -51,7 +51,7 @@ def test_rows_base_and_output_are_found_where_a_uri_says(tmp_path: Path) -> None
     folder.mkdir()
     (folder / "rows.jsonl").write_text('{"text": "x"}\n')
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     uri = f"file://{tmp_path}/a%20b"
     assert open_store(uri).uri == str(folder)
     assert [v.name for v in open_source(f"{uri}/rows.jsonl", tmp_path).versions()] == ["rows.jsonl"]

@@ -22,6 +22,7 @@ ROOMS = [
     "settings",
     "environment",
     "store",
+    "weights",
     "base_model",
     "data",
     "watchdog",

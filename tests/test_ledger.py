@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from job.admission import open_slots
 from job.errors import SettingsError, SlotError
 from job.ledger import Ledger
 from job.store.local import LocalStore
@@ -68,7 +69,7 @@ def test_a_slot_is_open_until_it_is_committed_or_given_up(ledger: Ledger) -> Non
     ledger.commit(0, RESULT)
     ledger.specify(1, SPEC)
     ledger.close(2, "no progress")
-    assert ledger.open_slots(5) == [1, 3, 4]
+    assert open_slots(ledger, 5) == [1, 3, 4]
     assert [ledger.state(slot) for slot in range(4)] == [
         "committed", "specified", "failed", "empty",
     ]  # fmt: skip
@@ -84,7 +85,7 @@ def test_two_sweeps_share_a_bucket(ledger: Ledger) -> None:
 def test_a_damaged_result_is_an_error_and_never_open(ledger: Ledger, body: bytes) -> None:
     ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/result.json", body)
     with pytest.raises(SlotError, match=r"slots/0000/result\.json.*damaged"):
-        ledger.open_slots(1)
+        open_slots(ledger, 1)
 
 
 def test_what_is_behind_other_rows_is_named(tmp_path: Path) -> None:

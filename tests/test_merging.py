@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from job.checkpoint import seal_folder, upload_folder
+from job.errors import OutageError, SettingsError
+from job.report.best import merge
+from job.report.overview import SlotView
+from job.store.local import LocalStore
 from tests.tiny_model import make_base, make_recipe
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -49,3 +54,42 @@ def test_the_merged_models_logits_are_those_of_base_and_adapter(tmp_path: Path) 
     assert (tmp_path / "merged/tokenizer.json").is_file()
     weights = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert {p.dtype for p in weights.parameters()} == {torch.float16}
+
+
+def _committed(tmp_path: Path, store: LocalStore) -> SlotView:
+    """A slot whose adapter is in the store, and its base in a folder."""
+    import torch
+
+    from job.training.model import adapter_state, add_adapters, load_base, save_adapter
+
+    base = make_base(tmp_path / "base", vocab_size=600)
+    byte_level_tokenizer().save_pretrained(base)
+    model = add_adapters(load_base(str(base), None, torch.device("cpu")), make_recipe())
+    save_adapter(model, adapter_state(model), tmp_path / "adapter")
+    sealed = seal_folder("sweeps/s/slots/0000/adapter", tmp_path / "adapter")
+    upload_folder(store, sealed, tmp_path / "adapter")
+    result = {"base_model": str(base), "base_model_revision": "", "adapter_sha256": sealed.sha256}
+    return SlotView(0, "completed", adapter_key=sealed.key, result=result)
+
+
+def test_a_volume_too_small_for_the_merged_model_is_one_line_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+    from safetensors import SafetensorError
+
+    def fill_up(_model: object, folder: Path, **_: object) -> None:
+        """As transformers on a full volume: files are begun, then safetensors' own error."""
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    store = LocalStore(tmp_path / "out")
+    best = _committed(tmp_path, store)
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", fill_up)
+    with pytest.raises(OutageError, match=f"^best --merge: {tmp_path}/merged: no space left; free"):
+        merge(store, best, tmp_path / "merged", work_dir=tmp_path)
+    assert not (tmp_path / "merged").exists()
+    (tmp_path / "base/config.json").unlink()
+    with pytest.raises(SettingsError, match="JOB_BASE_MODEL"):
+        merge(store, best, tmp_path / "merged", work_dir=tmp_path)
+    assert not (tmp_path / "merged").exists(), "nor after any other error"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import job
-from job.admission import slots
+from job.admission import open_slots, slots
 from job.lease import Lease, acquire
 from job.ledger import Ledger
 from job.outcome import AttemptClock
@@ -161,7 +161,7 @@ def test_nothing_rests_on_listing(tmp_path: Path) -> None:
     again = _take(ledger)
     assert restore(ledger, again, tmp_path / "work", unreadable) is not None
     ledger.commit(0, {"status": "completed", "gpu_seconds": 1.0})
-    assert ledger.open_slots(2) == [1]
+    assert open_slots(ledger, 2) == [1]
 
 
 def test_another_code_version_goes_on_at_an_equal_checkpoint_schema_and_is_recorded(

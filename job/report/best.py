@@ -10,10 +10,12 @@ from typing import Any
 
 from job.base_model import resolve_base_model
 from job.checkpoint import MANIFEST, fetch_folder
-from job.errors import JobError, OutageError, SettingsError, SlotError, is_volume_full
+from job.errors import DamagedError, JobError, OutageError, SettingsError, SlotError, is_volume_full
 from job.log import log
 from job.report.overview import Overview, SlotView
 from job.store.base import Store
+
+_MERGE = "best --merge"
 
 
 def best_of(overview: Overview) -> SlotView:
@@ -31,40 +33,65 @@ def download(
 ) -> None:
     """Fetch the adapter to `folder`, which must be new or empty, and check every byte of it.
 
-    Raises `SettingsError`, which names `option`, for a folder in use, `StoreError` for bytes that
+    Raises `SettingsError`, which names `option`, for a folder in use, `SlotError` for bytes that
     are not those written.
     """
     make_new(folder, option)
     assert best.adapter_key is not None
     assert best.result is not None
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        arriving = Path(name) / "adapter"
-        arriving.mkdir()
-        folder.rmdir()  # it is made again by the move, or not at all
-        fetch_folder(store, best.adapter_key, best.result["adapter_sha256"], arriving)
-        (arriving / MANIFEST).unlink()
-        shutil.move(arriving, folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+            arriving = Path(name) / "adapter"
+            arriving.mkdir()
+            folder.rmdir()  # it is made again by the move, or not at all
+            fetch_folder(store, best.adapter_key, best.result["adapter_sha256"], arriving)
+            (arriving / MANIFEST).unlink()
+            shutil.move(arriving, folder)
+    except DamagedError as error:
+        raise SlotError(
+            f"slot {best.slot}'s adapter is damaged: {error}; `job redo {best.slot}` begins it"
+            f" again, `job exclude {best.slot} --reason TEXT` leaves it out of `best`"
+        ) from error
+    except (OSError, OutageError) as error:
+        if isinstance(error, OutageError) and not is_volume_full(error):
+            raise
+        raise unwritable(option, folder, error) from error
     log.info("slot %d's adapter: %s, every sha256 holds", best.slot, folder)
 
 
 def merge(store: Store, best: SlotView, folder: Path, *, work_dir: Path) -> None:
     """Write the base with the adapter added to its weights, in fp16, as a model of its own.
 
-    Raises as `download`.
+    Raises as `download`; then nothing of it stays.
     """
-    option = "best --merge"
-    make_new(folder, option)
-    assert best.result is not None
+    make_new(folder, _MERGE)
+    try:
+        base = _merge(store, best, folder, work_dir)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty
+        raise
+    log.info("slot %d merged into %s: %s", best.slot, base, folder)
+
+
+def _merge(store: Store, best: SlotView, folder: Path, work_dir: Path) -> str:
+    """The base's name."""
     from job.training.merging import merge_adapter  # torch
 
+    assert best.result is not None
     base = resolve_base_model(
         best.result["base_model"], best.result["base_model_revision"], cache_dir=work_dir
     )
     with tempfile.TemporaryDirectory(prefix="adapter-") as name:
         adapter = Path(name) / "adapter"
-        download(store, best, adapter, option=option)
-        merge_adapter(base.location, base.hub_revision, adapter, folder)
-    log.info("slot %d merged into %s: %s", best.slot, base.name, folder)
+        download(store, best, adapter, option=_MERGE)
+        try:
+            merge_adapter(base.location, base.hub_revision, adapter, folder)
+        except Exception as error:  # safetensors and tokenizers have errors of their own for it
+            # Before the first file, it is the volume of the base that is full.
+            if is_volume_full(error) and any(folder.iterdir()):
+                raise unwritable(_MERGE, folder, error) from error
+            raise
+    return base.name
 
 
 def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
@@ -95,10 +122,11 @@ def make_new(folder: Path, option: str) -> None:
         raise unwritable(option, folder, error) from error
 
 
-def unwritable(option: str, path: Path, error: OSError) -> JobError:
+def unwritable(option: str, path: Path, error: Exception) -> JobError:
     """What it means that a file or folder which a person named cannot be written."""
     if is_volume_full(error):
-        return OutageError(f"{option}: {path}: no space left; free it, or give another folder")
+        return OutageError(f"{option}: {path}: no space left; free some, or give another folder")
+    assert isinstance(error, OSError)
     reason = "is a file" if isinstance(error, FileExistsError) else error.strerror
     return SettingsError(f"{option}: {path}: {reason}; give a folder that this user may write")
 

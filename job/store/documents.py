@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from job.errors import SlotError
+from job.errors import DamagedError, SlotError
 from job.store.base import Store
 
 Json = dict[str, Any]
@@ -60,11 +60,13 @@ def _read_back(store: Store, key: str, nonce: str) -> Document:
 
 
 def _read(store: Store, key: str, *, own_nonce: str | None) -> Document | None:
-    stored = store.get(key)
-    if stored is None:
-        return None
     try:
+        stored = store.get(key)
+        if stored is None:
+            return None
         content = json.loads(stored.data)
+    except DamagedError as error:
+        raise SlotError(str(error)) from error
     except ValueError as error:
         raise SlotError(f"{store.uri}/{key}: damaged, not JSON ({error})") from error
     if not isinstance(content, dict):

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from job.errors import SettingsError, StoreError
+from job.errors import VOLUME_FULL, DamagedError, SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored, check_key
 
 _VERSION_SUFFIX = re.compile(r"\.v([1-9][0-9]*)$")
@@ -50,8 +50,9 @@ class LocalStore:
             if version == 0:
                 return None
             file = _versioned(path, version)
+            _check_file(file)
             if file.stat().st_size > DOCUMENT_LIMIT_BYTES:
-                raise StoreError(f"{file}: over the limit of {DOCUMENT_LIMIT_BYTES} bytes")
+                raise DamagedError(f"{file}: over the limit of {DOCUMENT_LIMIT_BYTES} bytes")
             return Stored(file.read_bytes(), str(version))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -78,13 +79,18 @@ class LocalStore:
 
     def download(self, key: str, path: Path) -> None:
         with self._translated():
-            path.parent.mkdir(parents=True, exist_ok=True)
             temporary, source = self._temporary(path), self._path(key)
             if not source.exists():
                 raise _AbsentError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+            _check_file(source)
             try:
                 shutil.copyfile(source, temporary)
                 temporary.replace(path)
+            except OSError as error:
+                if error.errno not in VOLUME_FULL:
+                    raise
+                what = f"no space left for {source.name} of {source.parent}"
+                raise StoreError(f"{path.parent}: {what}; free space there") from error
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -112,7 +118,7 @@ class LocalStore:
         path = self._root / key
         # A link planted inside the folder must not lead a write outside it.
         if not path.resolve().is_relative_to(self._root.resolve()):
-            raise StoreError(f"{path}: leads outside {self._root}")
+            raise DamagedError(f"{path}: leads outside {self._root}")
         return path
 
     @staticmethod
@@ -160,7 +166,13 @@ class LocalStore:
                     " may write, on a file system with hard links"
                 ) from error
             if error.errno in _FAILING or unclear:
-                raise StoreError(f"{where}: {error.strerror}; free space or repair it") from error
+                # A copy that finds no room names the file it reads, which is in the work folder.
+                place = where if Path(where).is_relative_to(self._root) else self._root
+                full = error.errno in VOLUME_FULL
+                way_out = "free space there, or enlarge the volume" if full else "repair it"
+                raise StoreError(
+                    f"JOB_OUTPUT_URI: {self._root if full else place}: {error.strerror}; {way_out}"
+                ) from error
             raise
 
     def _is_ours(self, path: Path) -> bool:
@@ -189,6 +201,11 @@ def open_local_store(root: Path) -> LocalStore:
 
 def _versioned(path: Path, version: int) -> Path:
     return path if version == 1 else path.with_name(f"{path.name}.v{version}")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DamagedError(f"{path}: damaged, not a file")
 
 
 def _sync(path: Path) -> None:
