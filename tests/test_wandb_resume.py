@@ -47,7 +47,10 @@ def test_four_trials_one_killed_one_preempted(
             if slot in (KILLED, PREEMPTED):
                 server.wait_until(lambda _, slot=slot: len(server.rows(f"abc-{slot}")) > 20)
                 eventually(lambda attempt=attempt: "checkpoint at step" in attempt.log)
-                attempt.send(signal.SIGKILL if slot == KILLED else signal.SIGTERM)
+                if slot == KILLED:
+                    attempt.kill()
+                else:
+                    attempt.send(signal.SIGTERM)
                 ends.append(attempt.wait())
                 shown = server.run(f"abc-{slot}")
                 assert shown.state == "running", "W&B is not told that a trial failed which goes on"

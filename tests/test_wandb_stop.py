@@ -117,7 +117,7 @@ def test_a_stop_reaches_a_resumed_trial_too(workers: Workers, server: WandbServe
     slow = {"max_steps": 8 * LONG, "num_epochs": 99999, "checkpoint_minutes": 0.01}
     first = _start(workers, "resumed", **slow)
     eventually(lambda: "checkpoint at step" in first.log)
-    first.send(signal.SIGKILL)
+    first.kill()
     assert first.wait() == -signal.SIGKILL
     _stop(server, "resumed")
     again = _start(workers, "resumed", **slow)

@@ -5,6 +5,7 @@ They are forked from a server process that has imported everything and runs no t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -60,6 +61,17 @@ class Attempt:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
+    def kill(self) -> None:
+        """SIGKILL as a container gets it: the client's own process dies, too.
+
+        Left alone, it tells W&B what it still holds some seconds later, when the next attempt may
+        have ended the run.
+        """
+        assert self.process.pid is not None
+        for pid in [self.process.pid, *_descendants(self.process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     @property
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
@@ -68,6 +80,15 @@ class Attempt:
     def last_words(self) -> str:
         """What follows `exit <code>:`."""
         return self.log.rpartition(" exit ")[2]
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that it started, and theirs."""
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found += [child, *_descendants(child)]
+    return found
 
 
 class Workers:
