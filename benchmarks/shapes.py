@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from job.data.samples import SampleTable
+from job.training.recipe import Recipe
 
 SHARD_BYTES = 2 * 2**30
 LLAMA_VOCABULARY = {"vocab_size": 128_256, "rms_norm_eps": 1e-5}
@@ -38,6 +39,25 @@ SHAPES: dict[str, dict[str, Any]] = {
            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
            **LLAMA_VOCABULARY},
 }  # fmt: skip
+
+
+def make_recipe(num_steps: int, **changes: Any) -> Recipe:
+    """The tuning card's, evaluated at its end only."""
+    values: dict[str, Any] = {
+        "learning_rate": 2e-4,
+        "gradient_accumulation_steps": 4,
+        "lora_dropout": 0.05,
+        "weight_decay": 0.01,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lr_scheduler": "linear",
+        "warmup_ratio": 0.1,
+        "max_grad_norm": 1.0,
+        "per_device_train_batch_size": 2,
+        "seed": 17,
+        "patience": 1,
+    }
+    return Recipe(**values | changes, planned_steps=num_steps, eval_steps=(num_steps,))
 
 
 def write_model(folder: Path, name: str) -> Path:

@@ -24,9 +24,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.shapes import SHAPES, log_normal_rows, write_model
+from benchmarks.shapes import SHAPES, log_normal_rows, make_recipe, write_model
 from job.training.batching import samples_of_step
-from job.training.recipe import Recipe
 from job.training.shape import model_shape
 
 NOT_COUNTED = 2  # of a side's steps: the first are slow
@@ -88,7 +87,9 @@ def sustained_flops(device: torch.device, size: int = 0, seconds: float = 3.0) -
 
 
 def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustained: float) -> Table:
-    recipe = _recipe(arguments.steps, 0.05 if arguments.device == "cuda" else 0.0)
+    # On the CPU without dropout, so that losses can be compared.
+    dropout = 0.05 if arguments.device == "cuda" else 0.0
+    recipe = make_recipe(arguments.steps, lora_dropout=dropout)
     table = log_normal_rows(recipe.samples_per_step * arguments.steps, SHAPES[name]["vocab_size"])
     write_model(folder / "model", name)
     if arguments.device == "cuda":  # of this process, or the sides would plan with what it left
@@ -193,26 +194,6 @@ def _flops_of_a_token(config: dict[str, Any]) -> float:
     if (shape := model_shape(config)) is None:
         raise ValueError(f"no FLOP count for {config['model_type']}")
     return 4.0 * (shape.quantised_weights + shape.vocabulary * shape.hidden / 2)  # half are targets
-
-
-def _recipe(num_steps: int, lora_dropout: float) -> Recipe:
-    """On the CPU without dropout, so that losses can be compared."""
-    return Recipe(
-        learning_rate=2e-4,
-        gradient_accumulation_steps=4,
-        lora_dropout=lora_dropout,
-        weight_decay=0.01,
-        lora_r=8,
-        lora_alpha=16,
-        lr_scheduler="linear",
-        warmup_ratio=0.1,
-        max_grad_norm=1.0,
-        per_device_train_batch_size=2,
-        seed=17,
-        planned_steps=num_steps,
-        eval_steps=(num_steps,),
-        patience=1,
-    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.shapes import make_recipe
 from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
 from job.data.table_parquet import read_table
@@ -91,22 +92,7 @@ def _phase_table(result: dict[str, Any], wall_seconds: float) -> Table:
 
 
 def _training_table(base: Path, table: SampleTable, folder: Path) -> Table:
-    recipe = Recipe(
-        learning_rate=5e-3,
-        gradient_accumulation_steps=4,
-        lora_dropout=0.0,
-        weight_decay=0.01,
-        lora_r=8,
-        lora_alpha=16,
-        lr_scheduler="linear",
-        warmup_ratio=0.1,
-        max_grad_norm=1.0,
-        per_device_train_batch_size=2,
-        seed=17,
-        planned_steps=STEPS,
-        eval_steps=(STEPS,),
-        patience=1,
-    )
+    recipe = make_recipe(STEPS, learning_rate=5e-3, lora_dropout=0.0)
     ours, theirs, last_losses = [], [], []
     for _ in range(ROUNDS):  # in turn, so that a slow minute hits both
         trainer = Trainer(_model(base, recipe), recipe, device=CPU, token_budget=CPU_TOKEN_BUDGET)

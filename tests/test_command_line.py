@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,30 @@ def test_what_a_verb_cannot_do_without_is_no_option(
     assert main([verb, "--help"]) == ExitCode.OK
     assert capsys.readouterr().out.splitlines()[0] == f"usage: job {words}"
     assert parse([verb]).slot is None, "the verb says what is missing, in one line"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "exit 75 (preempted): told to end before the trial began\n"),
+        (["trial", "--rank", "0"], "exit 75 (preempted): told to end before the trial began\n"),
+        (["trial", "--rank", "1"], ""),
+        (["status"], "exit 75 (preempted): told to end\n"),
+    ],
+)
+def test_a_sigterm_during_the_imports_is_told_once_and_as_it_is(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    """The first module that is imported after the handler is one that sends the signal."""
+    (tmp_path / "argparse.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    done = subprocess.run(
+        [sys.executable, "-m", "job", *words],
+        cwd=Path(__file__).parent.parent,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (75, said)

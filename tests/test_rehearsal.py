@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from job.errors import GpuError
 from job.training.memory import MemoryPlan
 from tests.tiny_model import make_base, make_recipe, make_table
 
@@ -106,16 +107,15 @@ def test_a_sample_that_fits_in_no_plan_is_infeasible_with_the_reason(base: Path)
     assert reason == "the longest sample does not fit the GPU's memory: planted"
 
 
-def test_a_trial_that_does_not_fit_ends_infeasible_before_its_first_step(
-    base: Path, tmp_path: Path
-) -> None:
+def _fit_with(base: Path, folder: Path, failure: Exception) -> Any:
+    """A trial whose forward passes all raise `failure`."""
     import torch
 
     from job.training.fit import FitInputs, fit
     from job.training.model import load_base
 
     def refuse(_: Any, __: Any) -> None:
-        raise torch.OutOfMemoryError("planted")
+        raise failure
 
     class Nobody:
         resume_dir = None
@@ -136,16 +136,29 @@ def test_a_trial_that_does_not_fit_ends_infeasible_before_its_first_step(
         measure_step_0=True,
         max_adapter_bytes=200_000_000,
     )
-    fitted = fit(
+    return fit(
         make_recipe(),
         inputs,
         device=cpu,
-        work_dir=tmp_path,
+        work_dir=folder,
         keeper=Nobody(),  # type: ignore[arg-type]
         should_stop=lambda: None,
     )
+
+
+def test_a_trial_that_does_not_fit_ends_infeasible_before_its_first_step(
+    base: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    fitted = _fit_with(base, tmp_path, torch.OutOfMemoryError("planted"))
     assert (fitted.status, fitted.state.step, fitted.state.best) == ("infeasible", 0, None)
     assert fitted.reason.startswith("the longest sample does not fit the GPU's memory")
+
+
+def test_a_fault_of_the_card_is_this_nodes_and_not_the_trials(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(GpuError, match="this node's GPU failed: CUDA error: unspecified"):
+        _fit_with(base, tmp_path, RuntimeError("CUDA error: unspecified launch failure"))
 
 
 def test_recomputing_changes_no_loss_and_no_weight_by_a_bit(base: Path) -> None:
@@ -169,6 +182,28 @@ def test_a_checkpoint_keeps_budget_and_mode(base: Path, tmp_path: Path) -> None:
     assert (other.token_budget, other.recompute) == (77, "second")
     layers = [m for m in other.model.modules() if hasattr(m, "self_attn")]
     assert [layer.gradient_checkpointing for layer in layers] == [True, False]
+
+
+def test_memory_that_runs_out_while_moments_are_made_leaves_none_of_them_half_made(
+    base: Path,
+) -> None:
+    import torch
+
+    from job.training.loop import easing_on_oom
+    from job.training.state import TrainState
+
+    trainer, table, state = _trainer(base), make_table(40, seed=1), TrainState()
+    left = [torch.OutOfMemoryError("planted")]
+
+    def fail_half_way(optimizer: Any, *_: Any) -> None:
+        if left:
+            optimizer.state[trainer.parameters[0]] = {"step": torch.zeros(())}
+            raise left.pop()
+
+    trainer.optimizer.register_step_pre_hook(fail_half_way)
+    report = easing_on_oom(trainer, lambda: trainer.step(table, state))
+    assert (report.step, trainer.recompute) == (1, "second")
+    assert {float(m["step"]) for m in trainer.optimizer.state.values()} == {1.0}
 
 
 def test_the_loss_scale_and_its_growth_are_part_of_a_snapshot(base: Path) -> None:

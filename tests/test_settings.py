@@ -191,6 +191,7 @@ NAME_RULE = (
     ("name", "value", "line"),
     [
         ("JOB_GRACE_SECONDS", "3", "is '3'; allowed: >= 5 and <= 3600"),
+        ("JOB_LEASE_SECONDS", "7200", "is '7200'; allowed: > 0 and <= 3600"),
         ("JOB_SEED", "1.5", "is '1.5', must be a valid integer; allowed: >= 0 and < 2147483648"),
         ("JOB_STRICT", "maybe", "is 'maybe', must be a valid boolean"),
         ("JOB_DEVICE", "tpu", "is 'tpu', must be 'auto', 'cuda' or 'cpu'"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from job.errors import GpuError
 from tests.tiny_model import make_base, make_recipe, make_table
 from tests.tiny_training import make_trainer, never_stop, train_on_tables
 
@@ -158,6 +159,23 @@ def test_a_sample_that_never_fits_is_infeasible(base: Path) -> None:
     trainer._nll = full
     outcome = train_on_tables(trainer)
     assert (outcome.status, outcome.state.step) == ("infeasible", 0)
+
+
+def test_a_card_that_gets_too_small_in_mid_trial_is_this_nodes_and_not_the_trials(
+    base: Path,
+) -> None:
+    import torch
+
+    def full(batch: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("planted")
+
+    def fill_after_step_3(report: Any) -> None:
+        if report.step == 3:
+            trainer._nll = full
+
+    trainer = make_trainer(base, make_recipe())
+    with pytest.raises(GpuError, match="out of GPU memory at step 3, where the steps before"):
+        train_on_tables(trainer, on_step=fill_after_step_3)
 
 
 def test_should_stop_ends_within_one_micro_batch(base: Path) -> None:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.fake_cuda.base import CARD, fake_base
 from benchmarks.fake_cuda.card import T4_BYTES, fake_card
 from benchmarks.fake_cuda.meter import Cost, Meter
-from benchmarks.shapes import log_normal_rows
+from benchmarks.shapes import log_normal_rows, make_recipe
 from benchmarks.trainer_peer import as_peft_leaves_it, padded_batches
 from job.data.samples import SampleTable
 from job.training.batching import samples_of_step
@@ -28,7 +28,6 @@ from job.training.device import open_device, usable_memory_bytes
 from job.training.footprint import FP16_CUDA, Work, footprint
 from job.training.memory import Samples, plan_memory
 from job.training.model import add_adapters, set_recompute, trainable_parameters
-from job.training.recipe import Recipe
 from job.training.rehearsal import rehearse
 from job.training.shape import model_shape
 from job.training.state import TrainState
@@ -37,6 +36,7 @@ from job.training.trainer import Trainer
 # A T4's fp16 matrix products and memory, sustained: of 65 TFLOPS and 320 GB/s on its data sheet.
 T4_FLOPS_PER_SECOND, T4_BYTES_PER_SECOND = 24e12, 240e9
 NUM_STEPS = 2
+RECIPE = make_recipe(100, warmup_ratio=0.0)
 
 
 def main() -> None:
@@ -59,21 +59,21 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
 def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     """What a trial does: plan, rehearse, train."""
     device = open_device("cuda", gpu_memory_gb=None)
-    recipe, config = make_recipe(), request["config"]
+    config = request["config"]
     table = rows_of(config)
     base = fake_base(config)
     lengths = table.lengths
     plan = plan_memory(
         config,
-        Samples(int(lengths.max()), float(lengths.mean()), recipe.samples_per_step),
-        lora_r=recipe.lora_r,
-        lora_dropout=recipe.lora_dropout,
-        per_device_train_batch_size=recipe.per_device_train_batch_size,
+        Samples(int(lengths.max()), float(lengths.mean()), RECIPE.samples_per_step),
+        lora_r=RECIPE.lora_r,
+        lora_dropout=RECIPE.lora_dropout,
+        per_device_train_batch_size=RECIPE.per_device_train_batch_size,
         usable_bytes=usable_memory_bytes(device, gpu_memory_gb=None),
     )
     trainer = Trainer(
-        add_adapters(base, recipe),
-        recipe,
+        add_adapters(base, RECIPE),
+        RECIPE,
         device=device,
         token_budget=plan.token_budget,
         recompute=plan.recompute,
@@ -100,14 +100,14 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _padded(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     """What `transformers.Trainer` does: padded pairs, whole logits, all layers recomputed."""
-    recipe, table = make_recipe(), rows_of(request["config"])
-    model = add_adapters(fake_base(request["config"]), recipe)
+    table = rows_of(request["config"])
+    model = add_adapters(fake_base(request["config"]), RECIPE)
     as_peft_leaves_it(model)
     set_recompute(model, "all")
     weights = list(trainable_parameters(model).values())
     optimizer, scaler = torch.optim.AdamW(weights, fused=True), torch.amp.GradScaler("cuda")
     card.truth = False  # "are all tokens real?": there is padding
-    batches = padded_batches(table, recipe)
+    batches = padded_batches(table, RECIPE)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -115,10 +115,10 @@ def _padded(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
         for batch in next(batches):
             on_card = {name: tensor.to(CARD) for name, tensor in batch.items()}
             with torch.autocast("cuda", dtype=torch.float16):
-                loss = model(**on_card).loss / recipe.gradient_accumulation_steps
+                loss = model(**on_card).loss / RECIPE.gradient_accumulation_steps
             scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        clip_grad_norm_(weights, recipe.max_grad_norm)
+        clip_grad_norm_(weights, RECIPE.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
 
@@ -127,12 +127,12 @@ def _padded(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _peak(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     """Of a step of two equal micro-batches in a given plan, beside the prediction."""
-    recipe, config = make_recipe(), request["config"]
+    config = request["config"]
     if (shape := model_shape(config)) is None:
         raise ValueError(f"no prediction for {config['model_type']}")
     trainer = Trainer(
-        add_adapters(fake_base(config), recipe),
-        recipe,
+        add_adapters(fake_base(config), RECIPE),
+        RECIPE,
         device=CARD,
         token_budget=request["tokens"],
         recompute=request["recompute"],
@@ -144,7 +144,7 @@ def _peak(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     trainer.take_step([batch], TrainState())  # gradients and moments are there
     card.reset()
     trainer.take_step([batch, batch], TrainState())
-    work = Work(batch.num_tokens, len(batch.targets), recipe.lora_r, True, request["recompute"])
+    work = Work(batch.num_tokens, len(batch.targets), RECIPE.lora_r, True, request["recompute"])
     return {
         "predicted_bytes": footprint(shape, work, FP16_CUDA).total - FP16_CUDA.workspace,
         "peak_bytes": card.peak_bytes,
@@ -191,29 +191,8 @@ def rows_of(config: Mapping[str, Any]) -> SampleTable:
 
 def num_tokens(table: SampleTable) -> int:
     """Real tokens of the counted steps."""
-    recipe = make_recipe()
-    steps = [samples_of_step(recipe, len(table), step) for step in range(NUM_STEPS)]
+    steps = [samples_of_step(RECIPE, len(table), step) for step in range(NUM_STEPS)]
     return sum(int(table.lengths[step].sum()) for step in steps)
-
-
-def make_recipe() -> Recipe:
-    """The card's, with dropout."""
-    return Recipe(
-        learning_rate=2e-4,
-        gradient_accumulation_steps=4,
-        lora_dropout=0.05,
-        weight_decay=0.01,
-        lora_r=8,
-        lora_alpha=16,
-        lr_scheduler="linear",
-        warmup_ratio=0.0,
-        max_grad_norm=1.0,
-        per_device_train_batch_size=2,
-        seed=17,
-        planned_steps=100,
-        eval_steps=(100,),
-        patience=1,
-    )
 
 
 def _all_targets(num_tokens: int, num_samples: int) -> SampleTable:
