@@ -47,7 +47,7 @@ test-gpu: $(STAMP)  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
 
 chaos: $(STAMP)  ## kill, stop and freeze workers of a sweep at random, ten times
-	CHAOS_ROUNDS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_chaos.py
+	CHAOS_ROUNDS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trial/test_chaos.py
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ from job.data.selection import Choice, Selection
 from job.data.sources import open_source
 from job.data.tokens import load_tokenizer
 from job.store.local import LocalStore
-from tests.table_content import content_sha256
+from tests.data.table_content import content_sha256
 from tests.tiny_tokenizer import TEXTS, byte_level_tokenizer
 
 NUM_ROWS = 100_000

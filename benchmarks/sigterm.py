@@ -108,8 +108,8 @@ def _inputs(folder: Path, case: Case) -> dict[str, object]:
 
 
 def _steps(out: Path) -> tuple[int | None, int | None]:
-    from job.lease import lease_key
-    from job.ledger import Ledger
+    from job.ledger.lease import lease_key
+    from job.ledger.ledger import Ledger
     from job.store.documents import read_document
     from job.store.local import LocalStore
 
@@ -122,8 +122,8 @@ def _steps(out: Path) -> tuple[int | None, int | None]:
 
 def _parent() -> int:
     from job import supervisor
-    from job.environment import load_settings
     from job.log import set_up_logging
+    from job.settings import load_settings
 
     set_up_logging("text")
     supervisor.TRIAL_COMMAND = (
@@ -138,10 +138,10 @@ def _child() -> int:
     print("start-up", flush=True)
     from job.errors import JobError
     from job.log import log, set_up_logging
+    from job.process.stop import Stop
+    from job.process.watchdog import Watchdog
     from job.settings import Settings
-    from job.stop import Stop
-    from job.trial import run_trial_on
-    from job.watchdog import Watchdog
+    from job.trial.run import run_trial_on
     from tests.throttled import BigTraining, ThrottledStore
 
     def mark(phase: str) -> None:

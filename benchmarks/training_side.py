@@ -18,9 +18,9 @@ from job.training.device import open_device, usable_memory_bytes
 from job.training.memory import MemoryPlan, Samples, plan_memory
 from job.training.model import add_adapters, load_base
 from job.training.recipe import Recipe
-from job.training.rehearsal import rehearse
 from job.training.state import TrainState
 from job.training.trainer import Trainer
+from job.training.warmup import warm_up
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def _train(
     trainer = Trainer(
         model, recipe, device=device, token_budget=plan.token_budget, recompute=plan.recompute
     )
-    if infeasible := rehearse(trainer, table, plan):
+    if infeasible := warm_up(trainer, table, plan):
         raise SystemExit(infeasible)
     state = TrainState()
     steps = [trainer.step(table, state) for _ in range(recipe.planned_steps)]

@@ -44,7 +44,7 @@ def measure(
     number: signal.Signals, folder: Path, *, num_steps: int = NUM_STEPS, seed: int = SEED
 ) -> tuple[int, int, int, float]:
     """Kills, steps of the trial, steps done twice, and the seconds that training took in all."""
-    from job.ledger import Ledger
+    from job.ledger.ledger import Ledger
     from job.store.local import LocalStore
     from tests.workers import make_inputs, start_worker
 

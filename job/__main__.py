@@ -33,14 +33,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.command_line import parse
-from job.environment import load_settings
 from job.errors import VOLUME_FULL, ExitCode, HeldError, JobError, OutageError
 from job.log import log, mask_secrets, set_up_logging
-from job.settings import Settings
+from job.settings import Settings, load_settings
 from job.verbs import run_exclude, run_gc, run_redo
 
 if TYPE_CHECKING:
-    from job.ledger import Ledger
+    from job.ledger.ledger import Ledger
 
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
@@ -161,8 +160,8 @@ def _change(
 
 
 def _sweep_create(_options: argparse.Namespace) -> int:
-    from job.identity import load_sweep_file
-    from job.sweep.wandb import create_sweep, next_steps
+    from job.trial.identity import load_sweep_file
+    from job.wandb.sweeps import create_sweep, next_steps
 
     settings = _settings(dataset_uri=NOT_NEEDED, output_uri=NOT_NEEDED)
     sweep = create_sweep(settings, load_sweep_file(settings))
@@ -181,8 +180,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _mirror(settings: Settings, ledger: Ledger) -> int:
-    from job.mirror.confirmed import mirror_all
-    from job.wandb_client import check_wanted
+    from job.wandb.client import check_wanted
+    from job.wandb.confirmed import mirror_all
 
     check_wanted(settings)
     done, missing = mirror_all(settings, ledger)

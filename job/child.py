@@ -12,12 +12,12 @@ from pathlib import Path
 
 from job.errors import ExitCode, JobError
 from job.log import log
-from job.pulse import beat, open_beat
+from job.process.heartbeat import beat, open_beat
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
 from job.settings import Settings
-from job.stop import Stop
-from job.trial import run_trial
-from job.wandb_client import leave
-from job.watchdog import Watchdog
+from job.trial.run import run_trial
+from job.wandb.client import leave
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ENDING = (signal.SIGTERM, signal.SIGINT)

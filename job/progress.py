@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from job.log import log
-from job.sizes import size
 
 LINE_SECONDS = 30.0  # between plain lines
 _BAR_SECONDS = 1.0  # what is done by then needs no bar
@@ -156,3 +155,12 @@ class _Bars:
 
 
 _BARS = _Bars()
+
+
+def size(num_bytes: float) -> str:
+    """Three digits or more in powers of ten, as JOB_MAX_ADAPTER_MB counts: 34.1 kB, 336 MB."""
+    for unit_bytes, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= 0.9995 * unit_bytes:  # 999.6 kB would be rounded to 1e+03
+            amount = num_bytes / unit_bytes
+            return f"{amount:.0f} {unit}" if amount >= 99.95 else f"{amount:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"

@@ -20,7 +20,7 @@ from types import FrameType
 
 from job.errors import ExitCode
 from job.log import log
-from job.pulse import Ear, Hearing
+from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
@@ -36,7 +36,7 @@ class Supervisor:
     def __init__(
         self,
         grace_seconds: float,
-        hearing: Hearing | None = None,
+        hearing: HeartbeatLimits | None = None,
         *,
         num_gpus: int = 1,
         of_queue: bool = False,
@@ -65,7 +65,7 @@ class Supervisor:
             self.last_words = "told to end before the trial began"
             return ExitCode.PREEMPTED
         with tempfile.TemporaryDirectory(prefix="meeting-") as meeting:
-            ear = Ear(self._hearing)
+            ear = HeartbeatMonitor(self._hearing)
             pulse = ["--pulse-fd", str(ear.write_end)]
             command = [*TRIAL_COMMAND, *pulse, *self._crew(0, meeting), *self._role]
             self._child = subprocess.Popen(

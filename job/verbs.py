@@ -9,14 +9,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from job.ledger import Ledger
+    from job.ledger.ledger import Ledger
     from job.settings import Settings
 
 
 def run_redo(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """`job redo SLOT`."""
-    from job.ledger import check_sweep
-    from job.operations import redo, slot_argument
+    from job.ledger.ledger import check_sweep
+    from job.ledger.redo import redo, slot_argument
 
     check_sweep(ledger)
     slot = slot_argument(options.slot, "redo", ledger.num_slots(settings.num_trials))
@@ -25,8 +25,8 @@ def run_redo(settings: Settings, ledger: Ledger, options: argparse.Namespace) ->
 
 def run_exclude(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """`job exclude SLOT --reason TEXT`."""
-    from job.ledger import check_sweep
-    from job.operations import exclude, reason_argument, slot_argument
+    from job.ledger.ledger import check_sweep
+    from job.ledger.redo import exclude, reason_argument, slot_argument
 
     reason = reason_argument(options.reason)
     check_sweep(ledger)
@@ -36,8 +36,8 @@ def run_exclude(settings: Settings, ledger: Ledger, options: argparse.Namespace)
 
 def run_gc(_settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """`job gc [--dry-run] [--old-generations] [--unused-hours N]`."""
-    from job.garbage import collect, hours_argument
-    from job.ledger import check_sweep
+    from job.ledger.garbage import collect, hours_argument
+    from job.ledger.ledger import check_sweep
 
     unused_hours = hours_argument(options.unused_hours)
     check_sweep(ledger)

@@ -13,19 +13,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from job.admission import STARTLESS_ATTEMPTS
-from job.attempt import Training
 from job.errors import JobError, PreemptedError
-from job.lease import acquire
-from job.ledger import Ledger
-from job.operations import redo
+from job.ledger.lease import acquire
+from job.ledger.ledger import Ledger
+from job.ledger.redo import redo
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
 from job.settings import Settings
-from job.stop import Stop
 from job.store.local import LocalStore
 from job.training.recipe import Recipe, derive_seed
 from job.training.state import TrainState, read_state, write_state
-from job.trial import run_trial_on
-from job.watchdog import Watchdog
+from job.trial.attempt import Training
+from job.trial.run import run_trial_on
+from job.trial.slots import STARTLESS_ATTEMPTS
 from tests.workers import make_inputs
 
 NUM_SLOTS = 20

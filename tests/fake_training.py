@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job.attempt import Training
 from job.errors import PreemptedError
 from job.training.recipe import Recipe
 from job.training.state import TrainState, read_state, write_state
+from job.trial.attempt import Training
 
 STEP_SECONDS = 0.004
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from job.errors import ExitCode, OutageError, is_volume_full
-from job.stop import Stop
+from job.process.stop import Stop
 
 
 def _outage(cause: Exception) -> OutageError:

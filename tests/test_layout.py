@@ -14,50 +14,26 @@ import pytest
 ROOMS = [
     "errors",
     "file_uri",
-    "sizes",
     "log",
     "progress",
-    "stop",
-    "gpu",
+    "process",
     "settings",
-    "environment",
     "store",
-    "weights",
     "base_model",
     "data",
-    "watchdog",
-    "workspace",
     "ledger",
-    "attempts",
-    "lookout",
-    "lease",
-    "checkpoint",
-    "publisher",
-    "wandb_client",
     "sweep",
+    "wandb",
     "training",
-    "identity",
-    "spec",
-    "spending",
-    "admission",
-    "drawing",
-    "mirror",
-    "card",
-    "outcome",
-    "attempt",
-    "fitting",
-    "loading",
     "trial",
     "demo",
+    "winner",
     "report",
     "plan",
-    "operations",
-    "garbage",
-    "verbs",
-    "pulse",
     "child",
     "supervisor",
     "command_line",
+    "verbs",
     "__main__",
 ]
 TORCH_PACKAGES = {"torch", "peft", "bitsandbytes"}
@@ -98,7 +74,7 @@ def test_imports_point_left(path: Path) -> None:
 
 
 def test_an_import_to_the_right_is_seen() -> None:
-    assert misplaced_imports("from job.trial import run_trial", "ledger") == ["trial"]
+    assert misplaced_imports("from job.trial.run import run_trial", "ledger") == ["trial"]
     assert misplaced_imports("def f():\n    import job.supervisor", "demo") == ["supervisor"]
     assert misplaced_imports("from job.errors import JobError", "errors") == []
 
@@ -142,5 +118,5 @@ for module in sys.argv[1:]:
 
 
 def test_what_people_look_at_starts_without_torch() -> None:
-    modules = ("job.__main__", "job.supervisor", "job.report", "job.trial")
+    modules = ("job.__main__", "job.supervisor", "job.report", "job.trial.run")
     subprocess.run([sys.executable, "-c", IMPORTED, *modules], timeout=60, check=True)

@@ -7,10 +7,9 @@ import os
 
 import pytest
 
-from job.environment import load_settings
 from job.errors import SettingsError
 from job.log import mask_secrets, set_up_logging
-from job.settings import IDENTITY_FIELDS, Settings, variable
+from job.settings import IDENTITY_FIELDS, Settings, load_settings, variable
 
 REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
 

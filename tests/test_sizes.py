@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from job.sizes import size
+from job.progress import size
 
 
 @pytest.mark.parametrize(

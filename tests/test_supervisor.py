@@ -24,8 +24,8 @@ PARENT = """
 import json, os, sys
 from job import supervisor
 from job.log import set_up_logging
-from job.pulse import Hearing
-from job.environment import load_settings
+from job.process.heartbeat import HeartbeatLimits
+from job.settings import load_settings
 python = sys.argv[2].startswith("import ")
 supervisor.TRIAL_COMMAND = (sys.executable if python else "sh", "-c", sys.argv[2])
 set_up_logging("text")
@@ -33,7 +33,7 @@ settings, _ = load_settings()
 waits = []
 if sys.argv[1].startswith("run"):
     silence = 60 if "patiently" in sys.argv[1] else 0.4
-    hearing = Hearing(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
+    hearing = HeartbeatLimits(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
     parent = supervisor.Supervisor(settings.grace_seconds, hearing)
     code = parent.run(dict(os.environ))
     print(parent.last_words, file=sys.stderr)
@@ -211,8 +211,8 @@ def test_a_signal_as_the_last_slot_commits_is_a_success(tmp_path: Path) -> None:
 # A child as `job trial` is one, up to the place where it stands still. `PyDLL` keeps the
 # interpreter's lock, so that no thread of the child runs any more.
 CHILD = """import ctypes, faulthandler, os, signal, sys, threading, time
-from job.pulse import beat, open_beat
-from job.stop import Stop
+from job.process.heartbeat import beat, open_beat
+from job.process.stop import Stop
 faulthandler.enable()
 stop = Stop(float(os.environ.get("JOB_GRACE_SECONDS", 15)))
 signal.signal(signal.SIGTERM, stop.set)

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from job.errors import ExitCode
-from job.lease import acquire
-from job.ledger import Ledger
+from job.ledger.lease import acquire
+from job.ledger.ledger import Ledger
 from job.store.local import LocalStore
 from tests.test_supervisor import LOG, READY, _await_ready, _run, _slots, _start
-from tests.wandb_workers import eventually
+from tests.wandb.workers import eventually
 from tests.workers import make_inputs
 
 ROOT = Path(__file__).parent.parent

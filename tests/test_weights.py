@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from job.base_model import check_weights, no_weights
 from job.errors import SettingsError
-from job.weights import check_weights, no_weights
 
 
 def weights(fill: bytes) -> bytes:

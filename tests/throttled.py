@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.attempt import Training
 from job.errors import PreemptedError
 from job.store.base import Stored
 from job.store.local import LocalStore
 from job.training.state import TrainState, read_state, write_state
+from job.trial.attempt import Training
 from tests.fake_training import FakeFit
 
 BLOCK = bytes(range(256)) * 4096  # 1 MB

@@ -12,18 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from job.attempt import Training
-from job.attempts import read_accounts
 from job.data.tokens import load_tokenizer
 from job.errors import JobError
-from job.ledger import Ledger
-from job.lookout import lease_key
+from job.ledger.accounts import read_accounts
+from job.ledger.ledger import Ledger
+from job.ledger.watch import lease_key
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
 from job.settings import Settings
-from job.stop import Stop
 from job.store.base import Store
 from job.store.documents import read_document
-from job.trial import run_trial_on
-from job.watchdog import Watchdog
+from job.trial.attempt import Training
+from job.trial.run import run_trial_on
 from tests.fake_training import FAKE_TRAINING
 from tests.tiny_tokenizer import byte_level_tokenizer
 

@@ -28,10 +28,10 @@ from job.training.device import open_device, usable_memory_bytes
 from job.training.footprint import FP16_CUDA, Work, footprint
 from job.training.memory import Samples, plan_memory
 from job.training.model import add_adapters, set_recompute, trainable_parameters
-from job.training.rehearsal import rehearse
 from job.training.shape import model_shape
 from job.training.state import TrainState
 from job.training.trainer import Trainer
+from job.training.warmup import warm_up
 
 # A T4's fp16 matrix products and memory, sustained: of 65 TFLOPS and 320 GB/s on its data sheet.
 T4_FLOPS_PER_SECOND, T4_BYTES_PER_SECOND = 24e12, 240e9
@@ -57,7 +57,7 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial does: plan, rehearse, train."""
+    """What a trial does: plan, warm_up, train."""
     device = open_device("cuda", gpu_memory_gb=None)
     config = request["config"]
     table = rows_of(config)
@@ -80,7 +80,7 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     )
     if "cap_gib" in request:
         card.limit_bytes = int(request["cap_gib"] * 2**30)
-    infeasible = rehearse(trainer, table, plan)
+    infeasible = warm_up(trainer, table, plan)
     rehearsed_bytes, standing_bytes = card.peak_bytes, card.held_bytes
     state = TrainState()
     counted = {} if infeasible else _count(card, lambda: trainer.step(table, state))

@@ -15,8 +15,7 @@ from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, unusable
 from job.errors import work_dir_error
 from job.log import log
-from job.progress import CountProgress
-from job.sizes import size
+from job.progress import CountProgress, size
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 _SETTING = "JOB_DATASET_URI"

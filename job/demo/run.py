@@ -17,7 +17,7 @@ from job.demo.pretraining import Recipe
 from job.demo.rows import write_rows
 from job.demo.samples import generate_answers, pick_questions
 from job.errors import SettingsError
-from job.ledger import Ledger
+from job.ledger.ledger import Ledger
 from job.progress import StepProgress
 from job.store.local import LocalStore
 

@@ -15,11 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from job.admission import check_work_dir
 from job.base_model import resolve_base_model
-from job.identity import base_revision, check_vocabulary, load_sweep, sweep_identity
-from job.ledger import Ledger
-from job.loading import prepare_data
+from job.ledger.ledger import Ledger
 from job.plan import warnings
 from job.plan.forecast import (
     Pace,
@@ -28,7 +25,7 @@ from job.plan.forecast import (
     pace_on_this_cpu,
     trial_seconds,
 )
-from job.plan.words import (
+from job.plan.sections import (
     describe_base,
     describe_cost,
     describe_rows,
@@ -36,13 +33,16 @@ from job.plan.words import (
     describe_trial,
 )
 from job.plan.workload import Costliest, memory_of, workload_of
+from job.progress import size
 from job.report.overview import read_overview
 from job.settings import Settings
-from job.sizes import size
 from job.store import open_store, probe
 from job.store.base import Store
 from job.training.memory import MemoryPlan
 from job.training.shape import ModelShape, model_shape
+from job.trial.identity import base_revision, check_vocabulary, load_sweep, sweep_identity
+from job.trial.prepare import prepare_data
+from job.trial.slots import check_work_dir
 
 RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
 

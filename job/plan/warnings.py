@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from job.data.prepared import PreparedData
 from job.plan.forecast import Span
-from job.report import words
+from job.process.stop import EXIT_MARGIN_SECONDS
+from job.progress import size
+from job.report import notation
 from job.report.findings import BAYES_FROM_TRIALS
 from job.settings import Settings
-from job.sizes import size
-from job.stop import EXIT_MARGIN_SECONDS
 from job.store.base import Store
 from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
@@ -25,7 +25,7 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
     if span.long > budget:
         certainty = "will" if span.short > budget else "may"
         yield (
-            f"trials {certainty} be truncated: they take {words.span(span.short, span.long)},"
+            f"trials {certainty} be truncated: they take {notation.span(span.short, span.long)},"
             f" JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
             " raise it or lower JOB_MAX_STEPS"
         )
@@ -91,6 +91,6 @@ def of_few(settings: Settings, definition: SweepDefinition) -> Iterator[str]:
     """Too few trials for the method."""
     if definition.method == "bayes" and settings.num_trials < BAYES_FROM_TRIALS:
         yield (
-            f"with {words.trials(settings.num_trials)} the first learning rates decide, not the"
+            f"with {notation.trials(settings.num_trials)} the first learning rates decide, not the"
             f" Bayesian optimiser: it helps from {BAYES_FROM_TRIALS} trials on (JOB_NUM_TRIALS)"
         )

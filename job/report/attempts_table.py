@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from job.attempts import read_accounts
 from job.errors import SlotError
-from job.ledger import Ledger
-from job.lookout import lease_key
+from job.ledger.accounts import read_accounts
+from job.ledger.ledger import Ledger
+from job.ledger.watch import lease_key
 from job.store.documents import Json, read_document
 
 COLUMNS = ("slot", "attempt", "node", "from", "to", "steps", "GPU s", "wasted", "code", "reason")

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from job.report import svg
 from job.report.importance import Importance, searched
+from job.report.notation import duration, number, plain, short_name
 from job.report.overview import Overview, SlotView
-from job.report.words import duration, number, plain, short_name
 from job.sweep.distributions import Choice, Distribution, FloatRange, IntRange, SteppedFloats
 
 EDGE_SHARE = 0.1  # a best trial in the outer tenth of the range asks for a wider one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import sys
 import tempfile
@@ -12,22 +13,23 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from job.errors import VOLUME_FULL, OutageError
-from job.identity import sweep_name
-from job.ledger import Ledger, check_sweep
+from job.errors import VOLUME_FULL, OutageError, SlotError
+from job.ledger.ledger import Ledger, check_sweep
 from job.log import log
 from job.report.attempts_table import attempts_table
-from job.report.best import as_json, best_of, describe_best, download, merge, unwritable
-from job.report.overview import Overview, read_overview
+from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
 from job.settings import Settings
 from job.store import open_store
+from job.trial.identity import sweep_name
+from job.winner.adapter import download, merge, unwritable
 
 WATCH_SECONDS = 10.0
 PIPE_SECONDS = 60.0  # between two tables of `--watch` in a log, if no state changes
@@ -95,12 +97,37 @@ def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
     best = best_of(overview)
+    assert best.result is not None
     if options.download is not None:
-        download(ledger.store, best, options.download)
+        download(ledger.store, best.slot, best.result, options.download)
     elif options.merge is not None:
-        merge(ledger.store, best, options.merge, work_dir=settings.work_dir)
+        merge(ledger.store, best.slot, best.result, options.merge, work_dir=settings.work_dir)
     with _printing():
-        print(as_json(describe_best(overview, best)))
+        print(json.dumps(describe_best(overview, best), indent=1))
+
+
+def best_of(overview: Overview) -> SlotView:
+    """The best committed trial. Raises `SlotError` if none has an adapter yet."""
+    if (best := overview.best) is None or best.adapter_key is None:
+        raise SlotError(
+            f"sweep {overview.sweep} in {overview.uri}: no committed trial has an adapter yet;"
+            " `job status` shows its slots"
+        )
+    return best
+
+
+def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
+    """What `job best` prints."""
+    assert best.result is not None
+    return {
+        "slot": best.slot,
+        "eval_loss": best.eval_loss,
+        "params": dict(best.params),
+        "adapter": f"{overview.uri}/{best.adapter_key}",
+        "adapter_sha256": best.result["adapter_sha256"],
+        "base_model": best.result["base_model"],
+        "base_model_revision": best.result["base_model_revision"],
+    }
 
 
 def open_ledger(settings: Settings) -> Ledger:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from job.report.charts import inner_range
 from job.report.importance import WEAK_BELOW_TRIALS, searched
+from job.report.notation import trials
 from job.report.overview import COMMITTED, Overview
-from job.report.words import trials
 from job.sweep.distributions import FloatRange
 
 BAYES_FROM_TRIALS = 8  # below it, the ladder of learning rates decides and not the optimiser

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from job.errors import SlotError
-from job.ledger import Ledger
+from job.ledger.accounts import gpu_seconds
+from job.ledger.ledger import Ledger
+from job.ledger.watch import lease_key
 from job.log import log
-from job.lookout import lease_key
-from job.spending import gpu_seconds
 from job.store.documents import Json, read_document
 from job.sweep.definition import SweepDefinition, parse_definition
 

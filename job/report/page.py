@@ -15,8 +15,8 @@ from markupsafe import Markup
 from job.report import charts
 from job.report.findings import findings
 from job.report.importance import WEAK_BELOW_TRIALS, importances
+from job.report.notation import duration, number, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
-from job.report.words import duration, number, short_name
 
 Facts = list[tuple[str, str]]
 

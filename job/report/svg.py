@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from job.report.words import number
+from job.report.notation import number
 
 WIDTH, HEIGHT = 440, 270  # of a chart, in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 42  # margins that hold the labels

@@ -12,8 +12,8 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 
+from job.report.notation import duration, plain, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
-from job.report.words import duration, plain, short_name
 
 # Renewals come every third of JOB_LEASE_SECONDS, and clocks of two machines may differ a little.
 STUCK_LEASES = 3

@@ -198,7 +198,7 @@ def _connect(limits: Limits) -> Any:
     # A session of our own: boto3's default one is not safe across threads and keeps what it found.
     client = boto3.session.Session().client("s3", config=config)
     # boto3 takes no connections of ours, so they are put where it makes its own
-    # (tests/test_store_pace.py sees it if they move).
+    # (tests/store/test_pace.py sees it if they move).
     pools = client._endpoint.http_session._pool_classes_by_scheme
     pools.update(keep_pace(pools, limits.pace))
     client.meta.events.register("request-created.s3", partial(_end_retries, limits.seconds_in_sdk))

@@ -12,19 +12,19 @@ import torch
 from job.data.samples import SampleTable
 from job.errors import GpuError
 from job.log import log
-from job.sizes import size
-from job.training.course import Course, Keeper
+from job.progress import size
 from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
-from job.training.forecast import Pace
+from job.training.eta import Pace
 from job.training.gpu_faults import gpu_faults_told
 from job.training.loop import TrainOutcome, train
 from job.training.memory import MemoryPlan
 from job.training.model import add_adapters, trainable_parameters
 from job.training.recipe import Recipe
-from job.training.rehearsal import rehearse
+from job.training.recorder import Keeper, Recorder
 from job.training.state import HISTORY_FILE, TrainState
 from job.training.trainer import Trainer
+from job.training.warmup import warm_up
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def fit(
         peak = peak_memory_bytes(device)
         return Fit("infeasible", reason, TrainState(), work_dir / HISTORY_FILE, peak)
     pace = Pace(recipe, len(inputs.eval_table.input_ids), inputs.budget_seconds)
-    course = Course(trainer, keeper, work_dir, pace, inputs.card)
+    course = Recorder(trainer, keeper, work_dir, pace, inputs.card)
     infeasible = _too_large(trainer, inputs)
     if infeasible is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
-        infeasible = rehearse(trainer, inputs.train_table, inputs.memory)
+        infeasible = warm_up(trainer, inputs.train_table, inputs.memory)
     if infeasible is not None:
         outcome = TrainOutcome("infeasible", infeasible, course.state)
     else:
@@ -129,7 +129,7 @@ def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
 
 
 def _train(
-    trainer: Trainer, inputs: FitInputs, course: Course, should_stop: Callable[[], None]
+    trainer: Trainer, inputs: FitInputs, course: Recorder, should_stop: Callable[[], None]
 ) -> TrainOutcome:
     if inputs.crew is not None:
         tables = (inputs.train_table, inputs.eval_table)

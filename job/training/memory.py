@@ -44,7 +44,7 @@ class MemoryPlan:
     recompute: Recompute = "none"
     predicted: Footprint | None = None  # None: on a CPU, or a family that we cannot predict
     usable_bytes: int | None = None
-    rehearse: bool = False  # try the heaviest micro-batch before the first step
+    warm_up: bool = False  # try the heaviest micro-batch before the first step
     relative_cost: float = math.nan  # seconds of a token, in forward passes that dequantise nothing
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ def plan_memory(
     shape = model_shape(config)
     if shape is None or not is_packed(config.get("model_type")):
         budget = per_device_train_batch_size * samples.longest
-        return MemoryPlan(budget, "all", usable_bytes=usable_bytes, rehearse=True)
+        return MemoryPlan(budget, "all", usable_bytes=usable_bytes, warm_up=True)
     plans = list_plans(
         shape, samples, lora_r=lora_r, lora_dropout=lora_dropout, usable_bytes=usable_bytes
     )
@@ -104,7 +104,7 @@ def list_plans(
                     recompute,
                     footprint(shape, work, FP16_CUDA),
                     usable_bytes,
-                    rehearse=True,
+                    warm_up=True,
                     relative_cost=_relative_cost(budget, recompute, samples),
                 )
             )

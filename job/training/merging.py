@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from job.errors import work_dir_error
 from job.log import log
-from job.sizes import size
+from job.progress import size
 from job.training.model import load_base
 
 MAX_SHARD = "4GB"

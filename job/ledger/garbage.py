@@ -1,0 +1,170 @@
+"""`job gc`: deletes what nothing refers to any more, beside running workers.
+
+Why no live attempt loses anything, whatever it does meanwhile:
+- A checkpoint counts only once the lease names it, and only the lease's own epoch, or a later one,
+  can still name it. So an unnamed one of an *earlier* epoch is garbage for ever; one of the lease's
+  epoch is left alone, even if the lease is released: its last upload may still be on its way.
+- A best adapter is named by its content: a resumed attempt computes and refers to the very bytes
+  that a killed one left. So adapters and histories are touched in committed slots only, where
+  result.json says which one counts, and nobody can commit any more.
+- Prepared data is used before its first trial freezes the sweep that names it, and a probe lives
+  for seconds under no name. No store here tells the age of an object, so they go only if an earlier
+  gc, a day ago, found them unused as well (`gc.json` remembers).
+Documents are never deleted, and what is under a name that we do not know is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from job.errors import SettingsError, SlotError
+from job.ledger.folders import delete_folder
+from job.ledger.ledger import Ledger
+from job.ledger.watch import lease_key
+from job.log import log
+from job.store.base import Store
+from job.store.documents import create_document, read_document, swap_document
+
+MEMORY_KEY = "gc.json"  # what was found unused, and since when
+_UPLOAD = re.compile(
+    r"sweeps/[^/]+/slots/(?P<slot>\d{4})/(redo-(?P<generation>\d+)/)?"
+    r"(checkpoints/(?P<epoch>\d+)-\d+-[0-9a-f]{64}|adapter-[0-9a-f]{64}|history-[0-9a-f]{64}\.jsonl)"
+    r"(?=/|$)"
+)
+_UNOWNED = re.compile(r"(prepared/[0-9a-f]{64})/|(probe-[0-9a-f]{32})$")
+
+
+class Garbage(NamedTuple):
+    """A folder or an object, and why nothing needs it."""
+
+    key: str
+    reason: str
+
+
+def collect(
+    ledger: Ledger,
+    *,
+    dry_run: bool,
+    old_generations: bool,
+    unused_hours: float,
+    say: Callable[[str], None],
+) -> str:
+    """Delete the garbage of the sweep and of the bucket's shared folders; a summary in a line."""
+    waiting: dict[str, str] = {}
+    doomed = [
+        *_of_slots(ledger, old_generations=old_generations),
+        *_unused(ledger.store, unused_hours, waiting),
+    ]
+    for key, reason in doomed:
+        say(f"{'would delete' if dry_run else 'deleting'} {key}: {reason}")
+        if not dry_run:
+            _delete(ledger.store, key)
+    for key, since in waiting.items():
+        say(f"kept for now {key}: unused since {since}, goes after {unused_hours:g} h")
+    if not dry_run:
+        _remember(ledger.store, waiting)
+    done = "would be deleted" if dry_run else "deleted"
+    return f"gc: {len(doomed)} {done}, {len(waiting)} unused but not long enough"
+
+
+def hours_argument(text: str) -> float:
+    """How long something must have been unused. Raises `SettingsError`."""
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 <= hours <= 1e5:
+        raise SettingsError(f"gc: --unused-hours is {text!r}; allowed: 0 to 100000")
+    return hours
+
+
+def _of_slots(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
+    """Unneeded uploads of the sweep's slots."""
+    uploads: dict[tuple[int, int], dict[str, int | None]] = {}
+    for key in ledger.store.list(f"sweeps/{ledger.sweep}/slots/"):
+        if (match := _UPLOAD.match(key)) is not None:
+            where = int(match["slot"]), int(match["generation"] or 0)
+            epoch = int(match["epoch"]) if match["epoch"] else None
+            uploads.setdefault(where, {})[match[0]] = epoch
+    for (slot, generation), found in sorted(uploads.items()):
+        try:
+            if old_generations and _is_replaced(ledger, slot, generation):
+                yield from (Garbage(key, "the slot was begun again") for key in found)
+                continue
+            yield from _of_generation(ledger.pin(slot, generation), slot, found)
+        except SlotError as error:
+            log.warning("slot %d is left alone: %s", slot, error)
+
+
+def _is_replaced(ledger: Ledger, slot: int, generation: int) -> bool:
+    """A later generation is committed: until then the earlier adapter is all there is."""
+    newest = ledger.pin(slot)
+    return generation < ledger.generation(slot) and newest.result(slot) is not None
+
+
+def _of_generation(ledger: Ledger, slot: int, found: dict[str, int | None]) -> Iterator[Garbage]:
+    lease = read_document(ledger.store, lease_key(ledger, slot))
+    result = ledger.result(slot)
+    if lease is None:
+        log.warning("slot %d is left alone: it has uploads but no lease.json", slot)
+        return
+    named = {entry["key"] for entry in lease.content["checkpoints"]}
+    for key, epoch in found.items():
+        if result is not None:
+            if key not in (result["adapter_key"], result["history_key"]):
+                yield Garbage(key, "the slot is committed and does not name it")
+        elif epoch is not None and epoch < lease.content["epoch"] and key not in named:
+            yield Garbage(key, f"of epoch {epoch}, and the lease of a later one does not name it")
+
+
+def _unused(store: Store, unused_hours: float, waiting: dict[str, str]) -> Iterator[Garbage]:
+    """Prepared data of no sweep, and probes; those not unused for long enough go to `waiting`."""
+    matches = (_UNOWNED.match(key) for top in ("prepared/", "probe-") for key in store.list(top))
+    candidates = dict.fromkeys(match[1] or match[2] for match in matches if match)
+    used = _prepared_of_sweeps(store)  # after the list: a sweep frozen in between is seen
+    memory = read_document(store, MEMORY_KEY)
+    since: dict[str, str] = memory.content["unused_since"] if memory else {}
+    now = datetime.now(UTC)
+    for key in candidates:
+        if used is None or key.removeprefix("prepared/") in used:
+            continue
+        first_seen = since.get(key, now.isoformat(timespec="seconds"))
+        hours = (now - datetime.fromisoformat(first_seen)).total_seconds() / 3600
+        if hours >= unused_hours:
+            yield Garbage(key, f"no sweep uses it, for {hours:.0f} h at least")
+        else:
+            waiting[key] = first_seen
+
+
+def _prepared_of_sweeps(store: Store) -> set[str] | None:
+    """The prepared data that the bucket's sweeps name; None if a sweep cannot be read."""
+    used = set()
+    for key in store.list("sweeps/"):
+        if re.fullmatch(r"sweeps/[^/]+/sweep\.json", key):
+            try:
+                document = read_document(store, key)
+                used.add(document.content["JOB_DATASET_URI"]["prepared"] if document else "")
+            except (SlotError, KeyError, TypeError) as error:
+                log.warning("prepared data is left alone: %s cannot be read (%s)", key, error)
+                return None
+    return used
+
+
+def _remember(store: Store, waiting: dict[str, str]) -> None:
+    """Write what waits; another gc that does so at the same time has seen the same."""
+    content: dict[str, Any] = {"unused_since": waiting}
+    document = read_document(store, MEMORY_KEY)
+    if document is not None:
+        swap_document(store, MEMORY_KEY, content, document.version)
+    elif waiting:
+        create_document(store, MEMORY_KEY, content)
+
+
+def _delete(store: Store, key: str) -> None:
+    if key.endswith(".jsonl") or key.startswith("probe-"):
+        store.delete(key)
+    else:
+        delete_folder(store, key)

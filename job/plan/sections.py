@@ -1,0 +1,52 @@
+"""The parts of a plan in words."""
+
+from __future__ import annotations
+
+from job.base_model import BaseModel
+from job.data.prepared import PreparedData
+from job.plan.forecast import Pace, Span, Workload
+from job.report.importance import searched
+from job.report.notation import amount, span
+from job.settings import Settings
+from job.sweep.definition import SweepDefinition
+from job.training.shape import ModelShape
+
+
+def describe_sweep(settings: Settings, definition: SweepDefinition, sweep: str) -> str:
+    names = ", ".join(searched(definition.parameters)) or "nothing"
+    return f"{sweep}: {settings.num_trials} trials, {definition.method} over {names}"
+
+
+def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
+    if shape is None:
+        family = base.config.get("model_type")
+        return f"{base.name} at {base.revision[:19]}: {family}, a family without predictions"
+    weights = amount(shape.quantised_weights + shape.plain_weights)
+    return f"{base.name} at {base.revision[:19]}: {weights} weights"
+
+
+def describe_rows(data: PreparedData) -> str:
+    counts, lengths = data.counts, data.train.lengths
+    return (
+        f"{counts.rows_read} read, {counts.train} to train on and {counts.eval} held out,"
+        f" {lengths.mean():.0f} tokens each on average, {lengths.max()} at most"
+    )
+
+
+def describe_trial(work: Workload, pace: Pace, taken: Span) -> str:
+    return (
+        f"{work.steps} steps, {amount(work.train_tokens)} tokens at {amount(pace.slow)} to"
+        f" {amount(pace.fast)} tokens/s ({pace.basis}): {span(taken.short, taken.long)}"
+    )
+
+
+def describe_cost(settings: Settings, trial: Span) -> str:
+    sweep = trial.times(settings.num_trials * settings.num_gpus)
+    processor = "CPU" if settings.device == "cpu" else "GPU"
+    time = f"{span(sweep.short, sweep.long)} of {processor}"
+    if (price := settings.gpu_hourly_usd) is None:
+        money = "dollars with JOB_GPU_HOURLY_USD"
+    else:
+        low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
+        money = "under a cent" if high < 0.01 else f"${low:,.2f} to ${high:,.2f}"
+    return f"{settings.num_trials} trials: {time} at most, {money}"

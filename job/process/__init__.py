@@ -1,0 +1,1 @@
+"""The process itself: told to end, hanging, its heartbeat, its work folder, its GPU."""

@@ -1,0 +1,156 @@
+"""`Watchdog`: ends a process that stands still, after all its threads have said where they stand.
+
+It never ends one that only takes long: what counts is the time without any sign of life. In
+training a sign is a micro-batch, of a step or an evaluation; elsewhere also bytes that move and
+memory that is touched, so a slow load or upload lives. The time is counted in ticks that the
+process itself lived through: one that was frozen and woken starts where it stood.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.log import log
+from job.process.stop import Stop
+
+PAGE_BYTES = 4096
+LAST_ACT_SECONDS = 5.0  # to release the lease before the end
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a process may be silent, in seconds that it lived through."""
+
+    seconds: float = 300.0
+    step_medians: float = 20.0  # in training, if that is longer
+    first_step_seconds: float = 900.0  # until a step's length is known
+    tick_seconds: float = 5.0
+    sign_bytes: int = 1_000_000  # fewer are our own housekeeping
+
+
+@dataclass(frozen=True)
+class _Phase:
+    name: str
+    by_bytes: bool
+    extra_seconds: float  # the store's own patience with an outage
+
+
+class Watchdog:
+    """Looks at the process at every tick, in a thread of its own."""
+
+    def __init__(
+        self,
+        stop: Stop,
+        die: Callable[[str], None],
+        *,
+        patience: Patience | None = None,
+        pulse: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`die` ends the process with a reason; `pulse` is called at every tick."""
+        self._stop = stop
+        self._die = die
+        self._patience = patience or Patience()
+        self._pulse = pulse
+        self._clock = clock
+        self._phase = _Phase("start-up", by_bytes=True, extra_seconds=0)
+        self._phases_entered = 0
+        self._step_seconds: deque[float] = deque(maxlen=50)
+        self._last_step: tuple[int, float] | None = None
+        self._signs: tuple[object, ...] = ()
+        self._bytes_seen = 0
+        self._silence = 0.0
+        self.last_act: Callable[[str], None] = lambda _: None  # before the end, if it does not hang
+
+    def start(self) -> None:
+        """Begin to look."""
+        threading.Thread(target=self._run, daemon=True, name="watchdog").start()
+
+    @contextlib.contextmanager
+    def phase(
+        self, name: str, *, by_bytes: bool = True, outage_minutes: float = 0
+    ) -> Iterator[None]:
+        """What the process does meanwhile; a phase that waits for a store knows outages."""
+        before = self._phase
+        self._phases_entered += 1
+        self._phase = _Phase(name, by_bytes, 60 * outage_minutes)
+        try:
+            yield
+        finally:
+            self._phases_entered += 1
+            self._phase = before
+
+    def hear(self, progress: Mapping[str, Any]) -> None:
+        """Take note of the optimizer step that an attempt reports."""
+        step, at = progress.get("step"), self._clock()
+        if step is None:
+            return
+        if self._last_step is not None and step == self._last_step[0] + 1:
+            self._step_seconds.append(at - self._last_step[1])
+        self._last_step = (step, at)
+
+    def limit_seconds(self) -> float:
+        """Of silence, in the present phase."""
+        patience, phase = self._patience, self._phase
+        if phase.by_bytes:
+            return patience.seconds + phase.extra_seconds
+        if not self._step_seconds:
+            return max(patience.seconds, patience.first_step_seconds)
+        # A copy: the main thread may append meanwhile.
+        median = statistics.median(self._step_seconds.copy())
+        return max(patience.seconds, patience.step_medians * median)
+
+    def look(self, lived_seconds: float) -> str | None:
+        """Count the time lived since the last look; why the process hangs, or None."""
+        phase, moved = self._phase, _bytes_moved()
+        if moved - self._bytes_seen < self._patience.sign_bytes:
+            moved = self._bytes_seen
+        self._bytes_seen = moved
+        signs = (self._phases_entered, self._stop.checks, moved if phase.by_bytes else 0)
+        if signs != self._signs:
+            self._signs, self._silence = signs, 0.0
+            return None
+        self._silence += min(lived_seconds, 2 * self._patience.tick_seconds)
+        limit = self.limit_seconds()
+        if self._silence < limit:
+            return None
+        return (
+            f"hang: no sign of life from {phase.name} for {self._silence:.0f} s, the limit is"
+            f" {limit:.0f} s; the stacks of all threads are in the log above"
+        )
+
+    def _run(self) -> None:
+        last = self._clock()
+        while True:
+            time.sleep(self._patience.tick_seconds)
+            self._pulse()
+            lived, last = self._clock() - last, self._clock()
+            if (reason := self.look(lived)) is not None:
+                break
+        log.error("%s", reason)
+        faulthandler.dump_traceback(sys.__stderr__ or 2)
+        act = threading.Thread(target=self.last_act, args=(reason,), daemon=True)
+        act.start()
+        act.join(LAST_ACT_SECONDS)
+        self._die(reason)
+
+
+def _bytes_moved() -> int:
+    """Bytes read and written by this process, and memory that it touched for the first time."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    moved = PAGE_BYTES * (usage.ru_minflt + usage.ru_majflt)
+    with contextlib.suppress(OSError):  # another system than Linux
+        counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        moved += int(counts["rchar"]) + int(counts["wchar"])
+    return moved

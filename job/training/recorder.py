@@ -1,0 +1,154 @@
+"""The course of a trial: its history, checkpoints and best adapters, kept as it goes along."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from job.errors import PreemptedError
+from job.log import log
+from job.progress import StepProgress
+from job.training.device import peak_memory_bytes
+from job.training.eta import Pace
+from job.training.model import adapter_state, save_adapter
+from job.training.state import HISTORY_FILE, StepReport, TrainState, read_state, write_state
+from job.training.trainer import Trainer
+
+CARD_FILE = "README.md"
+
+
+class Published(Protocol):
+    """Where a folder went."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+class Keeper(Protocol):
+    """Who keeps what must survive this process. Folders given to it are its own to delete."""
+
+    @property
+    def resume_dir(self) -> Path | None:
+        """A verified checkpoint to go on from."""
+
+    def is_due(self) -> bool:
+        """A checkpoint should be taken now."""
+
+    def put_best(self, folder: Path) -> Published:
+        """Keep the best adapter so far."""
+
+    def put_checkpoint(self, folder: Path, step: int, best: str | None) -> None:
+        """Keep a checkpoint that refers to the best adapter under the key `best`."""
+
+    def report(self, **progress: Any) -> None:
+        """Hear how far the attempt is."""
+
+
+class Recorder:
+    """Keeps and shows what happens; a context manager around the training."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        keeper: Keeper,
+        work_dir: Path,
+        pace: Pace,
+        card: Callable[[TrainState], str],
+    ) -> None:
+        self.history_path = work_dir / HISTORY_FILE
+        self.state = TrainState()
+        self._trainer = trainer
+        self._keeper = keeper
+        self._work_dir = work_dir
+        self._pace = pace
+        self._card = card
+        self._saved_step = -1
+        if keeper.resume_dir is None:
+            self.history_path.touch()
+        else:
+            self.state, saved = read_state(keeper.resume_dir)
+            trainer.restore(keeper.resume_dir, saved)
+            shutil.copyfile(keeper.resume_dir / HISTORY_FILE, self.history_path)
+            self._saved_step = self.state.step
+        self._first_clock = self.state.clock_seconds
+        keeper.report(first_step=self.state.step, step=self.state.step, trained_seconds=0.0)
+
+    def __enter__(self) -> None:
+        self._history = self.history_path.open("a", buffering=1)  # whole lines: it is read along
+        planned = self._trainer.recipe.planned_steps
+        self._progress = StepProgress("training", planned)
+        self._progress.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._progress.__exit__(None, None, None)
+        with self._history:
+            if kind is not None and issubclass(kind, PreemptedError):
+                self._checkpoint()
+
+    def on_step(self, report: StepReport) -> None:
+        self._write(
+            {
+                "step": report.step,
+                "train/loss": report.train_loss,
+                "learning_rate": report.learning_rate,
+                "grad_norm": report.grad_norm,
+                "tokens": report.num_tokens,
+                "seconds": round(report.seconds, 4),
+                **self._memory(),
+            }
+        )
+        rate = report.num_tokens / report.seconds
+        self._progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
+        if line := self._pace.step(self.state, report.num_tokens, report.seconds):
+            log.info("%s", line)
+        trained = self.state.clock_seconds - self._first_clock
+        self._keeper.report(
+            step=report.step, trained_seconds=round(trained, 1), tokens_per_second=round(rate, 1)
+        )
+        if self._keeper.is_due():
+            self._checkpoint()
+
+    def _memory(self) -> dict[str, int]:
+        peak = peak_memory_bytes(self._trainer.device)
+        return {} if peak is None else {"peak_memory_bytes": peak}
+
+    def on_eval(self, step: int, loss: float, is_best: bool) -> None:
+        self._write({"step": step, "eval/loss": loss})
+        planned, note = self._trainer.recipe.planned_steps, ", the best so far" if is_best else ""
+        log.info("step %d/%d: eval/loss %.4f%s", step, planned, loss, note)
+        if math.isfinite(loss):
+            self._keeper.report(eval_loss=loss)
+
+    def on_best(self) -> dict[str, Any]:
+        folder = self._work_dir / f"best-{self.state.step}"
+        model = self._trainer.model
+        save_adapter(model, adapter_state(model), folder)
+        (folder / CARD_FILE).write_text(self._card(self.state), encoding="utf-8")
+        kept = self._keeper.put_best(folder)
+        return {"key": kept.key, "sha256": kept.sha256, "bytes": kept.size_bytes}
+
+    def _checkpoint(self) -> None:
+        """Keep the state as it is between two optimizer steps, unless it is kept already."""
+        if self._saved_step == self.state.step or self.state.diverged:
+            return
+        folder = self._work_dir / f"checkpoint-{self.state.step}"
+        folder.mkdir()
+        self._history.flush()
+        shutil.copyfile(self.history_path, folder / HISTORY_FILE)
+        write_state(folder, self.state, self._trainer.save(folder))
+        best = self.state.best["key"] if self.state.best else None
+        self._keeper.put_checkpoint(folder, self.state.step, best)
+        self._saved_step = self.state.step
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        # JSON has no NaN: a loss that overflowed stands as null.
+        plain = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        self._history.write(json.dumps(plain, allow_nan=False) + "\n")

@@ -1,0 +1,140 @@
+"""Which sweep this is: its name, its definition, and all that can change its eval/loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import job
+from job.base_model import BaseModel
+from job.data.prepared import PreparedData
+from job.errors import SettingsError, SweepError
+from job.ledger.accounts import now
+from job.ledger.ledger import Ledger, differences
+from job.log import log
+from job.settings import IDENTITY_FIELDS, ROW_FIELDS, Settings, variable
+from job.store.base import Store
+from job.store.documents import Json
+from job.sweep.definition import SweepDefinition, load_definition, parse_definition
+from job.wandb.client import check_wanted
+from job.wandb.sweeps import check_same, read_sweep, sweep_path
+
+CARD_SWEEP_FILE = Path(__file__).parents[1] / "sweep/sweep.yaml"
+
+
+def sweep_name(settings: Settings) -> str:
+    """The sweep's folder in the bucket. Raises `SweepError`, `SettingsError`."""
+    if settings.wandb_sweep_id is not None:
+        return settings.sweep_name or sweep_path(settings).id
+    sweep = settings.sweep_name or load_sweep_file(settings).name
+    if sweep is None:
+        raise SettingsError(
+            f"JOB_SWEEP_NAME: not set, and {settings.sweep_file} has no `name`; give either"
+        )
+    return sweep
+
+
+def load_sweep(
+    settings: Settings, store: Store, check: Callable[[], None]
+) -> tuple[SweepDefinition, str]:
+    """The sweep's definition and its name in the bucket.
+
+    A W&B sweep's is what its first trial froze, so that later attempts at a drawn slot do without
+    W&B; before that, what the server says. Raises `SweepError`, `SettingsError`, and what
+    `read_sweep` raises.
+    """
+    sweep = sweep_name(settings)
+    if settings.wandb_sweep_id is None:
+        return load_sweep_file(settings), sweep
+    check_wanted(settings)
+    frozen = (Ledger(store, sweep).identity() or {}).get("JOB_SWEEP_FILE")
+    definition = parse_definition(frozen) if frozen else read_sweep(settings, check).definition
+    if settings.sweep_file is not None:
+        check_same(
+            definition,
+            load_sweep_file(settings),
+            where=f"JOB_SWEEP_FILE: {settings.sweep_file}",
+            way_out="unset it: with WANDB_SWEEP_ID the sweep on W&B holds",
+        )
+    return definition, sweep
+
+
+def load_sweep_file(settings: Settings) -> SweepDefinition:
+    """`JOB_SWEEP_FILE`, or the card's. Raises `SweepError`."""
+    try:
+        return load_definition(settings.sweep_file or CARD_SWEEP_FILE)
+    except SweepError as error:
+        raise SweepError(f"JOB_SWEEP_FILE: {error}") from error
+
+
+def sweep_identity(
+    settings: Settings, definition: SweepDefinition, base: BaseModel, data: PreparedData
+) -> Json:
+    """All that can change eval/loss, by the name under which a person can change it."""
+    return {
+        **_named_by_settings(settings, definition),
+        "JOB_BASE_MODEL": {"revision": base.revision},
+        "JOB_DATASET_URI": {"prepared": data.digest},
+        "_rows": _rows(settings),
+        "_base_model": base.name,
+        "_base_model_revision": settings.base_model_revision,
+        "_code_version": job.__version__,
+        "_created_at": now(),
+    }
+
+
+def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledger) -> None:
+    """Say what a sweep without open slots was not made with, as far as settings alone tell it."""
+    frozen = ledger.identity()
+    if frozen is None:
+        return
+    old = frozen | frozen.get("_rows", {}) | {"JOB_BASE_MODEL": frozen.get("_base_model")}
+    new = _named_by_settings(settings, definition) | _rows(settings)
+    new["JOB_BASE_MODEL"] = settings.base_model
+    if changed := differences({name: old.get(name) for name in new}, new):
+        log.warning(
+            "sweep %s was made with other settings (old -> new): %s; another JOB_SWEEP_NAME starts"
+            " another sweep",
+            ledger.sweep,
+            "; ".join(changed),
+        )
+
+
+def _named_by_settings(settings: Settings, definition: SweepDefinition) -> Json:
+    return {
+        **{variable(field): getattr(settings, field) for field in IDENTITY_FIELDS},
+        "JOB_SWEEP_FILE": {
+            key: value
+            for key, value in definition.to_json().items()
+            if key in ("method", "metric", "parameters", "early_terminate")
+        },
+    }
+
+
+def _rows(settings: Settings) -> Json:
+    return {variable(field): getattr(settings, field) for field in ROW_FIELDS}
+
+
+def base_revision(settings: Settings, ledger: Ledger) -> str:
+    """The revision to load: the commit that the sweep froze, while the settings ask for the same.
+
+    A branch such as `main` may move between two trials of a sweep.
+    """
+    identity = ledger.identity() or {}
+    same_name = identity.get("_base_model") == settings.base_model
+    same_revision = identity.get("_base_model_revision") == settings.base_model_revision
+    frozen = str(identity.get("JOB_BASE_MODEL", {}).get("revision", ""))
+    if same_name and same_revision and frozen and not frozen.startswith("sha256:"):
+        return frozen
+    return settings.base_model_revision
+
+
+def check_vocabulary(base: BaseModel, data: PreparedData) -> None:
+    """Refuse a tokenizer that knows more tokens than the model: it would index past its table."""
+    vocab_size = base.config.get("vocab_size")
+    highest = max(int(table.input_ids.max()) for table in (data.train, data.eval))
+    if isinstance(vocab_size, int) and highest >= vocab_size:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {base.name}: its tokenizer gives token {highest}, but its model has"
+            f" only {vocab_size}; the two do not belong together"
+        )

@@ -1,0 +1,86 @@
+"""What a trial needs before it takes a slot: the base's files, the prepared rows, the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from job.base_model import BaseModel, resolve_base_model
+from job.data.prepared import DataSettings, PreparedData, prepare
+from job.data.tokens import load_tokenizer
+from job.ledger.ledger import Ledger
+from job.log import log
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
+from job.settings import Settings
+from job.store import probe
+from job.trial.attempt import Training
+from job.trial.identity import base_revision, check_vocabulary
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What attempts at any slot of the sweep rest on."""
+
+    base: BaseModel
+    data: PreparedData
+    device: Any
+    model: Any
+    prepare_seconds: float
+    load_seconds: float
+
+
+def load(
+    settings: Settings,
+    ledger: Ledger,
+    training: Training,
+    stop: Stop,
+    watchdog: Watchdog,
+) -> Loaded:
+    """Open the device, probe the store, fetch the base, prepare the rows, load the model.
+
+    Raises any `JobError`.
+    """
+    started = time.monotonic()
+    device = training.open_device(settings)
+    probe(ledger.store)
+    base = resolve_base_model(
+        settings.base_model,
+        base_revision(settings, ledger),
+        cache_dir=settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
+    )
+    data = prepare_data(settings, base, ledger, stop.check)
+    check_vocabulary(base, data)
+    prepared = time.monotonic()
+    with watchdog.phase("loading the model"):
+        model = training.load_base(base, device)
+    seconds = time.monotonic() - prepared
+    log.info("model: %s loaded in %.1f s", base.name, seconds)
+    return Loaded(base, data, device, model, prepared - started, seconds)
+
+
+def prepare_data(
+    settings: Settings, base: BaseModel, ledger: Ledger, should_stop: Callable[[], None]
+) -> PreparedData:
+    """The rows of the settings as tables for this base. Raises what `prepare` raises."""
+    should_stop()
+    return prepare(
+        DataSettings(
+            dataset_uri=settings.dataset_uri,
+            prompt_column=settings.prompt_column,
+            completion_column=settings.completion_column,
+            chat_template=settings.chat_template,
+            max_seq_length=settings.max_seq_length,
+            seed=settings.seed,
+            subsample_fraction=settings.row_fraction,
+            eval_fraction=settings.eval_fraction,
+        ),
+        tokenizer=load_tokenizer(base.location, base.hub_revision),
+        store=ledger.store,
+        cache_dir=settings.work_dir,
+        should_stop=should_stop,
+        outage_seconds=60 * settings.outage_minutes,
+    )

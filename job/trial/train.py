@@ -1,0 +1,120 @@
+"""A trial's real training: what of the job it is given, and torch, imported when it is needed."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.base_model import BaseModel
+from job.ledger.uploads import Publisher
+from job.process.gpu import preflight
+from job.settings import Settings
+from job.training.memory import MemoryPlan, Samples, plan_memory
+from job.training.recipe import Recipe
+from job.training.state import TrainState
+from job.trial.attempt import Attempt, Training
+from job.trial.draw import stop_early
+from job.trial.model_card import Provenance, adapter_card
+
+if TYPE_CHECKING:
+    import torch
+
+    from job.training.fit import Fit
+
+
+def real_training(meeting: Path | None = None) -> Training:
+    """torch, peft and bitsandbytes, as far as a trial needs them.
+
+    `meeting`: the folder where the processes of `JOB_NUM_GPUS` meet; this one is their rank 0.
+    """
+    return Training(_open_device, _load_base, partial(_fit, meeting=meeting))
+
+
+def _open_device(settings: Settings) -> torch.device:
+    preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
+    from job.training.device import open_device  # torch: not for a slot that is done
+
+    return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
+
+
+def _load_base(base: BaseModel, device: torch.device) -> Any:
+    from job.training.model import load_base
+
+    return load_base(base.location, base.hub_revision, device)
+
+
+def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Path | None) -> Fit:
+    # torch: not before there is something to train
+    from job.training.crew import CrewPlan
+    from job.training.fit import FitInputs, fit
+
+    settings, base, recipe = (
+        attempt.settings,
+        attempt.base,
+        Recipe.from_json(attempt.spec["recipe"]),
+    )
+    crew = None
+    if meeting is not None:
+        crew = CrewPlan(meeting, settings.num_gpus, base.location, base.hub_revision)
+    inputs = FitInputs(
+        base=attempt.model,
+        train_table=attempt.data.train,
+        eval_table=attempt.data.eval.head(settings.eval_rows),
+        memory=_plan_memory(attempt, recipe),
+        budget_seconds=settings.trial_budget_hours * 3600,
+        out_of_time=attempt.clock.out_of_time,
+        stop_early=partial(_stop_early, attempt),
+        measure_step_0=attempt.spec["measure_step_0"],
+        max_adapter_bytes=int(settings.max_adapter_mb * 1e6),
+        stop_asked=attempt.stop_asked,
+        card=partial(_card, attempt),
+        crew=crew,
+    )
+    return fit(
+        recipe,
+        inputs,
+        device=attempt.device,
+        work_dir=work_dir,
+        keeper=publisher,
+        should_stop=attempt.check,
+    )
+
+
+def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
+    from job.training.device import usable_memory_bytes
+
+    settings, lengths = attempt.settings, attempt.data.train.lengths
+    return plan_memory(
+        attempt.base.config,
+        Samples(
+            longest=int(lengths.max()),
+            mean=float(lengths.mean()),
+            per_step=math.ceil(recipe.samples_per_step / settings.num_gpus),
+        ),
+        lora_r=recipe.lora_r,
+        lora_dropout=recipe.lora_dropout,
+        per_device_train_batch_size=recipe.per_device_train_batch_size,
+        usable_bytes=usable_memory_bytes(attempt.device, gpu_memory_gb=settings.gpu_memory_gb),
+    )
+
+
+def _card(attempt: Attempt, state: TrainState) -> str:
+    origin = Provenance(
+        base_model=attempt.base.name,
+        base_model_revision=attempt.base.revision,
+        sweep=attempt.ledger.sweep,
+        slot=attempt.lease.slot,
+        recipe=attempt.spec["recipe"],
+        data_digest=attempt.data.digest,
+        train_rows=len(attempt.data.train),
+        eval_rows=min(len(attempt.data.eval), attempt.settings.eval_rows),
+    )
+    return adapter_card(origin, eval_loss=state.best_loss, step=state.step)
+
+
+def _stop_early(attempt: Attempt, state: TrainState) -> str | None:
+    """`stop_early`, which may wait for the store as long as an outage is borne."""
+    with attempt.watchdog.phase("the store", outage_minutes=attempt.settings.outage_minutes):
+        return stop_early(attempt.definition, attempt.ledger, attempt.settings, state)

@@ -1,0 +1,274 @@
+"""The W&B client: imported only where there is a key, kept quiet, its failures told as ours.
+
+Every call goes through `call`, in a side thread: the client may wait for minutes on a server that
+does not answer, and a SIGTERM must be heard meanwhile.
+"""
+
+from __future__ import annotations
+
+import atexit
+import http.client
+import os
+import re
+import ssl
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from job.errors import CredentialsError, JobError, OutageError, SettingsError
+from job.log import log
+from job.settings import Settings
+
+DEFAULT_PROJECT = "qlora-sweep"
+POLL_SECONDS = 0.1
+REQUEST_SECONDS = 20.0  # that a question to W&B may take, the client's own retries included
+
+Result = TypeVar("Result")
+
+# What the process as a whole tells W&B: nothing that nobody asked for. `prepare` sets it, since
+# `wandb.agent` reads its settings from the environment only.
+QUIET = {
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_ERROR_REPORTING": "false",  # to Sentry
+    "WANDB_PROGRAM": "job",  # else the path of the script
+}
+# If the environment does not say: seconds that opening a run and its last upload may take (without
+# the second the client waits for ever), and between two uploads (15 otherwise: what a kill loses).
+LIMITS = {
+    "WANDB_INIT_TIMEOUT": "30",
+    "WANDB_FINISH_TIMEOUT": "30",
+    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "5",
+}
+# What would make every run of this process the same one; `place_of` says which run it is.
+OTHER_RUNS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_NAME")
+
+
+def is_wanted(settings: Settings) -> bool:
+    """W&B may be called: there is a key, and `WANDB_MODE` is not offline or disabled."""
+    return settings.wandb_api_key is not None and settings.wandb_mode == "online"
+
+
+def check_wanted(settings: Settings) -> None:
+    """Raise `SettingsError` unless there is what a W&B sweep or a report to W&B needs."""
+    if settings.wandb_api_key is None:
+        raise SettingsError("WANDB_API_KEY: not set; needed to talk to W&B: wandb.ai/authorize")
+    if settings.wandb_mode != "online":
+        raise SettingsError(
+            f"WANDB_MODE: is {settings.wandb_mode}, but this cannot be done without W&B: unset it"
+        )
+
+
+def prepare(settings: Settings) -> None:
+    """Have the client write below `JOB_WORK_DIR` only, and send nothing but what it is given."""
+    folder = settings.work_dir / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        os.environ[name] = str(folder)
+    os.environ.update(QUIET)
+    for name, value in LIMITS.items():
+        os.environ.setdefault(name, value)
+    for name in OTHER_RUNS:
+        os.environ.pop(name, None)
+
+
+def finish_seconds() -> float:
+    """How long a run's last upload may take."""
+    return float(os.environ.get("WANDB_FINISH_TIMEOUT") or LIMITS["WANDB_FINISH_TIMEOUT"])
+
+
+def run_settings(
+    on_stop: Callable[[], None] | None = None, *, upload_seconds: float | None = None
+) -> Any:
+    """`wandb.Settings` of a run: system metrics, metadata, code, git and host stay here.
+
+    `on_stop` is called, in a thread of the client's, when a person or `early_terminate` stops the
+    run; it does not hear it while an agent runs, which tells it to its function instead.
+    """
+    import wandb
+
+    def stopped() -> None:  # a function: wandb copies its settings deeply, and a lock cannot be
+        if on_stop is not None:
+            on_stop()
+
+    return wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        finish_timeout=upload_seconds or finish_seconds(),
+        host="",
+        program="job",
+        save_code=False,
+        silent=True,
+        stop_fn=stopped,  # without one a stop would interrupt the main thread
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+
+
+def api(seconds: float = REQUEST_SECONDS) -> Any:
+    """`wandb.Api()`, which looks at once whether the key is good."""
+    import wandb
+
+    return wandb.Api(timeout=max(1, round(min(seconds, REQUEST_SECONDS))))
+
+
+def call(
+    doing: str,
+    action: Callable[[], Result],
+    *,
+    check: Callable[[], None],
+    seconds: float = 3 * REQUEST_SECONDS,
+) -> Result:
+    """The action's result; `check` is asked meanwhile and may raise.
+
+    Raises `OutageError` if it takes longer than `seconds`, and as `as_job_error` says.
+    """
+    done = threading.Event()
+    results: list[Result] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(action())
+        except Exception as error:
+            errors.append(error)
+        done.set()
+
+    threading.Thread(target=run, daemon=True, name="wandb call").start()
+    waited = 0.0
+    while not done.wait(POLL_SECONDS):
+        check()
+        waited += POLL_SECONDS
+        if waited >= seconds:
+            raise OutageError(f"W&B: no answer in {seconds:.0f} s while {doing}")
+    if errors:
+        raise as_job_error(doing, errors[0]) from errors[0]
+    return results[0]
+
+
+def retried(
+    attempt: Callable[[], Result], *, seconds: float, pause: Callable[[float], None]
+) -> Result:
+    """`attempt()` again and again while W&B is down, for `seconds`; then the last error."""
+    deadline, wait = time.monotonic() + seconds, 1.0
+    while True:
+        try:
+            return attempt()
+        except OutageError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            log.warning("%s; trying again", error)
+        pause(min(wait, left))
+        wait = min(2 * wait, 30.0)
+
+
+def as_job_error(doing: str, error: Exception) -> JobError:
+    """What the client's error means for this run: `CredentialsError` or `OutageError`."""
+    if isinstance(error, JobError):
+        return error
+    statuses = [status for link in _chain(error) if (status := _http_status(link))]
+    text = brief(error)
+    if any(status in (401, 403) for status in statuses) or _is_bad_key(error):
+        return CredentialsError(f"WANDB_API_KEY: W&B refused it while {doing}: {text}")
+    return OutageError(f"W&B failed while {doing}: {text}")
+
+
+def brief(error: Exception) -> str:
+    """The client's words in one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def is_refusal(error: Exception) -> bool:
+    """W&B answered and said no, so that asking again would change nothing."""
+    refused = re.search(r"\b(error|HTTP) (400|403|404|409)\b", str(error)) is not None
+    return refused or any(400 <= _http_status(link) < 429 for link in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _http_status(error: BaseException) -> int:
+    response = getattr(error, "response", None)
+    return int(getattr(response, "http_status", 0) or 0)
+
+
+def _is_bad_key(error: Exception) -> bool:
+    """Keys of a wrong length are refused by the client itself, in words."""
+    return "error 401" in str(error) or "API key must" in str(error)
+
+
+def leave(exit_code: int, *, has_ranks: bool = False) -> None:
+    """Have the process end with this code and without wandb's exit hook, if wandb was used.
+
+    The hook would wait for the network, and tell W&B that a run which goes on elsewhere has failed.
+    Exit hooks run last one first, so this one ends the process before wandb's. It also comes before
+    the end of the threads that speak with other ranks, which may abort (gloo: 4 of 8).
+    """
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+    if has_ranks or "wandb" in sys.modules:
+        atexit.register(end)
+
+
+ANSWER_SECONDS = 8.0  # that any answer may take, the look-up of the server's name included
+
+
+def check_reachable(check: Callable[[], None] = lambda: None) -> None:
+    """Return if W&B's server answers, whatever it says. Raises `OutageError`: what was tried."""
+    url = call("starting its client", _server, check=check)
+    try:
+        silence = call("knocking", lambda: silence_of(url), check=check, seconds=ANSWER_SECONDS)
+    except OutageError:
+        silence = f"not within {ANSWER_SECONDS:.0f} s"
+    if silence is not None:
+        raise OutageError(f"W&B: {url} does not answer ({silence})")
+
+
+def _server() -> str:
+    import wandb
+
+    return str(wandb.setup().settings.base_url)  # of the environment, or of W&B's own files
+
+
+def silence_of(url: str) -> str | None:
+    """Why the server gives no answer; None if it gives any."""
+    proxy = urllib.request.getproxies().get(urlsplit(url).scheme, "")
+    if urlsplit(proxy).scheme not in ("", "http", "https"):  # SOCKS: the client's business
+        return None
+    opener = urllib.request.OpenerDirector()  # without those who follow redirections or raise
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+    ):
+        opener.add_handler(handler)
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310
+    try:
+        opener.open(request, timeout=ANSWER_SECONDS)
+    except urllib.error.URLError as error:
+        reason = error.reason
+        if isinstance(reason, ssl.SSLError):  # the client may know other certificates
+            return None
+        return (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    return None

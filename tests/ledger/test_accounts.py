@@ -1,0 +1,208 @@
+"""Accounts of attempts: nothing that counts is lost. `pytest tests/ledger/test_accounts.py`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.errors import ExitCode, PreemptedError, StoreError
+from job.ledger.accounts import (
+    FRESH,
+    account,
+    gpu_hours_spent,
+    read_accounts,
+    taken_over,
+    wasted_gpu_seconds,
+)
+from job.ledger.lease import Lease, acquire
+from job.ledger.ledger import Ledger
+from job.ledger.watch import lease_key
+from job.report.attempts_table import attempts_table
+from job.store.local import LocalStore
+
+SAVED: dict[str, Any] = {"key": "k", "sha256": "0", "step": 8, "best": None, "clock_seconds": 50.0}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(LocalStore(tmp_path), "s")
+
+
+def _take(ledger: Ledger) -> Lease:
+    """The lease; a silent holder's is broken, by a clock that only waiting moves."""
+    clock = Clock()
+    lease = acquire(
+        ledger, [0], lease_seconds=60, should_stop=lambda: None, wait=clock.wait, clock=clock
+    )
+    assert lease is not None
+    return lease
+
+
+def _documents(ledger: Ledger) -> dict[int, dict[str, Any]]:
+    folder = Path(ledger.store.uri) / ledger.slot_prefix(0) / "attempts"
+    newest: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):  # <name>.json, then <name>.json.v2
+        newest[path.name.partition(".")[0]] = path
+    contents = (json.loads(path.read_text()) for path in newest.values())
+    return {content["epoch"]: content for content in contents}
+
+
+def _end_by(ledger: Ledger, error: Exception) -> None:
+    """An attempt that ends by an exception."""
+
+    def attempt() -> None:
+        with _take(ledger) as lease:
+            lease.open_account()
+            raise error
+
+    with pytest.raises(type(error)):
+        attempt()
+
+
+def test_the_document_is_opened_with_the_lease_and_closed_at_the_end(ledger: Ledger) -> None:
+    with _take(ledger) as lease:
+        lease.open_account()
+        opened = _documents(ledger)[1]
+        assert (opened["state"], opened["owner"]) == ("open", lease.owner)
+        assert opened["node"]
+        assert opened["started_at"]
+        lease.report(first_step=0, step=7, gpu_seconds=12.5)
+    closed = _documents(ledger)[1]
+    assert closed["state"] == "ended"
+    assert (closed["exit_code"], closed["last_step"], closed["gpu_seconds"]) == (0, 7, 12.5)
+    assert closed["wasted_gpu_seconds"] == 12.5, "nothing of it was saved"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (PreemptedError("told to end\nmore"), ExitCode.PREEMPTED, "told to end"),
+        (ZeroDivisionError("x"), ExitCode.BUG, "ZeroDivisionError"),
+    ],
+)
+def test_the_document_says_why_the_attempt_ended(
+    ledger: Ledger, error: Exception, code: int, reason: str
+) -> None:
+    _end_by(ledger, error)
+    closed = _documents(ledger)[1]
+    assert (closed["exit_code"], closed["reason"]) == (code, reason)
+
+
+def _killed(ledger: Ledger, **progress: Any) -> Lease:
+    """An attempt that dies right after a renewal."""
+    lease = _take(ledger)
+    lease.open_account()
+    lease.report(**progress)
+    lease.renew()
+    return lease
+
+
+def test_a_killed_attempts_document_is_completed_by_its_successor(ledger: Ledger) -> None:
+    _killed(ledger, first_step=0, step=9, gpu_seconds=70.0)
+    successor = _take(ledger)
+    successor.open_account()
+    killed = _documents(ledger)[1]
+    assert (killed["state"], killed["exit_code"]) == ("ended", None)
+    assert killed["reason"].startswith("killed or cut off")
+    assert (killed["last_step"], killed["gpu_seconds"]) == (9, 70.0)
+    assert killed["heard_at"]
+    assert successor.content["gpu_seconds_before"] == 70.0
+
+
+def test_successors_that_die_before_they_write_leave_it_to_theirs(ledger: Ledger) -> None:
+    _killed(ledger, gpu_seconds=10.0)
+    for _ in range(3):
+        _take(ledger)  # dies between taking the lease and its first document
+    last = _take(ledger)
+    last.open_account()
+    assert sorted(_documents(ledger)) == [1, 2, 3, 4, 5]
+    assert [d["state"] for _, d in sorted(_documents(ledger).items())] == ["ended"] * 4 + ["open"]
+    last.renew()
+    assert last.content["ended"] == [], "written accounts leave the lease"
+
+
+def test_a_lost_attempt_writes_nothing(ledger: Ledger) -> None:
+    frozen = _take(ledger)
+    frozen.open_account()
+    with _take(ledger) as newer:
+        newer.open_account()
+        before = _documents(ledger)
+        with pytest.raises(PreemptedError), frozen:
+            frozen.renew()
+        assert _documents(ledger) == before
+
+
+def test_a_failing_store_leaves_the_document_to_the_next_attempt(ledger: Ledger) -> None:
+    _end_by(ledger, StoreError("gone"))
+    assert _documents(ledger)[1]["state"] == "open"
+    _take(ledger).open_account()
+    closed = _documents(ledger)[1]
+    assert (closed["exit_code"], closed["reason"]) == (ExitCode.OUTAGE, "gone")
+
+
+def test_what_a_checkpoint_keeps_is_not_wasted() -> None:
+    first = taken_over(FRESH, "a")
+    first["attempt"] |= {"gpu_seconds": 80.0}
+    first["checkpoints"] = [SAVED]
+    assert wasted_gpu_seconds(first) == 30.0
+    second = taken_over(first, "b")
+    second["attempt"] |= {"gpu_seconds": 25.0}
+    second["checkpoints"] = [SAVED | {"clock_seconds": 60.0}, SAVED]
+    assert wasted_gpu_seconds(second) == 15.0, "only its own progress counts for it"
+    third = taken_over(second, "c")
+    assert (third["gpu_seconds_before"], third["wasted_gpu_seconds_before"]) == (105.0, 45.0)
+    assert [ended["saved_step"] for ended in third["ended"]] == [8, 8]
+
+
+def test_a_lease_of_an_earlier_version_is_taken_over() -> None:
+    old = {k: v for k, v in taken_over(FRESH, "a").items() if k not in ("ended", "attempt")}
+    del old["wasted_gpu_seconds_before"]
+    assert taken_over(old | {"attempt": {}}, "b")["epoch"] == 2
+
+
+def test_people_see_the_running_attempt_as_the_lease_tells_it(ledger: Ledger) -> None:
+    lease = _killed(ledger, first_step=0, step=3, gpu_seconds=5.0)
+    assert account(lease.content, ended=False)["state"] == "open"
+    (told,) = read_accounts(ledger, 0, lease.content)
+    assert (told["last_step"], told["gpu_seconds"]) == (3, 5.0), "not as it was opened"
+    table = attempts_table(ledger, 1)
+    assert list(table.columns[-1].cells) == ["running"]
+
+
+def test_the_budget_counts_ended_killed_and_running_attempts_of_all_generations(
+    ledger: Ledger,
+) -> None:
+    with _take(ledger) as lease:
+        lease.report(gpu_seconds=3600.0)
+    _killed(ledger, gpu_seconds=1800.0)
+    assert gpu_hours_spent(ledger, 1) == 1.5
+    running = _take(ledger)
+    running.report(gpu_seconds=900.0)
+    running.renew()
+    assert gpu_hours_spent(ledger, 1) == 1.75
+    ledger.store.put_if_absent(ledger.redo_key(0, 1), b"{}")
+    ledger.commit(0, {"status": "completed", "gpu_seconds": 360.0})
+    assert gpu_hours_spent(ledger, 1) == 1.85
+
+
+def test_a_damaged_slot_does_not_end_the_trials_of_others(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    _killed(ledger, gpu_seconds=1800.0)
+    ledger.store.put_if_absent(lease_key(ledger, 1), b"not JSON")
+    assert gpu_hours_spent(ledger, 2) == 0.5
+    assert "the sweep's budget does not count slot 1" in caplog.text

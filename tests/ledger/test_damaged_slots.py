@@ -1,0 +1,93 @@
+"""A slot's damage is its own, and the line says what helps.
+
+`pytest tests/ledger/test_damaged_slots.py`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from job.errors import SlotError
+from job.ledger.ledger import Ledger
+from job.ledger.redo import redo
+from job.report.overview import read_overview
+from job.store.local import LocalStore
+from job.trial.draw import observe
+from job.trial.slots import open_slots
+
+SPEC: dict[str, object] = {"params": {}, "recipe": {"planned_steps": 1}, "created_at": "now"}
+RESULT = {
+    "status": "completed", "eval_loss": 1.5, "curve": [], "steps": 1, "adapter_key": None,
+    "gpu_seconds": 1.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """A sweep with slots 0 and 1 committed."""
+    ledger = Ledger(LocalStore(tmp_path / "out"), "s")
+    ledger.open_sweep({})
+    for slot in (0, 1):
+        ledger.specify(slot, SPEC)
+        ledger.commit(slot, RESULT)
+    return ledger
+
+
+def _not_json(path: Path) -> None:
+    path.write_text("{")
+
+
+def _a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _a_link_outside(path: Path) -> None:
+    outside = path.parents[5] / "outside.json"
+    outside.write_text('{"status": "completed"}')
+    path.symlink_to(outside)
+
+
+@pytest.mark.parametrize("name", ["result.json", "spec.json"])
+@pytest.mark.parametrize("damage", [_not_json, _a_folder, _a_link_outside])
+def test_a_damaged_document_is_its_slots_and_the_line_says_what_helps(
+    ledger: Ledger, name: str, damage: Callable[[Path], None]
+) -> None:
+    path = Path(ledger.store.uri) / ledger.slot_prefix(0) / name
+    path.unlink()
+    damage(path)
+    with pytest.raises(SlotError) as caught:
+        (ledger.result if name == "result.json" else ledger.spec)(0)
+    assert str(caught.value).startswith(f"slot 0: {path}: ")
+    assert str(caught.value).endswith("; `job redo 0` begins it again")
+    assert [slot for slot, _, _ in ledger.committed(2)] == [1]
+    assert [seen.slot for seen in observe(ledger, 2)[0]] == [1], "no other slot's draw ends by it"
+    assert [view.state for view in read_overview(ledger, 2).slots] == ["damaged", "completed"]
+    with pytest.raises(SlotError, match="^slot 0: "):
+        open_slots(ledger, 2)  # nothing else is left
+    ledger.specify(3, SPEC)
+    assert open_slots(ledger, 4) == [2, 3], "a worker for all slots takes another"
+    ledger.commit(2, RESULT)
+    ledger.commit(3, RESULT)
+    ledger.exclude(0, "damaged")
+    assert open_slots(ledger, 4) == [], "nor is an excluded one told again"
+    redo(ledger, 0)
+    assert open_slots(ledger, 2) == [0]
+
+
+def test_a_damaged_redo_document_is_its_slots_too(ledger: Ledger) -> None:
+    (Path(ledger.store.uri) / ledger.redo_key(0, 1)).mkdir()
+    with pytest.raises(SlotError, match=r"^slot 0: .*redo-1\.json: damaged, not a file; remove it"):
+        ledger.state(0)
+    assert [view.state for view in read_overview(ledger, 2).slots] == ["damaged", "completed"]
+
+
+def test_a_slot_that_is_a_link_outside_ends_no_other(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (Path(ledger.store.uri) / "sweeps/s/slots/0002").symlink_to(tmp_path / "outside")
+    states = [view.state for view in read_overview(ledger, 3).slots]
+    assert states == ["completed", "completed", "damaged"]
+    with pytest.raises(SlotError, match="^slot 2: .*leads outside .*; remove it"):
+        ledger.is_open(2)

@@ -1,0 +1,210 @@
+"""Rules of leases, pruning, lists, versions and budgets. `pytest tests/ledger/test_rules.py`"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import job
+from job.ledger.lease import Lease, acquire
+from job.ledger.ledger import Ledger
+from job.ledger.uploads import Publisher, restore
+from job.settings import IDENTITY_FIELDS, Settings
+from job.store.local import LocalStore
+from job.training.state import TrainState, saved_clock_seconds, unreadable, write_state
+from job.trial.result import AttemptClock
+from job.trial.slots import open_slots, slots
+
+
+class Recorder(LocalStore):
+    """Writes down what is asked of it; conditional writes wait while the gate is closed."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+
+    def put_if_version(self, key: str, data: bytes, version: str) -> bool:
+        if not self.gate.is_set():
+            self.waiting.set()
+            assert self.gate.wait(30)
+        self.asked.append(f"swap {key}")
+        return super().put_if_version(key, data, version)
+
+    def upload(self, key: str, path: Path) -> None:
+        self.asked.append(f"upload {key}")
+        super().upload(key, path)
+
+    def delete(self, key: str) -> None:
+        self.asked.append(f"delete {key}")
+        super().delete(key)
+
+
+class Hands:
+    """A clock that somebody sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Recorder:
+    return Recorder(tmp_path / "bucket")
+
+
+def _take(ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> Lease:
+    lease = acquire(
+        ledger, [0], lease_seconds=60, should_stop=lambda: None, wait=lambda _: None, clock=clock
+    )
+    assert lease is not None
+    return lease
+
+
+def _publisher(ledger: Ledger, lease: Lease) -> Publisher:
+    publisher = Publisher(
+        ledger, lease, interval_seconds=0, seconds_left=lambda: None, clock_of=saved_clock_seconds
+    )
+    publisher.start()
+    return publisher
+
+
+def _checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    write_state(path, TrainState(step=step), {})
+    return path
+
+
+def test_without_a_renewal_for_the_lease_time_nothing_is_published_until_one_succeeds(
+    store: Recorder, tmp_path: Path
+) -> None:
+    ledger, clock = Ledger(store, "s"), Hands()
+    lease = _take(ledger, clock)
+    publisher = _publisher(ledger, lease)
+    clock.now += 60  # no renewal came through
+    store.gate.clear()
+    publisher.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)  # training goes on: it returns
+    assert store.waiting.wait(30)
+    publisher.raise_errors()
+    assert store.asked == [], "nothing is uploaded before the lease is known to be ours"
+    store.gate.set()
+    assert publisher.flush(timeout=30)
+    assert store.asked[0].startswith("swap")
+    assert lease.content["epoch"] == 1
+    assert [entry["step"] for entry in lease.content["checkpoints"]] == [1]
+
+
+def test_pruning_follows_a_renewal_and_takes_the_manifest_first(
+    store: Recorder, tmp_path: Path
+) -> None:
+    ledger = Ledger(store, "s")
+    publisher = _publisher(ledger, _take(ledger))
+    for step in (1, 2, 3):
+        publisher.put_checkpoint(_checkpoint(tmp_path, step), step, None)
+    assert publisher.flush(timeout=30)
+    (first, *rest) = [n for n, what in enumerate(store.asked) if what.startswith("delete")]
+    assert store.asked[first - 1] == "swap sweeps/s/slots/0000/lease.json"
+    assert "/checkpoints/1-1-" in store.asked[first]
+    assert store.asked[first].endswith("/manifest.json")
+    assert all("/checkpoints/1-1-" in store.asked[n] for n in rest)
+
+
+def test_only_checkpoints_of_ones_own_or_earlier_epochs_are_pruned(
+    store: Recorder, tmp_path: Path
+) -> None:
+    ledger = Ledger(store, "s")
+    frozen = _take(ledger)
+    old = _publisher(ledger, frozen)
+    for step in (1, 2):
+        old.put_checkpoint(_checkpoint(tmp_path / "old", step), step, None)
+    while old.is_due() is False:
+        time.sleep(0.01)
+    frozen.release()
+    newer = _take(ledger)
+    new = _publisher(ledger, newer)
+    new.put_checkpoint(_checkpoint(tmp_path / "new", 9), 9, None)
+    assert new.flush(timeout=30)
+    store.asked.clear()
+    old.put_checkpoint(_checkpoint(tmp_path / "old", 5), 5, None)  # woken, and full of plans
+    with pytest.raises(Exception, match="a newer attempt holds it"):
+        old.flush(timeout=30)
+    assert not [what for what in store.asked if what.startswith("delete")]
+    assert [entry["step"] for entry in newer.content["checkpoints"]] == [9, 2]
+    assert newer.content["checkpoints"][1]["key"].rpartition("/")[2].startswith("1-2-")
+
+
+class Blind(LocalStore):
+    """Lists nothing, as a bucket may right after a write."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        return iter(())
+
+
+def test_nothing_rests_on_listing(tmp_path: Path) -> None:
+    ledger = Ledger(Blind(tmp_path / "bucket"), "s")
+    with _take(ledger) as lease:
+        lease.open_account()
+        ledger.specify(0, {"params": {}, "recipe": {}})
+        publisher = _publisher(ledger, lease)
+        publisher.put_checkpoint(_checkpoint(tmp_path, 4), 4, None)
+        assert publisher.flush(timeout=30)
+    again = _take(ledger)
+    assert restore(ledger, again, tmp_path / "work", unreadable) is not None
+    ledger.commit(0, {"status": "completed", "gpu_seconds": 1.0})
+    assert open_slots(ledger, 2) == [1]
+
+
+def test_another_code_version_goes_on_at_an_equal_checkpoint_schema_and_is_recorded(
+    store: Recorder, tmp_path: Path
+) -> None:
+    ledger = Ledger(store, "s")
+    lease = _take(ledger)
+    publisher = _publisher(ledger, lease)
+    publisher.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)
+    assert publisher.flush(timeout=30)
+    lease.report(code_version="0.0.1")
+    lease.release()
+    with _take(ledger) as newer:
+        newer.open_account()
+        assert restore(ledger, newer, tmp_path / "work", unreadable) is not None
+    folder = tmp_path / "bucket" / ledger.slot_prefix(0) / "attempts"
+    told = {(d := json.loads(p.read_text()))["epoch"]: d for p in sorted(folder.iterdir())}
+    assert [told[epoch]["code_version"] for epoch in (1, 2)] == ["0.0.1", job.__version__]
+
+
+def _settings(**given: Any) -> Settings:
+    return Settings(**{"dataset_uri": "rows", "output_uri": "out"} | given)
+
+
+def test_the_number_of_trials_may_grow_and_is_no_part_of_the_identity(store: Recorder) -> None:
+    ledger = Ledger(store, "s")
+    for slot in range(2):
+        ledger.commit(slot, {"status": "completed"})
+    assert slots(_settings(num_trials=2), ledger) == []
+    assert slots(_settings(num_trials=4), ledger) == [2, 3]
+    assert "num_trials" not in IDENTITY_FIELDS
+
+
+def test_the_budget_runs_on_the_training_clock_and_overruns_at_twice_that_of_all_attempts(
+    store: Recorder,
+) -> None:
+    lease = _take(Ledger(store, "s"))
+    settings = _settings(trial_budget_hours=1)
+    clock = AttemptClock(settings, lease, prepare_seconds=900, load_seconds=60)
+    state = TrainState(clock_seconds=3599)
+    assert clock.out_of_time(state) is None, "waiting and loading are not the trial's time"
+    lease.renew(seconds_before=7100.0)
+    assert clock.out_of_time(state) is None
+    lease.renew(seconds_before=7150.0)  # and 60 s of load in this attempt
+    assert str(clock.out_of_time(state)).startswith("overrun")
+    assert clock.out_of_time(TrainState(clock_seconds=3600)) == "JOB_TRIAL_BUDGET_HOURS is spent"

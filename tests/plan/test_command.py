@@ -1,0 +1,194 @@
+"""`job plan`: predictions, warnings, exit codes; no GPU. `pytest tests/plan/test_command.py`"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from job.plan import warnings
+from job.plan.forecast import (
+    Pace,
+    Span,
+    Workload,
+    pace_of_trials,
+    pace_on_a_t4,
+    pace_on_this_cpu,
+    trial_seconds,
+)
+from job.plan.sections import describe_cost
+from job.report.notation import span
+from job.settings import Settings
+from job.store import open_store
+from job.training.memory import Samples, plan_memory
+from job.training.shape import model_shape
+from tests.servers import s3
+from tests.tiny_tokenizer import byte_level_tokenizer
+
+ROOT = Path(__file__).parents[2]
+MISTRAL_7B = {
+    "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 32768,
+}  # fmt: skip
+
+
+def test_a_7b_on_a_t4_goes_as_published_and_as_aimed_at() -> None:
+    shape = model_shape(MISTRAL_7B)
+    assert shape is not None
+    pace = pace_on_a_t4(shape, "all")
+    assert (pace.slow, pace.fast) == pytest.approx((210, 350), rel=0.03)
+    assert "not measured" in pace.basis
+    assert pace_on_a_t4(shape, "none").fast == pytest.approx(1.5 * pace.fast)
+
+
+def test_committed_trials_are_believed_before_any_estimate() -> None:
+    pace = pace_of_trials([100.0, 90.0, 3000.0])
+    assert pace.slow < 100 < pace.fast
+    assert pace.basis == "measured by 3 committed trials"
+
+
+def test_an_evaluation_costs_one_forward_pass() -> None:
+    pace = Pace(slow=10, fast=20, basis="")
+    assert trial_seconds(Workload(1, 1000, 0), pace, "all") == Span(50, 100)
+    assert trial_seconds(Workload(1, 1000, 300), pace, "all") == Span(55, 110)
+    assert trial_seconds(Workload(1, 1000, 300), pace, "none") == Span(57.5, 115)
+
+
+def test_this_cpu_has_a_pace() -> None:
+    shape = model_shape(MISTRAL_7B | {"hidden_size": 256, "intermediate_size": 512})
+    assert shape is not None
+    pace = pace_on_this_cpu(shape)
+    assert 0 < pace.slow < pace.fast
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "text"),
+    [
+        (0.001, 0.002, "under a minute"),
+        (12, 200, "under a minute to 3 min"),
+        (179, 181, "about 3 min"),
+        (5460, 9000, "91 min to 2.5 h"),
+    ],
+)
+def test_a_forecast_says_nothing_exact_of_seconds(short: float, long: float, text: str) -> None:
+    assert span(short, long) == text
+
+
+def test_a_sweep_that_costs_next_to_nothing_says_so() -> None:
+    settings = _settings(num_trials=12, gpu_hourly_usd=0.35, device="auto")
+    cost = describe_cost(settings, Span(0.1, 0.2))
+    assert cost == "12 trials: under a minute of GPU at most, under a cent"
+    cost = describe_cost(settings, Span(5490, 9150))
+    assert cost == "12 trials: 18.3 h to 30.5 h of GPU at most, $6.41 to $10.67"
+
+
+def _settings(**given: Any) -> Settings:
+    return Settings(dataset_uri="rows", output_uri="out", **given)
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "words"), [(1, 2, None), (2, 4, "may be"), (4, 5, "will be")]
+)
+def test_trials_longer_than_their_budget_are_foretold(
+    short: float, long: float, words: str | None
+) -> None:
+    found = list(warnings.of_time(_settings(), Span(3600 * short, 3600 * long)))
+    assert [words] == [w for w in ("may be", "will be") if w in found[0]] if words else not found
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(14.6, True), (2, False)])
+def test_a_model_that_fits_no_plan_is_foretold(gib: float, fits: bool) -> None:
+    memory = plan_memory(
+        MISTRAL_7B, Samples(longest=1024, mean=400, per_step=16), lora_r=8, lora_dropout=0.1,
+        per_device_train_batch_size=2, usable_bytes=int(gib * 2**30),
+    )  # fmt: skip
+    found = list(warnings.of_memory(memory))
+    assert found == [] if fits else "does not fit: its smallest plan needs" in found[0]
+
+
+def test_a_checkpoint_too_large_for_the_grace_is_foretold() -> None:
+    assert list(warnings.of_checkpoints(_settings(), 250_000_000, 40e6)) == []
+    (line,) = warnings.of_checkpoints(_settings(), 250_000_000, 10e6)
+    assert "250 MB takes 25 s" in line
+    assert "11 s are left" in line
+
+
+@pytest.mark.slow
+def test_lifecycle_rules_that_delete_the_sweep_are_foretold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3.moto_server(tmp_path) as endpoint:
+        s3.use(monkeypatch, endpoint)
+        store = open_store(f"s3://{s3.BUCKET}/sweeps")
+        assert list(warnings.of_expiry(store)) == []
+        rules = [
+            {"Status": status, "Filter": {"Prefix": prefix}, "Expiration": {"Days": 7}}
+            for status, prefix in (("Enabled", "swe"), ("Enabled", "x/"), ("Disabled", ""))
+        ]
+        boto3.client("s3").put_bucket_lifecycle_configuration(
+            Bucket=s3.BUCKET, LifecycleConfiguration={"Rules": rules}
+        )
+        (line,) = warnings.of_expiry(store)
+        assert "under swe 7 days after they were written" in line
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("plan")
+    byte_level_tokenizer().save_pretrained(folder / "base")
+    (folder / "base/config.json").write_text(json.dumps(MISTRAL_7B))
+    (folder / "base/model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")  # no weights are needed
+    rows = [{"question": f"{a}+{b}?", "answer": str(a + b)} for a in range(12) for b in range(12)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "JOB_BASE_MODEL": f"{folder}/base", "JOB_DATASET_URI": f"{folder}/rows.jsonl",
+        "JOB_OUTPUT_URI": f"{folder}/out", "JOB_WORK_DIR": f"{folder}/work",
+        "JOB_USE_FULL_DATASET": "1", "JOB_GPU_HOURLY_USD": "0.35",
+    }  # fmt: skip
+
+
+def _plan(inputs: dict[str, str], *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "job", "plan", *words],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | inputs | environ,
+        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
+    done = _plan(inputs)
+    assert done.returncode == 0, done.stderr
+    parts = [line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()]
+    assert parts == ["sweep", "store", "base", "rows", "memory", "trial", "in", "warning"]
+    assert "7.25 B weights" in done.stdout
+    assert "of 14.60 GiB" in done.stdout
+    assert "only" in done.stdout, "fewer held-out rows than JOB_EVAL_ROWS"
+    out = Path(inputs["JOB_OUTPUT_URI"])
+    assert not list(out.glob("probe*")), "the file that measured the upload is gone"
+
+
+@pytest.mark.slow
+def test_numbers_for_a_program(inputs: dict[str, str]) -> None:
+    done = _plan(inputs, "--json", JOB_NUM_TRIALS="3")
+    content = json.loads(done.stdout)
+    assert content["memory"]["predicted"]["total"] < content["memory"]["usable_bytes"]
+    assert content["data"]["train"] > 0
+    assert any("Bayesian" in warning for warning in content["warnings"])
+    assert content["trial_seconds"]["short"] < content["trial_seconds"]["long"]
+
+
+@pytest.mark.slow
+def test_the_exit_code_is_the_trials(inputs: dict[str, str]) -> None:
+    wrong = _plan(inputs, JOB_DATASET_URI="nowhere.jsonl")
+    assert wrong.returncode == 65
+    assert wrong.stdout.splitlines()[0].startswith("sweep"), "what is right is shown first"
+    refused = _plan(inputs, JOB_OUTPUT_URI="ftp://host/folder")
+    assert refused.returncode == 64

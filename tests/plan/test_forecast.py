@@ -1,0 +1,167 @@
+"""What `job plan` counts: the costliest trial, its memory, several GPUs, money; its warnings.
+
+`pytest tests/plan/test_forecast.py`
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from job.base_model import BaseModel
+from job.data.prepared import PreparedData
+from job.data.samples import SampleTable
+from job.data.table_files import Counts
+from job.ledger.ledger import Ledger
+from job.plan import warnings
+from job.plan.command import _pace
+from job.plan.forecast import Pace, Span
+from job.plan.sections import describe_cost
+from job.plan.workload import Costliest, memory_of, workload_of
+from job.settings import Settings
+from job.store.bucket import Bucket, BucketStore
+from job.store.local import LocalStore
+from job.store.retries import Fault, FaultKind, Limits
+from job.sweep.definition import parse_definition
+from job.training.memory import T4_USABLE_BYTES, MemoryPlan
+from job.training.shape import model_shape
+from tests.plan.test_command import MISTRAL_7B
+
+BASE = BaseModel("base", "/base", "sha256:0", MISTRAL_7B)
+COUNTS = Counts(
+    rows_read=1000, unusable={}, duplicates=0, selected=1000, refused={}, too_long=20,
+    truncated=30, context_answers=0, train=800, eval=192,
+)  # fmt: skip
+
+
+def _settings(**given: Any) -> Settings:
+    return Settings(**{"dataset_uri": "rows", "output_uri": "out"} | given)
+
+
+def _samples(count: int, tokens: int) -> SampleTable:
+    each = [np.full(tokens, 7, dtype=np.int32)] * count
+    return SampleTable.concatenate(each, [np.ones(tokens, dtype=np.bool_)] * count)
+
+
+def _data(counts: Counts = COUNTS) -> PreparedData:
+    return PreparedData("d", _samples(800, 300), _samples(192, 100), counts)
+
+
+def _definition(**parameters: Any) -> Any:
+    metric = {"name": "eval/loss", "goal": "minimize"}
+    return parse_definition({"method": "random", "metric": metric, "parameters": parameters})
+
+
+def test_the_costliest_values_that_may_be_drawn_are_planned_for() -> None:
+    rates = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3}
+    searched = _definition(
+        learning_rate=rates,
+        lora_r={"values": [8, 32, 16]},
+        lora_dropout={"min": 0.0, "max": 0.2},
+        gradient_accumulation_steps={"value": 2},
+    )
+    assert Costliest.of(_settings(), searched) == Costliest(32, 0.2, (2,))
+    settings = _settings(lora_r=4, lora_dropout=0.1, gradient_accumulation_steps=3)
+    assert Costliest.of(settings, _definition(learning_rate=rates)) == Costliest(4, 0.1, (3,))
+
+
+def test_a_trial_is_as_long_as_the_accumulation_that_takes_longest() -> None:
+    settings = _settings(
+        per_device_train_batch_size=2, max_steps=1000, num_epochs=2, eval_rows=100,
+        evals_per_trial=4,
+    )  # fmt: skip
+    work = workload_of(settings, _data(), Costliest(8, 0.0, (4, 8)))
+    assert (work.steps, work.train_tokens) == (200, 200 * 8 * 300), "two epochs of 800 rows"
+    assert work.eval_tokens % (100 * 100) == 0
+    assert work.eval_tokens >= 4 * 100 * 100
+    short = settings.model_copy(update={"max_steps": 50})
+    capped = workload_of(short, _data(), Costliest(8, 0.0, (4, 8)))
+    assert (capped.steps, capped.train_tokens) == (50, 50 * 16 * 300), "the longer steps count"
+
+
+def test_memory_is_planned_for_the_card_that_the_settings_describe() -> None:
+    worst = Costliest(16, 0.05, (8,))
+    t4 = memory_of(_settings(), BASE, _data(), worst)
+    assert t4.usable_bytes == T4_USABLE_BYTES
+    small = memory_of(_settings(gpu_memory_gb=10), BASE, _data(), worst)
+    assert small.usable_bytes == 10 * 2**30
+    assert small.predicted is not None
+    assert t4.predicted is not None
+    assert small.predicted.total < 10 * 2**30
+    # A GPU's share of a step is smaller, so a row needs to hold no more than that.
+    many = memory_of(_settings(num_gpus=16, gpu_memory_gb=80), BASE, _data(), worst)
+    one = memory_of(_settings(gpu_memory_gb=80), BASE, _data(), worst)
+    assert many.token_budget <= 300 < one.token_budget
+
+
+def test_several_gpus_take_at_best_their_share_of_the_time_and_at_worst_twice_that() -> None:
+    assert Pace(100, 200, "b").on_gpus(1) == Pace(100, 200, "b")
+    assert Pace(100, 200, "b").on_gpus(4) == Pace(200, 800, "b; 4 GPUs")
+    assert Pace(100, 200, "b").on_gpus(2).slow == 100, "never slower than one alone"
+
+
+def test_the_cost_is_that_of_all_trials_on_all_their_gpus() -> None:
+    span = Span(3600, 7200)
+    told = describe_cost(_settings(num_trials=12, num_gpus=2, gpu_hourly_usd=0.5), span)
+    assert told == "12 trials: 24.0 h to 48.0 h of GPU at most, $12.00 to $24.00"
+    assert "JOB_GPU_HOURLY_USD" in describe_cost(_settings(), span)
+
+
+def test_what_trials_did_is_believed_as_it_is_and_an_estimate_grows_with_the_gpus(
+    tmp_path: Path,
+) -> None:
+    ledger, shape = Ledger(LocalStore(tmp_path), "s"), model_shape(MISTRAL_7B)
+    assert shape is not None
+    settings = _settings(num_gpus=4)
+    estimate = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
+    assert estimate.fast == pytest.approx(4 * 350, rel=0.03)
+    ledger.specify(0, {"params": {}, "recipe": {"planned_steps": 10}})
+    result = {
+        "status": "completed", "eval_loss": 1.0, "steps": 10, "adapter_key": "a", "curve": [],
+        "gpu_seconds": 1.0, "tokens_per_second": 500.0,
+    }  # fmt: skip
+    ledger.commit(0, result)
+    measured = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
+    assert (measured.slow, measured.fast) == pytest.approx((475, 525)), "of all its GPUs together"
+
+
+def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None:
+    settings = _settings(eval_rows=192, max_seq_length=512)
+    assert list(warnings.of_rows(settings, _data())) == [], "5 % is not more than 5 %"
+    (cut,) = warnings.of_rows(settings, _data(replace(COUNTS, truncated=31)))
+    assert cut.startswith("5% of the rows are longer than JOB_MAX_SEQ_LENGTH (512 tokens)")
+    (few,) = warnings.of_rows(settings, _data(replace(COUNTS, eval=191)))
+    assert few.startswith("only 191 rows are held out, JOB_EVAL_ROWS asks for 192")
+
+
+def test_a_checkpoint_that_just_misses_the_grace_is_foretold() -> None:
+    settings = _settings(grace_seconds=15)  # of which 11 are left for it
+    assert list(warnings.of_checkpoints(settings, 110_000_000, 10e6)) == []
+    (line,) = warnings.of_checkpoints(settings, 120_000_000, 10e6)
+    assert "120 MB takes 12 s" in line
+
+
+class ClosedBucket:
+    """The rules of its lifecycle are not for us, everything else is."""
+
+    uri = "s3://closed"
+
+    def expiries(self) -> Any:
+        raise PermissionError("AccessDenied")
+
+    def diagnose(self, error: Exception) -> Fault | None:
+        denied = isinstance(error, PermissionError)
+        return Fault(FaultKind.PERMISSION, "AccessDenied") if denied else None
+
+    def renew(self) -> None:
+        """There are no credentials."""
+
+
+def test_a_bucket_that_does_not_show_its_rules_is_to_be_looked_at() -> None:
+    store = BucketStore(cast(Bucket, ClosedBucket()), "sweeps", Limits(1.0), "JOB_OUTPUT_URI")
+    (line,) = warnings.of_expiry(store)
+    assert line.startswith("s3://closed/sweeps: the bucket's lifecycle rules cannot be read")

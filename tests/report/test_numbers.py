@@ -1,0 +1,247 @@
+"""What people read off table, page, charts and samples is what the slots say; made by hand.
+
+`pytest tests/report/test_numbers.py`
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console, RenderableType
+
+from job.ledger.lease import acquire
+from job.ledger.ledger import Ledger
+from job.ledger.watch import lease_key
+from job.report import charts
+from job.report.attempts_table import attempts_table
+from job.report.commands import describe_best
+from job.report.findings import findings
+from job.report.overview import Overview, SlotView, read_overview
+from job.report.page import html_page, markdown
+from job.report.table import slot_table, to_prometheus
+from job.store.documents import read_document, swap_document
+from job.store.local import LocalStore
+from job.sweep.distributions import Choice, FloatRange
+
+SWEEP = {
+    "method": "random",
+    "metric": {"name": "eval/loss", "goal": "minimize"},
+    "parameters": {
+        "learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3},
+        "lora_r": {"values": [8, 16]},
+    },
+}
+RESULT = {"adapter_sha256": "ab", "base_model": "base", "base_model_revision": "1"}
+
+
+def _trial(slot: int, loss: float, rate: float, *, rank: int = 8, **given: Any) -> SlotView:
+    return SlotView(
+        slot, given.pop("state", "completed"), params={"learning_rate": rate, "lora_r": rank},
+        eval_loss=loss, **{"step": 10, "planned_steps": 10, "result": RESULT, **given},
+    )  # fmt: skip
+
+
+# Slot 1 was committed first, slot 2 is the best, slot 3 was begun again and is at work.
+OVERVIEW = Overview(
+    "s",
+    "/out",
+    {"JOB_SWEEP_FILE": SWEEP},
+    (
+        _trial(0, 2.0, 1e-5, gpu_seconds=1800.0, wasted_gpu_seconds=900.0, committed_at="2"),
+        _trial(
+            1, 2.2, 1e-4, gpu_seconds=1800.0, committed_at="1",
+            curve=((0, 2.5), (1, 2.4), (10, 2.2)), peak_memory_bytes=11_800_000_000,
+        ),
+        _trial(2, 1.75, 1e-3, rank=16, adapter_key="a", gpu_seconds=3600.0, committed_at="3"),
+        _trial(
+            3, 2.1, 1e-4, state="running", step=4, generation=1, lease_age_seconds=90.0, node="n",
+        ),
+    ),
+)  # fmt: skip
+
+
+def _shown(table: RenderableType) -> list[str]:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def _drawn(drawing: str) -> ElementTree.Element:
+    return ElementTree.fromstring(drawing)  # noqa: S314  # our own
+
+
+def _marks(drawing: str, css: str) -> list[ElementTree.Element]:
+    return [mark for mark in _drawn(drawing) if mark.get("class") == css]
+
+
+def _points(mark: ElementTree.Element) -> list[tuple[float, float]]:
+    return [
+        (float(x), float(y)) for x, y in re.findall(r"([\d.]+),([\d.]+)", mark.get("points", ""))
+    ]
+
+
+def test_the_summary_counts_and_prices_what_was_spent() -> None:
+    lines = markdown(OVERVIEW, usd_per_hour=0.5).splitlines()
+    for fact in (
+        "committed: **3 of 4**",
+        "best eval/loss: **1.7500**",
+        "untuned eval/loss: **2.5000**",
+        "of GPU: **2.0 h**",
+        "of it wasted: **12%**",
+        "spent: **$1.00**",
+    ):
+        assert f"- {fact}" in lines
+    assert any(
+        line.startswith("| 1 | completed | 2.2000 |") and "| 11.8 |" in line for line in lines
+    )
+
+
+def test_a_pipe_in_a_value_makes_no_further_column() -> None:
+    view = SlotView(0, "running", params={"schedule": "a|b"})
+    text = markdown(Overview("s", "/out", {}, (view,)), usd_per_hour=None)
+    assert "| a\\|b |" in text
+
+
+def test_the_page_marks_the_best_row_alone() -> None:
+    rows = html_page(OVERVIEW, usd_per_hour=None).partition("<tbody>")[2].split("<tr")[1:]
+    best = [number for number, row in enumerate(rows) if "best" in row.partition(">")[0]]
+    assert best == [2]
+
+
+def test_the_table_marks_the_best_and_shows_a_lease_only_while_it_counts() -> None:
+    rows = {line.split()[0]: line for line in _shown(slot_table(OVERVIEW)) if line[:6].strip()}
+    assert [slot for slot, line in rows.items() if "best" in line] == ["2"]
+    assert "redo 1" in rows["3"]
+    assert "90 s ago" in rows["3"]
+    assert "4/10" in rows["3"]
+    assert "ago" not in rows["0"]
+
+
+def test_samples_are_the_numbers_of_the_sweep() -> None:
+    lines = to_prometheus(OVERVIEW).splitlines()
+    for line in (
+        'qlora_sweep_trials{sweep="s",state="completed"} 3',
+        'qlora_sweep_best_eval_loss{sweep="s"} 1.75',
+        'qlora_sweep_gpu_seconds_total{sweep="s"} 7200',
+        'qlora_sweep_wasted_gpu_seconds_total{sweep="s"} 900',
+        'qlora_sweep_slot_step{sweep="s",slot="3"} 4',
+        'qlora_sweep_slot_lease_age_seconds{sweep="s",slot="3"} 90',
+    ):
+        assert line in lines
+
+
+def test_best_so_far_never_rises_and_follows_the_commits() -> None:
+    drawing = charts.best_so_far(OVERVIEW)
+    (stairs,) = _marks(drawing, "best")
+    heights = [y for _, y in _points(stairs)]
+    assert heights == sorted(heights), "pixels count downwards"
+    assert len(set(heights)) == 3, "slots 1, 0 and 2, each better than before"
+    (winner,) = _marks(drawing, "winner")
+    assert winner[0].text == "slot 2 (completed), eval/loss 1.7500: learning_rate 1e-3, lora_r 16"
+
+
+def test_wasted_time_stands_on_the_time_that_counted() -> None:
+    drawing = charts.gpu_time(OVERVIEW)
+    waste, fill = (
+        next({k: float(v) for k, v in bar.items() if k != "class"} for bar in _marks(drawing, css))
+        for css in ("waste", "fill")
+    )
+    assert waste["height"] == pytest.approx(fill["height"], abs=0.2), "half of slot 0 was wasted"
+    assert waste["height"] > 20
+    assert waste["y"] + waste["height"] == pytest.approx(fill["y"], abs=0.2)
+
+
+def test_a_line_of_all_parameters_goes_through_a_trials_values() -> None:
+    drawing = charts.parallel_coordinates(OVERVIEW)
+    (best,) = _marks(drawing, "best")
+    (_, rate), (_, rank), (_, loss) = _points(best)
+    top, bottom = (y for _, y in _points(_marks(drawing, "axis")[0]))
+    assert (rate, rank) == (top, top), "its rate and its rank are the highest"
+    assert loss == bottom, "and its loss the lowest"
+    assert _drawn(drawing)[-1].get("class") == "best", "on top"
+
+
+@pytest.mark.parametrize(
+    ("domain", "value", "place"),
+    [
+        (FloatRange(1e-5, 1e-3, log=True), 1e-4, 0.5),
+        (FloatRange(0, 10), 2.5, 0.25),
+        (FloatRange(0, 10), 11, 1),
+        (FloatRange(0, 10), -1, 0),
+        (Choice((8, 16, 32)), 16, 0.5),
+    ],
+)
+def test_a_value_has_its_place_in_its_range(domain: Any, value: float, place: float) -> None:
+    assert charts.share(domain, value) == pytest.approx(place)
+
+
+def test_trials_that_broke_are_told_with_the_way_out() -> None:
+    views = [
+        _trial(0, 2.0, 1e-4),
+        SlotView(1, "given up", "10 attempts in a row ended"),
+        SlotView(2, "infeasible", "one sample alone does not fit"),
+        SlotView(3, "diverged", "loss at step 5"),
+    ]
+    notes = findings(Overview("s", "/out", {"JOB_SWEEP_FILE": SWEEP}, tuple(views)))
+    assert notes[0] == "slot 1 is given up: 10 attempts in a row ended; `job redo 1` begins it anew"
+    assert "1 of 3 trials could not run: one sample alone does not fit" in notes
+    assert any(note.startswith("1 of 3 trials diverged: lower") for note in notes)
+    assert "<code>job redo 1</code> begins" in html_page(
+        Overview("s", "/out", {}, tuple(views)), usd_per_hour=None
+    )
+
+
+def test_what_best_prints_is_where_the_adapter_is() -> None:
+    assert OVERVIEW.best is not None
+    told = describe_best(OVERVIEW, OVERVIEW.best)
+    assert (told["slot"], told["adapter"], told["eval_loss"]) == (2, "/out/a", 1.75)
+
+
+def _at_work(folder: Path) -> Ledger:
+    """A slot whose first attempt ended and whose second one is at work."""
+    ledger = Ledger(LocalStore(folder), "s")
+    ledger.specify(0, {"params": {}, "recipe": {"planned_steps": 10}})
+    for step in (3, 7):
+        lease = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None)
+        assert lease is not None
+        lease.open_account()
+        lease.report(first_step=0, step=step, gpu_seconds=50.0 * step)
+        lease.renew()
+        if step == 3:
+            lease.release()
+    return ledger
+
+
+def test_every_attempt_is_a_line_with_its_end(tmp_path: Path) -> None:
+    lines = _shown(attempts_table(_at_work(tmp_path), 1))
+    (first,), (second,) = ([line for line in lines if line.split()[:2] == ["0", n]] for n in "12")
+    assert "0-3" in first
+    assert "150" in first
+    assert "running" not in first
+    assert len(re.findall(r"\d\d:\d\d:\d\d", first)) == 2, "from and to"
+    assert "0-7" in second
+    assert "running" in second
+
+
+def test_a_holder_is_shown_while_it_holds_and_no_clock_runs_backwards(tmp_path: Path) -> None:
+    ledger, now = _at_work(tmp_path), datetime.now(UTC)
+    (ahead,) = read_overview(ledger, 1, now=now - timedelta(hours=1)).slots
+    assert ahead.lease_age_seconds == 0, "another machine's clock is ahead"
+    (view,) = read_overview(ledger, 1, now=now + timedelta(hours=1)).slots
+    assert view.lease_age_seconds == pytest.approx(3600, abs=30)
+    assert view.node
+    assert view.gpu_seconds == pytest.approx(500)
+    assert view.wasted_gpu_seconds == pytest.approx(150), "the first attempt saved nothing"
+    lease = read_document(ledger.store, lease_key(ledger, 0))
+    assert lease is not None
+    content = lease.content | {"state": "released"}
+    swap_document(ledger.store, lease_key(ledger, 0), content, lease.version)
+    (waiting,) = read_overview(ledger, 1).slots
+    assert (waiting.state, waiting.node, waiting.lease_age_seconds) == ("waiting", None, None)

@@ -1,0 +1,124 @@
+"""Real shapes in fp16 on a card that only counts. `pytest tests/training/test_fake_cuda.py`
+
+What it cannot show needs a GPU: tests/training/test_cuda.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.fake_cuda.library import run_with_fake_card, why_not
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
+# As wide as the models of these names, not as deep; `python -m benchmarks.counted` has them whole.
+LLAMA = {
+    "num_hidden_layers": 5,
+    "vocab_size": 128_256,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Llama 3.2 1B": LLAMA | {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "head_dim": 64,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    "Mistral 7B": LLAMA | {
+        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14_336,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 32_768, "sliding_window": None,
+    },
+    "Qwen3 4B": LLAMA | {
+        "model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "head_dim": 128,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 151_936, "tie_word_embeddings": True,
+    },
+    "Phi-3 mini": LLAMA | {
+        "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
+        "num_attention_heads": 32, "num_key_value_heads": 32,
+        "vocab_size": 32_064, "pad_token_id": 0,
+    },
+}  # fmt: skip
+PEAKS = [
+    ("Llama 3.2 1B", "none", 2048),
+    ("Llama 3.2 1B", "second", 1024),
+    ("Llama 3.2 1B", "all", 1024),
+    ("Mistral 7B", "none", 1024),
+    ("Qwen3 4B", "second", 512),
+    ("Phi-3 mini", "all", 512),
+]
+SMALL = LLAMA | {
+    "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 8000,
+    "num_attention_heads": 16, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+def _counted(folder: Path, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    output = run_with_fake_card("benchmarks.fake_cuda.steps", json.dumps(requests), folder=folder)
+    results: list[dict[str, Any]] = json.loads(output.splitlines()[-1])
+    return results
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    requests = [
+        {"side": "peak", "config": CONFIGS[name], "recompute": mode, "tokens": n, "samples": 4}
+        for name, mode, n in PEAKS
+    ]
+    return _counted(tmp_path_factory.mktemp("card"), *requests)
+
+
+@pytest.mark.parametrize("number", range(len(PEAKS)), ids=["-".join(map(str, p)) for p in PEAKS])
+def test_the_predicted_peak_of_a_real_shape_is_the_counted_one_within_2_percent(
+    peaks: list[dict[str, Any]], number: int
+) -> None:
+    counted = peaks[number]
+    assert counted["predicted_bytes"] == pytest.approx(counted["peak_bytes"], rel=0.02)
+
+
+def test_every_module_gives_fp16(peaks: list[dict[str, Any]]) -> None:
+    """Norms under CUDA's autocast would not, left to themselves."""
+    for (name, _, _), counted in zip(PEAKS, peaks, strict=True):
+        assert counted["dtypes"] == ["torch.float16"], name
+
+
+def test_logits_are_never_whole(peaks: list[dict[str, Any]]) -> None:
+    for (name, _, _), counted in zip(PEAKS, peaks, strict=True):
+        if "Llama" in name or "Qwen" in name:
+            assert counted["largest_bytes"] < 0.6 * counted["logits_bytes"], name
+
+
+def test_a_trial_takes_its_plan_where_it_fits_and_an_easier_one_where_it_does_not(
+    tmp_path: Path,
+) -> None:
+    """The second card has less memory than it said; both leave nothing behind when undone."""
+    fits, eases, none = _counted(
+        tmp_path,
+        {"side": "job", "config": SMALL, "memory_gib": 1.0},
+        {"side": "job", "config": SMALL, "memory_gib": 1.0, "cap_gib": 0.4},
+        {"side": "job", "config": SMALL, "memory_gib": 1.0, "cap_gib": 0.12},
+    )
+    assert not fits["eased"]
+    assert fits["rehearsed_bytes"] <= fits["predicted_bytes"]
+    assert eases["eased"]
+    assert eases["infeasible"] is None
+    assert max(eases["rehearsed_bytes"], eases["peak_bytes"]) <= 0.4 * 2**30
+    assert eases["standing_bytes"] == fits["standing_bytes"]
+    assert none["infeasible"].startswith("the longest sample does not fit the GPU's memory")
+
+
+def test_padding_and_recomputing_everything_cost_more_than_half_of_what_is_computed(
+    tmp_path: Path,
+) -> None:
+    job, padded = _counted(
+        tmp_path, *({"side": side, "config": SMALL} for side in ("job", "padded"))
+    )
+    assert padded["flops"] > 1.8 * job["flops"]
+    assert padded["moved_bytes"] > 1.8 * job["moved_bytes"]

@@ -1,0 +1,195 @@
+"""Predicted against traced memory, and what a plan picks. `pytest tests/training/test_memory.py`"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from job.data.samples import SampleTable
+from job.training.footprint import FP16_CUDA, FP32_CPU, Recompute, Work, footprint
+from job.training.memory import FILL, T4_USABLE_BYTES, Samples, list_plans, plan_memory
+from job.training.shape import model_shape
+from tests.tiny_model import make_base, make_recipe
+from tests.training.memory_trace import peak_bytes, storage_bytes
+
+MISTRAL_7B = {
+    "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 32768,
+}  # fmt: skip
+SAMPLES = Samples(longest=1024, mean=220.0, per_step=8)
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 700,
+              "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2},
+    "qwen2": {"vocab_size": 32_000, "hidden_size": 128, "intermediate_size": 384,
+              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "tie_word_embeddings": True},
+    "qwen3": {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "head_dim": 48,
+              "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "phi3": {"vocab_size": 1200, "hidden_size": 256, "intermediate_size": 768,
+             "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 8},
+}  # fmt: skip
+ROW = [256, 128, 300, 340]  # tokens of the samples of a row
+MODES: tuple[Recompute, ...] = ("none", "second", "all")
+
+
+def _table(lengths: list[int]) -> SampleTable:
+    """Samples of which every token but the first is a target."""
+    first = np.r_[0, np.cumsum(lengths)][:-1]
+    is_target = np.ones(sum(lengths), dtype=bool)
+    is_target[first] = False
+    ids = np.random.default_rng(0).integers(3, 1000, sum(lengths)).astype(np.int32)
+    return SampleTable(ids, is_target, np.r_[0, np.cumsum(lengths)])
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model with adapters, dropout on, and its config.json."""
+    import torch
+
+    from job.training.model import add_adapters, load_base
+
+    folder = make_base(
+        tmp_path_factory.mktemp("base"),
+        model_type=request.param,
+        max_position_embeddings=2048,
+        **SHAPES[request.param],
+    )
+    recipe = make_recipe(lora_dropout=0.05, lora_r=8)
+    model = add_adapters(load_base(str(folder), None, torch.device("cpu")), recipe)
+    return model, recipe, json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lengths", "modes"),
+    [(ROW, ("all", "none")), ([300, 212], ("second", "none"))],
+    ids=["1024", "512"],
+)
+def test_the_predicted_peak_is_the_traced_one_within_5_percent(
+    loaded: Any, lengths: list[int], modes: tuple[Recompute, ...]
+) -> None:
+    """A step of two equal micro-batches, fp32."""
+    import torch
+
+    from job.training.state import TrainState
+    from job.training.trainer import Trainer
+
+    model, recipe, config = loaded
+    shape = model_shape(config)
+    assert shape is not None
+    trainer = Trainer(model, recipe, device=torch.device("cpu"), token_budget=10_000)
+    batch = trainer.heaviest(_table(lengths))
+    assert batch.num_tokens == sum(lengths)
+    for mode in modes:
+        trainer.set_plan(10_000, mode)
+        trainer.take_step([batch], TrainState())  # gradients and moments are there
+        standing = storage_bytes(model, trainer.optimizer)
+        traced = standing + peak_bytes(lambda: trainer.take_step([batch, batch], TrainState()))
+        work = Work(batch.num_tokens, len(batch.targets), recipe.lora_r, True, mode)
+        predicted = footprint(shape, work, FP32_CPU)
+        assert predicted.weights + predicted.adapter == pytest.approx(standing, rel=0.02), mode
+        assert predicted.total == pytest.approx(traced, rel=0.05), mode
+
+
+@pytest.mark.slow
+def test_the_prediction_for_fp16_autocast_holds_within_5_percent(tmp_path: Path) -> None:
+    """What a GPU's dtypes do, on the CPU; but for dropout masks (bool there) and cuBLAS."""
+    import torch
+
+    from job.training.batching import pack
+    from job.training.loss import target_nll
+    from job.training.model import add_adapters, load_base, normalise_dtype, set_recompute
+
+    folder = make_base(tmp_path, max_position_embeddings=2048, **SHAPES["llama"])
+    base = load_base(str(folder), None, torch.device("cpu"))
+    normalise_dtype(base, torch.float16)
+    model = add_adapters(base, make_recipe(lora_dropout=0.05, lora_r=8)).train()
+    shape = model_shape(json.loads((folder / "config.json").read_text()))
+    assert shape is not None
+    batch = next(pack(_table(ROW), range(4), 10_000))
+    precision = replace(FP16_CUDA, masking=2, norm=4, workspace=0)
+
+    def micro_batch() -> None:
+        with torch.autocast("cpu", dtype=torch.float16):
+            nll = target_nll(model, batch)
+        (nll / len(batch.targets)).backward()
+
+    for mode in MODES:
+        set_recompute(model, mode)
+        micro_batch()
+        parts = footprint(shape, Work(1024, len(batch.targets), 8, True, mode), precision)
+        standing = storage_bytes(model, None) + 8 * shape.adapter_weights(8)
+        traced = standing + peak_bytes(micro_batch)
+        assert parts.weights + parts.adapter == pytest.approx(standing, rel=0.02), mode
+        assert parts.total == pytest.approx(traced, rel=0.05), mode
+
+
+def _plan(config: dict[str, Any] = MISTRAL_7B, **changes: Any) -> Any:
+    options: dict[str, Any] = {
+        "lora_r": 8,
+        "lora_dropout": 0.05,
+        "per_device_train_batch_size": 2,
+        "usable_bytes": T4_USABLE_BYTES,
+    }
+    return plan_memory(config, changes.pop("samples", SAMPLES), **options | changes)
+
+
+def test_the_cards_model_fits_a_t4_under_13_5_gb_without_recomputing() -> None:
+    plan = _plan()
+    assert (plan.token_budget, plan.recompute, plan.warm_up) == (1024, "none", True)
+    assert plan.predicted.total < 13.5e9
+    # 7.25 G weights, of which 0.27 G in embeddings and head; 21 M in the adapter.
+    assert plan.predicted.weights == pytest.approx(6.98e9 * 0.516 + 0.27e9 * 2, rel=0.01)
+    assert plan.predicted.adapter == 16 * 20_971_520
+    assert str(plan).startswith(
+        "1024 tokens a micro-batch, no layer recomputed; predicted peak 10."
+    )
+
+
+@pytest.mark.parametrize(
+    ("usable_gib", "expected"),
+    [(80, "none"), (13, "none"), (10, "second"), (7, "all")],
+)
+def test_less_memory_means_more_recomputing(usable_gib: float, expected: str) -> None:
+    plan = _plan(usable_bytes=int(usable_gib * 2**30))
+    assert plan.recompute == expected
+    assert plan.token_budget >= SAMPLES.longest
+    assert plan.predicted.total <= FILL * usable_gib * 2**30
+    assert plan.predicted.total <= plan.usable_bytes
+
+
+def test_the_plan_is_the_fastest_of_those_that_fit() -> None:
+    shape, plan = model_shape(MISTRAL_7B), _plan()
+    assert shape is not None
+    plans = list_plans(shape, SAMPLES, lora_r=8, lora_dropout=0.05, usable_bytes=T4_USABLE_BYTES)
+    totals = {(p.token_budget, p.recompute): p.predicted.total for p in plans if p.predicted}
+    assert totals[2048, "all"] < totals[2048, "second"] < totals[2048, "none"]
+    assert totals[1024, "none"] < totals[2048, "none"]
+    fitting = [p for p in plans if p.predicted and p.predicted.total <= FILL * T4_USABLE_BYTES]
+    assert plan.relative_cost == pytest.approx(min(p.relative_cost for p in fitting), abs=1e-3)
+
+
+def test_where_nothing_fits_the_smallest_is_tried() -> None:
+    plan = _plan(usable_bytes=4 * 2**30)
+    assert (plan.token_budget, plan.recompute, plan.warm_up) == (1024, "all", True)
+
+
+def test_a_family_without_prediction_takes_the_cards_batch_and_recomputes_all() -> None:
+    for config in ({"model_type": "opt"}, {"model_type": "llama"}, {"model_type": "cohere"}):
+        plan = _plan(config)
+        assert (plan.token_budget, plan.recompute, plan.warm_up) == (2048, "all", True)
+        assert plan.predicted is None
+        assert str(plan) == "2048 tokens a micro-batch, all layers recomputed"
+
+
+def test_a_cpu_recomputes_nothing_and_rehearses_nothing() -> None:
+    plan = _plan(usable_bytes=None)
+    assert (plan.recompute, plan.warm_up) == ("none", False)
+    assert math.isnan(plan.relative_cost)

@@ -1,0 +1,178 @@
+"""The real job, told to end or killed in mid-training, with all its processes.
+
+`pytest tests/trial/test_preemption.py`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_model import make_base
+from tests.workers import make_inputs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    settings = make_inputs(folder) | {
+        "device": "cpu",
+        "max_steps": 240,
+        "num_epochs": 40,
+        "lora_dropout": 0.1,
+        "num_trials": 1,
+        "lease_seconds": 3,
+        "checkpoint_minutes": 0.01,
+        "grace_seconds": 15,
+    }
+    make_base(folder / "base", vocab_size=600)
+    return {f"JOB_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def _start(inputs: dict[str, str], out: Path) -> subprocess.Popen[str]:
+    environ = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "job"],
+        env=environ | inputs | {"JOB_OUTPUT_URI": str(out), "JOB_WORK_DIR": str(out / "work")},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+def _lines_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read the log until a line holds `text`; the process ends or the line comes."""
+    seen = ""
+    assert process.stderr is not None
+    for line in process.stderr:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+def _result(out: Path) -> dict[str, Any]:
+    (path,) = out.glob("sweeps/s/slots/0000/result.json")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def calm(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("calm")
+    code, err = _finish(_start(inputs, out))
+    assert code == 0, err
+    return _result(out)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("device:", signal.SIGTERM), ("data:", signal.SIGTERM), ("step 60/240", signal.SIGTERM),
+     ("model:", signal.SIGINT)],
+)  # fmt: skip
+def test_a_signal_ends_in_75_within_the_grace_and_the_next_attempt_ends_equal(
+    inputs: dict[str, str], calm: dict[str, Any], tmp_path: Path, moment: str, number: int
+) -> None:
+    process = _start(inputs, tmp_path)
+    before = _lines_until(process, moment)
+    started = time.monotonic()
+    process.send_signal(number)
+    process.send_signal(number)  # a second one changes nothing
+    code, err = _finish(process)
+    assert time.monotonic() - started < 15
+    assert code == 75, before + err
+    assert not list((tmp_path / "work").glob("attempt-*")), "the work folder is left clean"
+    if "step" in moment:
+        assert "goes on from step" in err
+    again = _start(inputs, tmp_path)
+    code, err = _finish(again)
+    assert code == 0, err
+    result = _result(tmp_path)
+    for key in ("eval_loss", "curve", "adapter_sha256", "best_step"):
+        assert result[key] == calm[key], key
+    if "step" in moment:
+        assert "going on from the checkpoint at step" in err
+        assert result["attempts"] == 2
+
+
+def test_a_killed_job_goes_on_from_its_background_checkpoint(
+    inputs: dict[str, str], calm: dict[str, Any], tmp_path: Path
+) -> None:
+    process = _start(inputs, tmp_path)
+    _lines_until(process, "checkpoint at step")
+    (child,) = _children(process.pid)
+    os.kill(child, signal.SIGKILL)
+    code, err = _finish(process)
+    assert code == 70, err
+    assert "killed by SIGKILL" in err
+    code, err = _finish(_start(inputs, tmp_path))
+    assert code == 0, err
+    assert "going on from the checkpoint at step" in err
+    assert _result(tmp_path)["adapter_sha256"] == calm["adapter_sha256"]
+    leftovers = list(tmp_path.glob("sweeps/s/slots/0000/checkpoints/*/manifest.json"))
+    assert len(leftovers) <= 1, "a committed slot loses its checkpoints"
+
+
+def test_a_trial_does_not_outlive_its_killed_parent(inputs: dict[str, str], tmp_path: Path) -> None:
+    process = _start(inputs, tmp_path)
+    _lines_until(process, "model:")
+    (child,) = _children(process.pid)
+    descriptor = os.pidfd_open(child)
+    process.kill()
+    process.wait(timeout=10)
+    import select
+
+    assert select.select([descriptor], [], [], 10)[0], "the trial goes on without its parent"
+    os.close(descriptor)
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _follower_of(process: subprocess.Popen[str]) -> int:
+    """The process id of rank 1, a child of our parent process."""
+    lines = {child: Path(f"/proc/{child}/cmdline") for child in _children(process.pid)}
+    (found,) = (child for child, line in lines.items() if b"--rank\x001" in line.read_bytes())
+    return found
+
+
+def test_two_ranks_save_and_end_whichever_of_them_is_ended(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    ranks = inputs | {"JOB_NUM_GPUS": "2"}
+    first = _start(ranks, tmp_path)
+    seen = _lines_until(first, "checkpoint at step")
+    follower = _follower_of(first)
+    os.kill(follower, signal.SIGKILL)
+    code, rest = _finish(first)
+    assert code == 72, seen + rest
+    assert "another process of this trial is gone" in rest
+    second = _start(ranks, tmp_path)
+    seen = _lines_until(second, "going on from the checkpoint at step")
+    seen += _lines_until(second, "GPUs share each step")
+    follower = _follower_of(second)
+    second.send_signal(signal.SIGTERM)
+    code, rest = _finish(second)
+    assert code == 75, seen + rest
+    assert not Path(f"/proc/{follower}").exists(), "no process is left"
+    code, rest = _finish(_start(ranks, tmp_path))
+    assert code == 0, rest
+    assert _result(tmp_path)["steps"] == 240

@@ -1,0 +1,57 @@
+"""The best adapter comes whole, or its slot is named. `pytest tests/winner/test_adapter.py`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from job.errors import SlotError, StoreError
+from job.ledger.folders import seal_folder, upload_folder
+from job.store.documents import Json
+from job.store.local import LocalStore
+from job.winner.adapter import download
+
+SLOT = 7
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Json:
+    """A committed trial's adapter, in the store under `out`."""
+    folder = tmp_path / "sent"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)))
+    sealed = seal_folder("sweeps/s/slots/0007/adapter", folder)
+    upload_folder(LocalStore(tmp_path / "out"), sealed, folder)
+    return {"adapter_key": sealed.key, "adapter_sha256": sealed.sha256}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "deleted", "all deleted", "a folder"])
+def test_a_damaged_adapter_names_its_slot_and_what_helps(
+    tmp_path: Path, result: Json, damage: str
+) -> None:
+    path = tmp_path / "out" / str(result["adapter_key"]) / "adapter_model.safetensors"
+    if damage == "flipped":
+        path.write_bytes(b"\x01" + path.read_bytes()[1:])
+    else:
+        path.unlink()
+    if damage == "all deleted":
+        (path.parent / "manifest.json").unlink()
+    if damage == "a folder":
+        path.mkdir()
+    with pytest.raises(SlotError) as caught:
+        download(LocalStore(tmp_path / "out"), SLOT, result, tmp_path / "best")
+    message = str(caught.value)
+    assert message.startswith(f"slot {SLOT}'s adapter is damaged: {tmp_path}/out/sweeps/s/slots/")
+    assert f"`job redo {SLOT}` begins it again" in message
+    assert f"`job exclude {SLOT} --reason TEXT` leaves it out" in message
+    assert not [*tmp_path.glob("*best*")], "nothing half-fetched stays"
+
+
+def test_a_store_that_fails_is_not_the_slots_damage(tmp_path: Path, result: Json) -> None:
+    class Failing(LocalStore):
+        def download(self, key: str, path: Path) -> None:
+            raise StoreError(f"{self.uri}/{key}: still failing after 20 minutes")
+
+    with pytest.raises(StoreError, match="still failing"):
+        download(Failing(tmp_path / "out"), SLOT, result, tmp_path / "best")
