@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from job.data.samples import SampleTable
-from job.training.recipe import Recipe
+from job.ledger.records import Recipe
 
 SHARD_BYTES = 2 * 2**30
 LLAMA_VOCABULARY = {"vocab_size": 128_256, "rms_norm_eps": 1e-5}

@@ -13,8 +13,8 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from job.data.samples import SampleTable
+from job.ledger.records import Recipe
 from job.training.batching import samples_of_step
-from job.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

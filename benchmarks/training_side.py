@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
+from job.ledger.records import Recipe
 from job.training.device import open_device, usable_memory_bytes
 from job.training.memory import MemoryPlan, Samples, plan_memory
 from job.training.model import add_adapters, load_base
-from job.training.recipe import Recipe
 from job.training.state import TrainState
 from job.training.trainer import Trainer
 from job.training.warmup import warm_up
@@ -34,7 +34,7 @@ def main() -> None:
     if device.type == "cuda":  # as on a T4, which has neither
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
-    recipe = Recipe.from_json(json.loads((arguments.folder / "recipe.json").read_text()))
+    recipe = Recipe.model_validate(json.loads((arguments.folder / "recipe.json").read_text()))
     rows = np.load(arguments.folder / "rows.npz")
     table = SampleTable(rows["input_ids"], rows["is_target"], rows["offsets"])
     base = load_base(str(arguments.folder / "model"), None, device)

@@ -30,9 +30,9 @@ from job.demo.base import ensure_base
 from job.demo.pretraining import Recipe as BaseRecipe
 from job.demo.rows import write_rows
 from job.demo.run import SETTINGS, SWEEP_FILE
+from job.ledger.records import Recipe
 from job.training.memory import CPU_TOKEN_BUDGET
 from job.training.model import add_adapters, load_base
-from job.training.recipe import Recipe
 from job.training.state import TrainState
 from job.training.trainer import Trainer
 

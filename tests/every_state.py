@@ -16,12 +16,13 @@ from typing import Any
 from job.errors import JobError, PreemptedError
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
+from job.ledger.records import Recipe
 from job.ledger.redo import redo
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.store.local import LocalStore
-from job.training.recipe import Recipe, derive_seed
+from job.training.recipe import derive_seed
 from job.training.state import TrainState, read_state, write_state
 from job.trial.attempt import Training
 from job.trial.run import run_trial_on
@@ -62,7 +63,7 @@ def _loss(recipe: Recipe, step: int) -> float:
 
 
 def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
-    slot, recipe = attempt.lease.slot, Recipe.from_json(attempt.spec["recipe"])
+    slot, recipe = attempt.lease.slot, Recipe.model_validate(attempt.spec["recipe"])
     history, state = work_dir / "history.jsonl", TrainState()
     history.touch()
     if keeper.resume_dir is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import PreemptedError
-from job.training.recipe import Recipe
+from job.ledger.records import Recipe
 from job.training.state import TrainState, read_state, write_state
 from job.trial.attempt import Training
 
@@ -34,7 +34,7 @@ class FakeFit:
 
 def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
     """Run `recipe.planned_steps` steps of hashing."""
-    recipe = Recipe.from_json(attempt.spec["recipe"])
+    recipe = Recipe.model_validate(attempt.spec["recipe"])
     state, value = TrainState(), f"{recipe.learning_rate}"
     history = work_dir / "history.jsonl"
     history.touch()

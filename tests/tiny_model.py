@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from job.data.samples import SampleTable
-from job.training.recipe import Recipe, plan_evaluations
+from job.ledger.records import Recipe
+from job.training.recipe import plan_evaluations
 
 VOCABULARY = 128
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "cohere", "cohere2")

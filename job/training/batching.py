@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from job.data.samples import SampleTable
-from job.training.recipe import Recipe, derive_seed
+from job.ledger.records import Recipe
+from job.training.recipe import derive_seed
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from job.data.samples import SampleTable
 from job.errors import GpuError
+from job.ledger.records import Recipe
 from job.log import log
 from job.training.footprint import Recompute
 from job.training.messages import (
@@ -31,7 +32,6 @@ from job.training.messages import (
     send_table,
     together,
 )
-from job.training.recipe import Recipe
 
 Kind = Literal["step", "evaluate"]
 KINDS: tuple[Kind, ...] = ("step", "evaluate")

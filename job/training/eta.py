@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from job.training.recipe import Recipe
+from job.ledger.records import Recipe
 from job.training.state import TrainState
 
 FORECAST_AFTER = 20  # optimizer steps of an attempt; the first few are slow, so they are left out

@@ -11,6 +11,7 @@ import torch
 
 from job.data.samples import SampleTable
 from job.errors import GpuError
+from job.ledger.records import Recipe
 from job.log import log
 from job.progress import size
 from job.training.crew import Crew, CrewPlan
@@ -20,7 +21,6 @@ from job.training.gpu_faults import gpu_faults_told
 from job.training.loop import TrainOutcome, train
 from job.training.memory import MemoryPlan
 from job.training.model import add_adapters, trainable_parameters
-from job.training.recipe import Recipe
 from job.training.recorder import Keeper, Recorder
 from job.training.state import HISTORY_FILE, TrainState
 from job.training.trainer import Trainer

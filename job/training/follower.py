@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from job.data.samples import SampleTable
+from job.ledger.records import Recipe
 from job.training.crew import (
     KINDS,
     TOTALS,
@@ -21,7 +22,6 @@ from job.training.crew import (
 from job.training.gpu_faults import gpu_faults_told
 from job.training.messages import receive_table
 from job.training.model import add_adapters, load_base
-from job.training.recipe import Recipe
 from job.training.trainer import Trainer
 
 
@@ -29,7 +29,7 @@ from job.training.trainer import Trainer
 def follow(meeting: Path, *, rank: int, size: int, device: torch.device) -> None:
     """Wait until rank 0 has a trial, load it, compute what is ordered until we are dismissed."""
     task = read_task(meeting)
-    recipe = Recipe.from_json(task["recipe"])
+    recipe = Recipe.model_validate(task["recipe"])
     model = add_adapters(load_base(task["location"], task["revision"], device), recipe)
     trainer = Trainer(model, recipe, device=device, token_budget=1)
     (meeting / ready_file(rank)).touch()

@@ -11,8 +11,8 @@ import torch
 
 from job.data.samples import SampleTable
 from job.errors import GpuError
+from job.ledger.records import Recipe
 from job.log import log
-from job.training.recipe import Recipe
 from job.training.state import StepReport, TrainState
 from job.training.trainer import ShouldStop, Trainer
 

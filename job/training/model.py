@@ -26,6 +26,7 @@ from job.errors import (
     is_network_failure,
     is_volume_full,
 )
+from job.ledger.records import Recipe
 from job.log import log
 from job.training.attention import enable_packed_attention
 from job.training.families import PACKED_FAMILIES
@@ -35,7 +36,7 @@ from job.training.layers import enable_lean_layers
 from job.training.lora import enable_lean_lora
 from job.training.loss import has_chunked_loss
 from job.training.precision import compute_dtype, normalise_dtype
-from job.training.recipe import Recipe, derive_seed
+from job.training.recipe import derive_seed
 
 
 def load_base(

@@ -1,43 +1,11 @@
-"""`Recipe`: everything that fixes what a trial computes, as plain data."""
+"""What follows from a trial's recipe: its steps, evaluations, learning rates and seeds."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """A trial's hyper-parameters and its planned course. Part of spec.json, so JSON-able."""
-
-    learning_rate: float
-    gradient_accumulation_steps: int
-    lora_dropout: float
-    weight_decay: float
-    lora_r: int
-    lora_alpha: float
-    lr_scheduler: str  # linear, cosine or constant, each after a linear warm-up
-    warmup_ratio: float
-    max_grad_norm: float
-    per_device_train_batch_size: int
-    seed: int
-    planned_steps: int  # optimizer steps; fixed here, never recomputed from speed
-    eval_steps: tuple[int, ...]  # optimizer steps after which eval/loss is measured
-    patience: int  # evaluations without improvement before stopping
-
-    @property
-    def samples_per_step(self) -> int:
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "eval_steps": list(self.eval_steps)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        return cls(**{**content, "eval_steps": tuple(content["eval_steps"])})
+from job.ledger.records import Recipe
 
 
 def plan_steps(

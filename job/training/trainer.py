@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
+from job.ledger.records import Recipe
 from job.training.batching import MicroBatch, pack, samples_of_step
 from job.training.crew import TOTALS, Crew, Kind, Order, split_evenly, sum_up
 from job.training.footprint import Recompute
@@ -20,7 +21,7 @@ from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, target_nll
 from job.training.model import set_recompute, trainable_parameters
 from job.training.precision import autocast, loss_scaler, model_dtype
-from job.training.recipe import Recipe, derive_seed, learning_rate_at
+from job.training.recipe import derive_seed, learning_rate_at
 from job.training.snapshot import Snapshot, put_back, read_snapshot, take_snapshot
 from job.training.state import StepReport, TrainState
 

@@ -13,13 +13,14 @@ from job.data.prepared import PreparedData
 from job.errors import SlotError
 from job.ledger.accounts import now
 from job.ledger.ledger import Ledger
+from job.ledger.records import Recipe
 from job.log import log
 from job.settings import Settings
 from job.store.documents import Json
 from job.sweep.builtin import Observation, suggest
 from job.sweep.definition import SweepDefinition
 from job.sweep.hyperband import should_stop
-from job.training.recipe import Recipe, plan_evaluations, plan_steps
+from job.training.recipe import plan_evaluations, plan_steps
 from job.training.state import TrainState
 from job.wandb.agent import AgentRun, draw
 from job.wandb.sweeps import SweepPath, wait_until_running

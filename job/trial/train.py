@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
+from job.ledger.records import Recipe
 from job.ledger.uploads import Publisher
 from job.process.gpu import preflight
 from job.settings import Settings
 from job.training.memory import MemoryPlan, Samples, plan_memory
-from job.training.recipe import Recipe
 from job.training.state import TrainState
 from job.trial.attempt import Attempt, Training
 from job.trial.draw import stop_early
@@ -53,7 +53,7 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Pat
     settings, base, recipe = (
         attempt.settings,
         attempt.base,
-        Recipe.from_json(attempt.spec["recipe"]),
+        Recipe.model_validate(attempt.spec["recipe"]),
     )
     crew = None
     if meeting is not None:

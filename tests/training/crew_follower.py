@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from job.ledger.records import Recipe
 from job.training.crew import KINDS, join, read_task, ready_file
 from job.training.follower import follow, serve
 from job.training.messages import receive_table
 from job.training.model import add_adapters, load_base
-from job.training.recipe import Recipe
 from job.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def main(meeting: Path, most_tokens: int | None) -> None:
         follow(meeting, rank=1, size=2, device=CPU)
         return
     task = read_task(meeting)
-    recipe = Recipe.from_json(task["recipe"])
+    recipe = Recipe.model_validate(task["recipe"])
     model = add_adapters(load_base(task["location"], task["revision"], CPU), recipe)
 
     def refuse(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:

@@ -9,13 +9,8 @@ import json
 
 import pytest
 
-from job.training.recipe import (
-    Recipe,
-    derive_seed,
-    learning_rate_at,
-    plan_evaluations,
-    plan_steps,
-)
+from job.ledger.records import Recipe
+from job.training.recipe import derive_seed, learning_rate_at, plan_evaluations, plan_steps
 from tests.tiny_model import make_recipe
 
 
@@ -50,7 +45,7 @@ def test_warm_up_rises_from_zero_and_the_rest_never_rises(scheduler: str) -> Non
 
 def test_a_recipe_survives_json() -> None:
     recipe = make_recipe()
-    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
 def test_seeds_differ_and_stay() -> None:

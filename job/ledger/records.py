@@ -1,0 +1,247 @@
+"""The documents of a sweep in its bucket, as records: what each holds, and which values it allows.
+
+    sweeps/<sweep>/sweep.json                        Identity   create-once
+    sweeps/<sweep>/slots/<NNNN>/spec.json            Spec       create-once
+                                lease.json           Lease      only by compare-and-swap
+                                attempts/<e>-<o>.json Account   created open, swapped once
+                                result.json          Result     create-once: THE COMMIT
+                                failed.json          Closure    create-once: given up
+                                excluded.json        Closure    create-once: by a person
+
+Keys that no version of the code has ever left out are required; the others have the value that they
+stood for before they came. Keys that this version does not know are kept as they are, so that an
+older worker beside a newer one destroys nothing. What does not fit is damage: `pydantic` refuses it
+where the ledger reads.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
+
+
+def _check_moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_check_moment)]  # ISO 8601, UTC: for people, never compared
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Hyperparameter = int | float | str
+
+
+class Record(BaseModel):
+    """A JSON object in the bucket. Its JSON holds the keys that were read or given, no others."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="allow", allow_inf_nan=False, populate_by_name=True
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The document's content; keys that this version does not know come last."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, checked as those of a new record are."""
+        return type(self).model_validate({**self.to_json(), **changes})
+
+
+class Recipe(Record):
+    """All that fixes what a trial computes: its hyper-parameters and its planned course."""
+
+    learning_rate: float
+    gradient_accumulation_steps: int = Field(ge=1)
+    lora_dropout: float
+    weight_decay: float
+    lora_r: int = Field(ge=1)
+    lora_alpha: float
+    lr_scheduler: Literal["linear", "cosine", "constant"]  # each after a linear warm-up
+    warmup_ratio: float
+    max_grad_norm: float
+    per_device_train_batch_size: int = Field(ge=1)
+    seed: int
+    planned_steps: int = Field(ge=1)  # optimizer steps; fixed here, never recomputed from speed
+    eval_steps: tuple[int, ...]  # optimizer steps after which eval/loss is measured
+    patience: int = Field(ge=1)  # evaluations without improvement before stopping
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+class Spec(Record):
+    """`spec.json`: what a slot computes, frozen before its first attempt trains."""
+
+    params: dict[str, Hyperparameter]  # the slot's point of the sweep
+    recipe: Recipe
+    measure_step_0: bool = False  # eval/loss of the untuned model: only the first slot to be drawn
+    data_digest: str  # of the prepared rows
+    wandb_run_id: str
+    wandb_sweep: str | None = None  # entity/project/id; None: drawn by the built-in engine
+    code_version: str = ""
+    created_at: Moment
+
+
+class Result(Record):
+    """`result.json`: how a trial ended. Whoever creates it has committed the slot."""
+
+    status: Status
+    reason: str | None = None
+    eval_loss: float | None  # of the adapter; None when there is none
+    best_step: int | None = None
+    steps: Count
+    adapter_key: str | None
+    adapter_sha256: str | None = None  # of the adapter's manifest, which holds every file's
+    adapter_bytes: Count | None = None
+    gpu_seconds: Seconds  # of all attempts at the slot
+    wasted_gpu_seconds: Seconds = 0.0  # of them: steps done twice, restarts, waiting
+    training_seconds: Seconds | None = None  # of the training clock
+    tokens_per_second: float | None = None
+    peak_memory_bytes: Count | None = None
+    curve: tuple[tuple[int, float | None], ...]  # (step, eval/loss); None: it overflowed
+    phase_seconds: dict[str, float] = {}
+    params: dict[str, Hyperparameter] = {}
+    wandb_run_id: str | None = None
+    attempts: Count = 0
+    data_digest: str | None = None
+    base_model: str
+    base_model_revision: str
+    code_version: str = ""
+    history_key: str
+    committed_at: Moment | None = None
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Self:
+        if self.adapter_key is not None and None in (self.adapter_sha256, self.eval_loss):
+            raise ValueError("it has an adapter, but not its adapter_sha256 and eval_loss")
+        return self
+
+    @property
+    def finite_curve(self) -> tuple[tuple[int, float], ...]:
+        """The evaluations that gave a number, as (step, eval/loss)."""
+        return tuple((step, loss) for step, loss in self.curve if loss is not None)
+
+
+class Checkpoint(Record):
+    """A checkpoint that a lease names: a folder of the bucket under the hash of its content."""
+
+    key: str
+    sha256: str  # of its manifest
+    step: Count
+    best: str | None  # key of the best adapter so far, which the checkpoint refers to
+    clock_seconds: Seconds = 0.0  # training clock in it
+
+
+class Progress(Record):
+    """What the holder of a lease says of its own attempt, at every renewal."""
+
+    node: str | None = None
+    code_version: str | None = None
+    started_at: Moment | None = None
+    heard_at: Moment | None = None  # the last renewal
+    clock_before: Seconds = 0.0  # training clock that the attempt found
+    num_gpus: Annotated[int, Field(ge=1)] = 1  # more: of a version that shared steps among GPUs
+    patience_seconds: Seconds | None = None  # training without a later checkpoint: fruitless
+    first_step: Count | None = None
+    step: Count | None = None
+    published_step: int = -1  # of the newest checkpoint that this attempt published
+    trained_seconds: Seconds = 0.0  # of the training clock, in this attempt
+    tokens_per_second: float | None = None
+    eval_loss: float | None = None  # the last one
+    gpu_seconds: Seconds = 0.0
+    useful_seconds: Seconds | None = None  # of them, what the commit rests on
+    exit_code: int | None = None
+    reason: str | None = None
+    ended_at: Moment | None = None
+
+
+class Account(Record):
+    """`attempts/<epoch>-<owner>.json`: what an attempt cost and why it ended, for people."""
+
+    epoch: Count
+    owner: str
+    node: str | None = None
+    code_version: str | None = None
+    started_at: Moment | None = None
+    heard_at: Moment | None = None
+    state: Literal["open", "ended"]
+    first_step: Count | None = None
+    last_step: Count | None = None
+    gpu_seconds: Seconds = 0.0
+    ended_at: Moment | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    saved_step: Count | None = None  # of the newest checkpoint when it ended
+    wasted_gpu_seconds: Seconds | None = None  # of its GPU-seconds, what nothing later rests on
+
+
+class Closure(Record):
+    """`failed.json` and `excluded.json`: why nobody is to work on the slot any more."""
+
+    reason: str = "no reason is told"
+
+
+class Lease(Record):
+    """`lease.json`: whose slot it is, which checkpoints count, what all attempts cost so far."""
+
+    owner: str
+    epoch: Count  # number of the attempt, from 1; 0 before the first
+    state: Literal["held", "released"] = "released"
+    beat: Count = 0  # renewals of this epoch
+    checkpoints: tuple[Checkpoint, ...] = ()  # newest first
+    gpu_seconds_before: Seconds = 0.0  # of all earlier attempts
+    seconds_before: Seconds = 0.0  # likewise by the clock, on however many GPUs
+    wasted_gpu_seconds_before: Seconds = 0.0  # of them, what no later attempt could build on
+    ended: tuple[Account, ...] = ()  # earlier attempts whose documents may not be written yet
+    fruitless: Count = 0  # attempts in a row that trained long and published no later checkpoint
+    startless: Count = 0  # attempts in a row that never finished a step
+    attempt: Progress = Progress()  # the current attempt
+
+    @property
+    def is_held(self) -> bool:
+        """Nobody has released it; its holder may be dead."""
+        return self.state == "held"
+
+
+class Frozen(Record):
+    """A part of the identity that is known by what it was resolved to."""
+
+    revision: str | None = None  # of the base model
+    prepared: str | None = None  # digest of the prepared rows
+
+
+class Identity(Record):
+    """`sweep.json`: all that can change eval/loss, frozen by a sweep's first trial.
+
+    Beside these keys it holds every setting of `settings.IDENTITY_FIELDS` under its variable's
+    name. Names that begin with `_` are information and not compared.
+    """
+
+    base_model: Annotated[Frozen, Field(alias="JOB_BASE_MODEL")] = Frozen()
+    dataset: Annotated[Frozen, Field(alias="JOB_DATASET_URI")] = Frozen()
+    sweep_file: Annotated[dict[str, Any] | None, Field(alias="JOB_SWEEP_FILE")] = None
+    # The settings behind the prepared rows.
+    rows: Annotated[dict[str, Any], Field(alias="_rows")] = {}
+    base_model_name: Annotated[str, Field(alias="_base_model")] = ""
+    # As the settings ask for it, before it was resolved to a commit.
+    asked_revision: Annotated[str, Field(alias="_base_model_revision")] = ""
+    ledger_schema: int = 1
+
+    def compared(self) -> dict[str, Any]:
+        """What a later trial's settings have to equal, by name."""
+        return {name: value for name, value in self.to_json().items() if not name.startswith("_")}
+
+
+def damage(error: ValidationError) -> str:
+    """The first thing that is wrong with a document: `curve.0: should be a valid tuple`."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    what = first["msg"].removeprefix("Value error, ").removeprefix("Input ").lower()
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {what}{more}" if where else f"{what}{more}"
