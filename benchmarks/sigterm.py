@@ -108,16 +108,13 @@ def _inputs(folder: Path, case: Case) -> dict[str, object]:
 
 
 def _steps(out: Path) -> tuple[int | None, int | None]:
-    from job.ledger.lease import lease_key
     from job.ledger.ledger import Ledger
-    from job.store.documents import read_document
     from job.store.local import LocalStore
 
-    ledger = Ledger(LocalStore(out), "s")
-    lease = read_document(ledger.store, lease_key(ledger, 0))
-    if lease is None or not lease.content["checkpoints"]:
+    stored = Ledger(LocalStore(out), "s").slot(0).lease()
+    if stored is None or not stored.lease.checkpoints:
         return None, None
-    return lease.content["checkpoints"][0]["step"], lease.content["attempt"].get("step")
+    return stored.lease.checkpoints[0].step, stored.lease.attempt.step
 
 
 def _parent() -> int:

@@ -59,7 +59,7 @@ def measure(
     log = folder / "steps"
     os.environ["FAKE_TRAINING_LOG"] = str(log)
     try:
-        while (result := Ledger(store, "s").result(0)) is None:
+        while (result := Ledger(store, "s").slot(0).result()) is None:
             log.write_text("")
             worker = start_worker(settings, lambda: store)
             _wait_for_steps(log, worker)
@@ -72,7 +72,7 @@ def measure(
             done += len(log.read_text())
     finally:
         del os.environ["FAKE_TRAINING_LOG"]
-    return kills, result["steps"], done - result["steps"], seconds
+    return kills, result.steps, done - result.steps, seconds
 
 
 def _wait_for_steps(log: Path, worker: int) -> None:

@@ -31,7 +31,7 @@ def run_exclude(settings: Settings, ledger: Ledger, options: argparse.Namespace)
     reason = reason_argument(options.reason)
     check_sweep(ledger)
     slot = slot_argument(options.slot, "exclude", ledger.num_slots(settings.num_trials))
-    return exclude(ledger, slot, reason)
+    return exclude(ledger.slot(slot), reason)
 
 
 def run_gc(_settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:

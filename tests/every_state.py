@@ -63,7 +63,7 @@ def _loss(recipe: Recipe, step: int) -> float:
 
 
 def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
-    slot, recipe = attempt.lease.slot, Recipe.model_validate(attempt.spec["recipe"])
+    slot, recipe = attempt.slot.number, attempt.spec.recipe
     history, state = work_dir / "history.jsonl", TrainState()
     history.touch()
     if keeper.resume_dir is not None:
@@ -74,13 +74,13 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
     if status == "infeasible":
         reason = "one sample alone does not fit the GPU's memory"
         return _ScriptedFit(status, reason, state, history)
-    if attempt.spec["measure_step_0"] and not state.curve:
+    if attempt.spec.measure_step_0 and not state.curve:
         state.curve.append((0, _loss(recipe, 0)))
     for step in recipe.eval_steps:
         if step <= state.step:
             continue
-        attempt.clock._started -= SECONDS_A_STEP * (step - state.step)  # claimed, not spent
-        attempt.check()
+        attempt.lease._paid_since -= SECONDS_A_STEP * (step - state.step)  # claimed, not spent
+        attempt.should_stop()
         _advance(state, recipe, step, history)
         if status == "diverged" and step > recipe.planned_steps / 2:
             state.curve[-1], state.diverged = (step, math.nan), True
@@ -172,11 +172,11 @@ def _spoil(ledger: Ledger, folder: Path, reason: str) -> Ledger:
     assert lease is not None
     lease.report(step=800, eval_loss=1.09, tokens_per_second=362.0, gpu_seconds=4300.0)
     lease.renew()
-    ledger.exclude(EXCLUDED, "its rows were wrong")
+    ledger.slot(EXCLUDED).exclude("its rows were wrong")
     slots = folder / "out/sweeps/s/slots"
     for path in (slots / f"{GIVEN_UP:04d}").glob("result.json*"):
         path.unlink()
-    ledger.close(GIVEN_UP, reason)
+    ledger.slot(GIVEN_UP).give_up(reason)
     for path in (slots / f"{DAMAGED:04d}").glob("spec.json*"):
         path.unlink()
     return ledger

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import PreemptedError
-from job.ledger.records import Recipe
 from job.training.state import TrainState, read_state, write_state
 from job.trial.attempt import Training
 
@@ -34,7 +33,7 @@ class FakeFit:
 
 def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
     """Run `recipe.planned_steps` steps of hashing."""
-    recipe = Recipe.model_validate(attempt.spec["recipe"])
+    recipe = attempt.spec.recipe
     state, value = TrainState(), f"{recipe.learning_rate}"
     history = work_dir / "history.jsonl"
     history.touch()
@@ -58,7 +57,7 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
 
     try:
         while state.step < recipe.planned_steps and (not state.step or not attempt.stop_asked()):
-            attempt.check()
+            attempt.should_stop()
             time.sleep(STEP_SECONDS)  # a step takes time, or nothing could fall into one
             _count_step()
             value = hashlib.sha256(f"{value}{state.step}".encode()).hexdigest()

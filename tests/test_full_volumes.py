@@ -14,6 +14,7 @@ from job.errors import OutageError, StoreError
 from job.ledger.folders import seal_folder, upload_folder
 from job.store.local import LocalStore
 from job.winner.adapter import download
+from tests.ledger.documents import make_result
 
 
 class Full(LocalStore):
@@ -55,7 +56,7 @@ def test_a_full_target_of_a_download_is_not_the_stores(tmp_path: Path, source: P
 def test_a_full_volume_for_the_best_adapter_names_the_option(tmp_path: Path, source: Path) -> None:
     sealed = seal_folder("sweeps/s/slots/0000/adapter", source.parent)
     upload_folder(LocalStore(tmp_path / "out"), sealed, source.parent)
-    result = {"adapter_key": sealed.key, "adapter_sha256": sealed.sha256}
+    result = make_result(adapter_key=sealed.key, adapter_sha256=sealed.sha256)
     with pytest.raises(OutageError, match=f"^best --download: {tmp_path}/best: no space left; "):
         download(Full(tmp_path / "out"), 0, result, tmp_path / "best")
     assert not [*tmp_path.glob("*best*")], "nothing half-fetched stays"

@@ -114,14 +114,14 @@ class BigTraining:
         marked = False
         try:
             while state.step < self.num_steps:
-                attempt.check()
+                attempt.should_stop()
                 time.sleep(STEP_SECONDS)
                 state.step += 1
                 state.clock_seconds += STEP_SECONDS
                 keeper.report(step=state.step)
                 if keeper.is_due():
                     checkpoint()
-                if attempt.lease.content["checkpoints"] and not marked and state.step > saved:
+                if attempt.lease.record.checkpoints and not marked and state.step > saved:
                     marked = True
                     self.mark("training")
                     self._evaluate(attempt)
@@ -135,5 +135,5 @@ class BigTraining:
             self.mark("evaluation")
         ends = time.monotonic() + self.eval_seconds
         while time.monotonic() < ends:
-            attempt.check()
+            attempt.should_stop()
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Forked processes that work on a sweep with real ledger, lease, publisher and trial code."""
+"""Forked processes that work on a sweep with real ledger, lease, uploads and trial code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from job.data.tokens import load_tokenizer
 from job.errors import JobError
 from job.ledger.accounts import read_accounts
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.store.base import Store
-from job.store.documents import read_document
 from job.trial.attempt import Training
 from job.trial.run import run_trial_on
 from tests.fake_training import FAKE_TRAINING
@@ -97,20 +95,20 @@ def _work(given: dict[str, Any], store: Store, training: Training) -> int:
 
 def check_accounts(ledger: Ledger, slot: int) -> int:
     """The attempts' documents and the result say the same; the steps that were done twice."""
-    result, lease = ledger.result(slot), read_document(ledger.store, lease_key(ledger, slot))
+    result = ledger.slot(slot).result()
     assert result is not None
-    assert lease is not None
-    told = read_accounts(ledger, slot, lease.content)
+    assert ledger.slot(slot).lease() is not None
+    told = read_accounts(ledger.slot(slot))
     # One that was frozen between its last renewal and its commit does not know of the next one.
-    attempts = [a for a in told if a["epoch"] <= result["attempts"]]
-    assert [a["epoch"] for a in attempts] == list(range(1, result["attempts"] + 1))
-    if attempts[-1]["state"] == "ended" and attempts[-1]["exit_code"] == 0:
-        assert attempts[-1]["reason"] == f"committed: {result['status']}"
+    attempts = [a for a in told if a.epoch <= result.attempts]
+    assert [a.epoch for a in attempts] == list(range(1, result.attempts + 1))
+    if attempts[-1].state == "ended" and attempts[-1].exit_code == 0:
+        assert attempts[-1].reason == f"committed: {result.status}"
         for name in ("gpu_seconds", "wasted_gpu_seconds"):
-            total = sum(a[name] for a in attempts)
-            assert abs(total - result[name]) < 0.051 * len(attempts), (name, total, result[name])
+            told_in_all, committed = sum(getattr(a, name) for a in attempts), getattr(result, name)
+            assert abs(told_in_all - committed) < 0.051 * len(attempts), name
     return sum(
-        max(0, (a["last_step"] or 0) - max(a["saved_step"] or 0, a["first_step"] or 0))
+        max(0, (a.last_step or 0) - max(a.saved_step or 0, a.first_step or 0))
         for a in attempts[:-1]
     )
 

@@ -125,17 +125,15 @@ def _show(
 ) -> None:
     """The untuned loss, the best adapter, and a few answers before and after."""
     results = [result for _, _, result in ledger.committed(num_trials)]
-    judged = [result for result in results if result["eval_loss"] is not None]
-    untuned = [loss for r in results for step, loss in r["curve"][:1] if step == 0]
+    judged = [(r.eval_loss, r.adapter_key) for r in results if r.eval_loss and r.adapter_key]
+    untuned = [loss for r in results for step, loss in r.finite_curve[:1] if step == 0]
     if not judged or not untuned:
         console.print("no trial has an adapter: see the lines above")
         return
-    best = min(judged, key=lambda result: float(result["eval_loss"]))
-    change = 1 - best["eval_loss"] / untuned[0]
-    adapter_dir = Path(ledger.store.uri) / best["adapter_key"]
-    console.print(
-        f"eval/loss untuned {untuned[0]:.4f}, best {best['eval_loss']:.4f} (-{change:.0%})"
-    )
+    best, adapter_key = min(judged)
+    change = 1 - best / untuned[0]
+    adapter_dir = Path(ledger.store.uri) / adapter_key
+    console.print(f"eval/loss untuned {untuned[0]:.4f}, best {best:.4f} (-{change:.0%})")
     console.print(f"adapter: {adapter_dir}\n", soft_wrap=True)
     questions = pick_questions(demo_dir / "rows.jsonl", NUM_SAMPLES, seed=17)
     before = generate_answers(base.model_dir, None, questions)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from job.errors import DamagedError
+from job.ledger.slot import Slot
 from job.store.base import Store
 
 MANIFEST = "manifest.json"
@@ -70,10 +71,10 @@ def delete_folder(store: Store, key: str) -> None:
         store.delete(name)
 
 
-def publish_history(store: Store, slot_prefix: str, path: Path) -> str:
+def publish_history(slot: Slot, path: Path) -> str:
     """Upload a trial's history file under the hash of its content; return its key."""
-    key = f"{slot_prefix}/history-{_sha256(path)}.jsonl"
-    store.upload(key, path)
+    key = slot.key(f"history-{_sha256(path)}.jsonl")
+    slot.store.upload(key, path)
     return key
 
 

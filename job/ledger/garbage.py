@@ -18,23 +18,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import Field, ValidationError
 
 from job.errors import SettingsError, SlotError
 from job.ledger.folders import delete_folder
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
+from job.ledger.records import Moment, Record, damage
+from job.ledger.slot import Slot
 from job.log import log
 from job.store.base import Store
 from job.store.documents import create_document, read_document, swap_document
 
-MEMORY_KEY = "gc.json"  # what was found unused, and since when
+MEMORY_KEY = "gc.json"
 _UPLOAD = re.compile(
     r"sweeps/[^/]+/slots/(?P<slot>\d{4})/(redo-(?P<generation>\d+)/)?"
     r"(checkpoints/(?P<epoch>\d+)-\d+-[0-9a-f]{64}|adapter-[0-9a-f]{64}|history-[0-9a-f]{64}\.jsonl)"
     r"(?=/|$)"
 )
 _UNOWNED = re.compile(r"(prepared/[0-9a-f]{64})/|(probe-[0-9a-f]{32})$")
+
+
+class Memory(Record):
+    """`gc.json`: what an earlier gc found unused, by key, and since when."""
+
+    unused_since: dict[str, Moment] = Field(default={})
 
 
 class Garbage(NamedTuple):
@@ -84,39 +93,39 @@ def hours_argument(text: str) -> float:
 def _of_slots(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
     """Unneeded uploads of the sweep's slots."""
     uploads: dict[tuple[int, int], dict[str, int | None]] = {}
-    for key in ledger.store.list(f"sweeps/{ledger.sweep}/slots/"):
+    for key in ledger.store.list(f"{ledger.folder}/slots/"):
         if (match := _UPLOAD.match(key)) is not None:
             where = int(match["slot"]), int(match["generation"] or 0)
             epoch = int(match["epoch"]) if match["epoch"] else None
             uploads.setdefault(where, {})[match[0]] = epoch
-    for (slot, generation), found in sorted(uploads.items()):
+    for (number, generation), found in sorted(uploads.items()):
+        slot = Slot(ledger, number, generation)
         try:
-            if old_generations and _is_replaced(ledger, slot, generation):
+            if old_generations and _is_replaced(slot):
                 yield from (Garbage(key, "the slot was begun again") for key in found)
                 continue
-            yield from _of_generation(ledger.pin(slot, generation), slot, found)
+            yield from _of_generation(slot, found)
         except SlotError as error:
-            log.warning("slot %d is left alone: %s", slot, error)
+            log.warning("slot %d is left alone: %s", number, error)
 
 
-def _is_replaced(ledger: Ledger, slot: int, generation: int) -> bool:
+def _is_replaced(slot: Slot) -> bool:
     """A later generation is committed: until then the earlier adapter is all there is."""
-    newest = ledger.pin(slot)
-    return generation < ledger.generation(slot) and newest.result(slot) is not None
+    newest = slot.ledger.slot(slot.number)
+    return slot.generation < newest.generation and newest.result() is not None
 
 
-def _of_generation(ledger: Ledger, slot: int, found: dict[str, int | None]) -> Iterator[Garbage]:
-    lease = read_document(ledger.store, lease_key(ledger, slot))
-    result = ledger.result(slot)
-    if lease is None:
-        log.warning("slot %d is left alone: it has uploads but no lease.json", slot)
+def _of_generation(slot: Slot, found: dict[str, int | None]) -> Iterator[Garbage]:
+    stored, result = slot.lease(), slot.result()
+    if stored is None:
+        log.warning("slot %d is left alone: it has uploads but no lease.json", slot.number)
         return
-    named = {entry["key"] for entry in lease.content["checkpoints"]}
+    named = {checkpoint.key for checkpoint in stored.lease.checkpoints}
     for key, epoch in found.items():
         if result is not None:
-            if key not in (result["adapter_key"], result["history_key"]):
+            if key not in (result.adapter_key, result.history_key):
                 yield Garbage(key, "the slot is committed and does not name it")
-        elif epoch is not None and epoch < lease.content["epoch"] and key not in named:
+        elif epoch is not None and epoch < stored.lease.epoch and key not in named:
             yield Garbage(key, f"of epoch {epoch}, and the lease of a later one does not name it")
 
 
@@ -125,8 +134,7 @@ def _unused(store: Store, unused_hours: float, waiting: dict[str, str]) -> Itera
     matches = (_UNOWNED.match(key) for top in ("prepared/", "probe-") for key in store.list(top))
     candidates = dict.fromkeys(match[1] or match[2] for match in matches if match)
     used = _prepared_of_sweeps(store)  # after the list: a sweep frozen in between is seen
-    memory = read_document(store, MEMORY_KEY)
-    since: dict[str, str] = memory.content["unused_since"] if memory else {}
+    since = _remembered(store)[0].unused_since
     now = datetime.now(UTC)
     for key in candidates:
         if used is None or key.removeprefix("prepared/") in used:
@@ -143,22 +151,40 @@ def _prepared_of_sweeps(store: Store) -> set[str] | None:
     """The prepared data that the bucket's sweeps name; None if a sweep cannot be read."""
     used = set()
     for key in store.list("sweeps/"):
-        if re.fullmatch(r"sweeps/[^/]+/sweep\.json", key):
-            try:
-                document = read_document(store, key)
-                used.add(document.content["JOB_DATASET_URI"]["prepared"] if document else "")
-            except (SlotError, KeyError, TypeError) as error:
-                log.warning("prepared data is left alone: %s cannot be read (%s)", key, error)
-                return None
+        if (match := re.fullmatch(r"sweeps/([^/]+)/sweep\.json", key)) is None:
+            continue
+        try:
+            identity = Ledger(store, match[1]).identity()
+        except SettingsError as error:
+            log.warning("prepared data is left alone: %s", error)
+            return None
+        if identity is None:
+            continue
+        if identity.dataset.prepared is None:
+            log.warning("prepared data is left alone: %s names none", key)
+            return None
+        used.add(identity.dataset.prepared)
     return used
+
+
+def _remembered(store: Store) -> tuple[Memory, str | None]:
+    """What an earlier gc found, and the version to swap it by; nothing if it is damaged."""
+    document = read_document(store, MEMORY_KEY)
+    if document is None:
+        return Memory(), None
+    try:
+        return Memory.model_validate(document.content), document.version
+    except ValidationError as error:
+        log.warning("%s/%s is damaged (%s): begun anew", store.uri, MEMORY_KEY, damage(error))
+        return Memory(), document.version
 
 
 def _remember(store: Store, waiting: dict[str, str]) -> None:
     """Write what waits; another gc that does so at the same time has seen the same."""
-    content: dict[str, Any] = {"unused_since": waiting}
-    document = read_document(store, MEMORY_KEY)
-    if document is not None:
-        swap_document(store, MEMORY_KEY, content, document.version)
+    memory, version = _remembered(store)
+    content = memory.changed(unused_since=waiting).to_json()
+    if version is not None:
+        swap_document(store, MEMORY_KEY, content, version)
     elif waiting:
         create_document(store, MEMORY_KEY, content)
 

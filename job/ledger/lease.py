@@ -15,53 +15,48 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from job.errors import ExitCode, JobError, PreemptedError, StoreError
-from job.ledger.accounts import FRESH, account, now, taken_over, write_account
+from job.ledger.accounts import FRESH, account, now, taken_over
 from job.ledger.ledger import Ledger
-from job.ledger.watch import LeaseWatch, lease_key, open_slots_in_turn
+from job.ledger.records import Lease
+from job.ledger.slot import Slot, StoredLease
+from job.ledger.watch import LeaseWatch, open_slots_in_turn
 from job.log import log
-from job.store.documents import Document, Json, create_document, swap_document
 
 
-class Lease:
+class HeldLease:
     """A lease that this process holds, renewed by a small thread while the context is open."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        slot: int,
-        document: Document,
+        slot: Slot,
+        stored: StoredLease,
         *,
         lease_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slot = slot
-        self.ledger = ledger  # pinned to the slot's generation
-        # Asked at every renewal for what changes by itself, such as the GPU-seconds.
-        self.measure: Callable[[], Json] = dict
-        self.outcome = "nothing to do"  # why an attempt ended that no error ended
-        self._content = document.content
-        self._version = document.version
+        self._record = stored.lease
+        self._version = stored.version
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._renewed_at = clock()
         self._lost = False
         self._swapping = threading.Lock()
         self._closing = threading.Event()
-        self._progress: Json = {}
+        self._progress: dict[str, Any] = {}  # what the next renewal says of this attempt
+        self._paid_since: float | None = None  # on the monotonic clock; None: no GPU is held
+        self._paid_until: float | None = None
         self._thread = threading.Thread(target=self._keep_renewing, daemon=True, name="lease")
 
     @property
     def epoch(self) -> int:
-        return int(self._content["epoch"])
+        """The number of this attempt at the slot, from 1."""
+        return self._record.epoch
 
     @property
-    def owner(self) -> str:
-        return str(self._content["owner"])
-
-    @property
-    def content(self) -> Json:
+    def record(self) -> Lease:
         """The lease as last written."""
-        return self._content
+        return self._record
 
     @property
     def lost(self) -> bool:
@@ -69,8 +64,23 @@ class Lease:
         return self._lost
 
     def report(self, **progress: Any) -> None:
-        """Note what the next renewal shall say of this attempt; writes nothing."""
+        """Note what the next renewal shall say of this attempt (`Progress`); writes nothing."""
         self._progress = {**self._progress, **progress}
+
+    def start_paying(self, *, seconds_before: float) -> None:
+        """Count GPU-seconds from now on, after those that loading the model took."""
+        self._paid_since = time.monotonic() - seconds_before
+
+    def stop_paying(self) -> None:
+        """Count no more: the attempt's account is closed."""
+        self._paid_until = time.monotonic()
+
+    @property
+    def own_gpu_seconds(self) -> float:
+        """GPU-seconds of this attempt so far, which every renewal tells."""
+        if self._paid_since is None:
+            return 0.0
+        return round((self._paid_until or time.monotonic()) - self._paid_since, 1)
 
     def ensure_held(self) -> None:
         """Return only if the lease is fresh, renewing it if it is not.
@@ -85,24 +95,17 @@ class Lease:
         with self._swapping:
             while not self._lost:
                 started = self._clock()
-                content = {**self._content, **changes}
-                said = {**self._content["attempt"], **self._progress, **self.measure()}
-                content["attempt"] = said | {"heard_at": now()}
-                content["beat"] = content.get("beat", 0) + 1
-                document = swap_document(self.ledger.store, self._key, content, self._version)
-                same_holder = (document.content.get("owner"), document.content.get("epoch")) == (
-                    self.owner,
-                    self.epoch,
-                )
-                if not same_holder:
+                stored = self.slot.swap_lease(self._next(changes), self._version)
+                holder = stored.lease.owner, stored.lease.epoch
+                if holder != (self._record.owner, self._record.epoch):
                     self._lost = True
                     break
                 # Ours in any case: of this call, or of an earlier one whose answer was lost.
-                self._content, self._version = document.content, document.version
-                if document.ours:
+                self._record, self._version = stored.lease, stored.version
+                if stored.ours:
                     self._renewed_at = started
                     return
-        raise PreemptedError(f"slot {self.slot}: a newer attempt holds it, this one ends")
+        raise PreemptedError(f"slot {self.slot.number}: a newer attempt holds it, this one ends")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -112,22 +115,25 @@ class Lease:
         self, _kind: type[BaseException] | None, error: BaseException | None, *_: object
     ) -> None:
         try:
-            self.end(*((ExitCode.OK, self.outcome) if error is None else _ending(error)))
+            if error is None:
+                self.end(ExitCode.OK, self._progress.get("reason", "nothing to do"))
+            else:
+                self.end(*_ending(error))
             if not self._lost and not isinstance(error, StoreError):  # else the next one writes it
-                write_account(self.ledger, self.slot, account(self._content, ended=True))
+                self.slot.write_account(account(self._record, ended=True))
         except JobError as failure:  # must not hide how the attempt ended
             log.warning("lease not released: %s", failure)
 
     def open_account(self) -> None:
         """Write what earlier attempts left unwritten of themselves, and open our own document."""
-        for ended in self._content["ended"]:
-            write_account(self.ledger, self.slot, ended)
-        self._content = {**self._content, "ended": []}  # the next renewal says so
-        write_account(self.ledger, self.slot, account(self._content, ended=False))
+        for ended in self._record.ended:
+            self.slot.write_account(ended)
+        self._record = self._record.changed(ended=())  # the next renewal says so
+        self.slot.write_account(account(self._record, ended=False))
 
     def end(self, exit_code: int, reason: str) -> None:
         """Release the lease, which then says how the attempt ended."""
-        self.report(exit_code=exit_code, reason=reason, ended_at=now())
+        self.report(exit_code=int(exit_code), reason=reason, ended_at=now())
         self.release()
 
     def release(self) -> None:
@@ -138,9 +144,13 @@ class Lease:
         if not self._lost:
             self.renew(state="released")
 
-    @property
-    def _key(self) -> str:
-        return lease_key(self.ledger, self.slot)
+    def _next(self, changes: dict[str, Any]) -> Lease:
+        """The lease as the next renewal writes it."""
+        said = dict(self._progress)
+        if self._paid_since is not None:
+            said["gpu_seconds"] = self.own_gpu_seconds
+        attempt = self._record.attempt.changed(**said, heard_at=now())
+        return self._record.changed(**changes, attempt=attempt, beat=self._record.beat + 1)
 
     def _keep_renewing(self) -> None:
         while not self._closing.wait(self._lease_seconds / 3):
@@ -155,37 +165,35 @@ class Lease:
 
 def acquire(
     ledger: Ledger,
-    slots: Sequence[int],
+    numbers: Sequence[int],
     *,
     lease_seconds: float,
     should_stop: Callable[[], None],
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-    lookout: LeaseWatch | None = None,
-) -> Lease | None:
+    watch: LeaseWatch | None = None,
+) -> HeldLease | None:
     """Take the first slot that is open and free; None if none is open any more.
 
     A lease that another attempt holds is watched until it is released, until it stood still for
-    `lease_seconds`, or until it is seen to be alive. Raises `PreemptedError` if all are alive.
-    `lookout`: what was seen of them so far.
+    `lease_seconds`, or until it is seen to be alive. Raises `HeldError` if all are alive.
+    `watch`: what was seen of them so far.
     """
     owner = uuid.uuid4().hex
-    lookout = lookout or LeaseWatch(lease_seconds, clock=clock)
-    for slot, view, found in open_slots_in_turn(
-        ledger, slots, lookout, should_stop=should_stop, wait=wait
+    watch = watch or LeaseWatch(lease_seconds, clock=clock)
+    for slot, found in open_slots_in_turn(
+        ledger, numbers, watch, should_stop=should_stop, wait=wait
     ):
-        key = lease_key(view, slot)
-        if not lookout.is_free(key, found):
+        if not watch.is_free(slot, found):
             continue
         if found is None:
-            held = create_document(ledger.store, key, taken_over(FRESH, owner))
+            stored = slot.create_lease(taken_over(FRESH, owner))
         else:
-            content = taken_over(found.content, owner)
-            held = swap_document(ledger.store, key, content, found.version)
-        if not held.ours:
+            stored = slot.swap_lease(taken_over(found.lease, owner), found.version)
+        if not stored.ours:
             continue
-        lease = Lease(view, slot, held, lease_seconds=lease_seconds, clock=clock)
-        if view.is_current(slot) and view.is_open(slot):
+        lease = HeldLease(slot, stored, lease_seconds=lease_seconds, clock=clock)
+        if slot.is_current() and slot.is_open():
             return lease
         lease.end(ExitCode.OK, "the slot was closed while its lease was taken")
     return None

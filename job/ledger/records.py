@@ -21,18 +21,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from job.store.base import check_key
+
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 
 
 def _check_moment(text: str) -> str:
-    datetime.fromisoformat(text)
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("should have a time zone")
     return text
 
 
 Moment = Annotated[str, AfterValidator(_check_moment)]  # ISO 8601, UTC: for people, never compared
+Key = Annotated[str, AfterValidator(check_key)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
-Hyperparameter = int | float | str
+Number = int | float  # as it was written: 16 stays 16
+Hyperparameter = bool | int | float | str
 
 
 class Record(BaseModel):
@@ -54,15 +59,15 @@ class Record(BaseModel):
 class Recipe(Record):
     """All that fixes what a trial computes: its hyper-parameters and its planned course."""
 
-    learning_rate: float
+    learning_rate: Number
     gradient_accumulation_steps: int = Field(ge=1)
-    lora_dropout: float
-    weight_decay: float
+    lora_dropout: Number
+    weight_decay: Number
     lora_r: int = Field(ge=1)
-    lora_alpha: float
+    lora_alpha: Number
     lr_scheduler: Literal["linear", "cosine", "constant"]  # each after a linear warm-up
-    warmup_ratio: float
-    max_grad_norm: float
+    warmup_ratio: Number
+    max_grad_norm: Number
     per_device_train_batch_size: int = Field(ge=1)
     seed: int
     planned_steps: int = Field(ge=1)  # optimizer steps; fixed here, never recomputed from speed
@@ -83,7 +88,8 @@ class Spec(Record):
     measure_step_0: bool = False  # eval/loss of the untuned model: only the first slot to be drawn
     data_digest: str  # of the prepared rows
     wandb_run_id: str
-    wandb_sweep: str | None = None  # entity/project/id; None: drawn by the built-in engine
+    # entity/project/id; None: drawn by the built-in engine.
+    wandb_sweep: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None = None
     code_version: str = ""
     created_at: Moment
 
@@ -96,7 +102,7 @@ class Result(Record):
     eval_loss: float | None  # of the adapter; None when there is none
     best_step: int | None = None
     steps: Count
-    adapter_key: str | None
+    adapter_key: Key | None
     adapter_sha256: str | None = None  # of the adapter's manifest, which holds every file's
     adapter_bytes: Count | None = None
     gpu_seconds: Seconds  # of all attempts at the slot
@@ -113,7 +119,7 @@ class Result(Record):
     base_model: str
     base_model_revision: str
     code_version: str = ""
-    history_key: str
+    history_key: Key
     committed_at: Moment | None = None
 
     @model_validator(mode="after")
@@ -131,10 +137,10 @@ class Result(Record):
 class Checkpoint(Record):
     """A checkpoint that a lease names: a folder of the bucket under the hash of its content."""
 
-    key: str
+    key: Key
     sha256: str  # of its manifest
     step: Count
-    best: str | None  # key of the best adapter so far, which the checkpoint refers to
+    best: Key | None  # the best adapter so far, which the checkpoint refers to
     clock_seconds: Seconds = 0.0  # training clock in it
 
 

@@ -17,60 +17,57 @@ document afterwards: so no attempt goes on in what is closed, whatever the order
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from job.errors import DamagedError, SettingsError, SlotError
-from job.ledger.accounts import now, taken_over, write_account
+from job.ledger.accounts import now, taken_over
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
+from job.ledger.records import Spec
+from job.ledger.slot import Slot
 from job.log import log
-from job.store.documents import Json, create_document, read_document, swap_document
+from job.store.documents import create_document
 
 
-def redo(ledger: Ledger, slot: int) -> str:
+def redo(ledger: Ledger, number: int) -> str:
     """Begin the slot again; what was done, in a line. Raises `SettingsError` if there is nothing.
 
     Run again after a crash in between, it goes on where it stood.
     """
-    old = ledger.pin(slot)
-    generation = old.generation(slot)
-    spec = _readable_spec(old, slot)
-    if generation and not _begun(old, slot):  # perhaps by a redo cut off before it took the lease
-        ended = fence(ledger.pin(slot, generation - 1), slot, "redo")
-        return _redone_before(slot, generation, ended=ended)
-    if spec is None and not _begun(old, slot):
-        raise SettingsError(f"redo: slot {slot} was never begun, there is nothing to do again")
+    old = ledger.slot(number)
+    spec = _readable_spec(old)
+    if old.generation and not _begun(old):  # perhaps by a redo cut off before it took the lease
+        return _redone_before(old, ended=fence(old.earlier()[-1], "redo"))
+    if spec is None and not _begun(old):
+        raise SettingsError(f"redo: slot {number} was never begun, there is nothing to do again")
+    new = replace(old, generation=old.generation + 1)
     if spec is not None:
-        fresh = {**spec, "wandb_run_id": uuid.uuid4().hex[:8], "created_at": now()}
-        spec = ledger.pin(slot, generation + 1).specify(slot, fresh)
-    create_document(ledger.store, ledger.redo_key(slot, generation + 1), {"created_at": now()})
-    ended = fence(old, slot, "redo")
-    return _redone(slot, generation + 1, spec, ended=ended)
+        fresh = spec.changed(wandb_run_id=uuid.uuid4().hex[:8], created_at=now())
+        spec = new.specify(fresh)
+    create_document(ledger.store, ledger.redo_key(number, new.generation), {"created_at": now()})
+    return _redone(new, spec, ended=fence(old, "redo"))
 
 
-def exclude(ledger: Ledger, slot: int, reason: str) -> str:
+def exclude(slot: Slot, reason: str) -> str:
     """Take the slot out of the sweep; what was done, in a line."""
-    view = ledger.pin(slot)
-    if not view.exclude(slot, reason):
-        before = view.exclusion(slot)
-        fence(view, slot, "exclude")
-        return f"slot {slot}: was excluded before ({before}), which stays"
-    ended = fence(view, slot, "exclude")
-    return (
-        f"slot {slot}: excluded ({reason}){_told(ended=ended)}; `job redo {slot}` trains it again"
-    )
+    if not slot.exclude(reason):
+        before = slot.exclusion()
+        fence(slot, "exclude")
+        return f"slot {slot.number}: was excluded before ({before}), which stays"
+    told = _told(ended=fence(slot, "exclude"))
+    way_back = f"`job redo {slot.number}` trains it again"
+    return f"slot {slot.number}: excluded ({reason}){told}; {way_back}"
 
 
-def fence(ledger: Ledger, slot: int, by: str) -> bool:
+def fence(slot: Slot, by: str) -> bool:
     """Take the slot's lease from whoever holds it; False if nobody does, or it is damaged."""
-    key = lease_key(ledger, slot)
     try:
-        while (found := read_document(ledger.store, key)) is not None:
-            if found.content.get("state") != "held":
+        while (found := slot.lease()) is not None:
+            if not found.lease.is_held:
                 return False
-            content = taken_over(found.content, f"{by}-{uuid.uuid4().hex}") | {"state": "released"}
-            if swap_document(ledger.store, key, content, found.version).ours:
-                for ended in content["ended"]:
-                    write_account(ledger, slot, ended)
+            taken = taken_over(found.lease, f"{by}-{uuid.uuid4().hex}").changed(state="released")
+            if slot.swap_lease(taken, found.version).ours:
+                for ended in taken.ended:
+                    slot.write_account(ended)
                 return True
     except SlotError as error:  # its holder cannot renew it either
         log.warning("%s", error)
@@ -95,39 +92,38 @@ def reason_argument(text: str | None) -> str:
     return reason
 
 
-def _begun(ledger: Ledger, slot: int) -> bool:
+def _begun(slot: Slot) -> bool:
     """Anything of the slot's generation exists, besides the spec that a redo gave it."""
     names = ["lease", "result", "failed", "excluded"]
-    if ledger.generation(slot) == 0:
+    if slot.generation == 0:
         names.append("spec")
-    prefix = ledger.slot_prefix(slot)
     try:
-        return any(ledger.store.get(f"{prefix}/{name}.json") is not None for name in names)
+        return any(slot.store.get(slot.key(f"{name}.json")) is not None for name in names)
     except DamagedError:  # something stands there
         return True
 
 
-def _readable_spec(ledger: Ledger, slot: int) -> Json | None:
+def _readable_spec(slot: Slot) -> Spec | None:
     try:
-        return ledger.spec(slot)
+        return slot.spec()
     except SlotError as error:
         log.warning("%s; it is drawn anew", error)
         return None
 
 
-def _redone(slot: int, generation: int, spec: Json | None, *, ended: bool) -> str:
+def _redone(slot: Slot, spec: Spec | None, *, ended: bool) -> str:
     params = "parameters drawn anew" if spec is None else "same parameters"
     return (
-        f"slot {slot}: begun again (redo {generation}, {params}){_told(ended=ended)};"
+        f"slot {slot.number}: begun again (redo {slot.generation}, {params}){_told(ended=ended)};"
         " start a worker for it, a Job whose index is complete does not"
     )
 
 
-def _redone_before(slot: int, generation: int, *, ended: bool) -> str:
+def _redone_before(slot: Slot, *, ended: bool) -> str:
     done = _told(ended=True).removeprefix(", ") if ended else "nothing was changed"
     return (
-        f"slot {slot}: was begun again before (redo {generation}) and no worker has taken it yet,"
-        f" {done}; start a worker for it, a Job whose index is complete does not"
+        f"slot {slot.number}: was begun again before (redo {slot.generation}) and no worker has"
+        f" taken it yet, {done}; start a worker for it, a Job whose index is complete does not"
     )
 
 

@@ -23,11 +23,10 @@ from job.ledger.folders import (
     seal_folder,
     upload_folder,
 )
-from job.ledger.lease import Lease
-from job.ledger.ledger import Ledger
+from job.ledger.lease import HeldLease
+from job.ledger.records import Checkpoint
 from job.log import log
 from job.progress import size
-from job.store.documents import Json
 
 KEPT_CHECKPOINTS = 2
 RATED_BYTES = 1_000_000  # less says how long a request takes, not how fast the line is
@@ -42,18 +41,17 @@ class _Upload:
     clock_seconds: float = 0.0  # training clock in the checkpoint
 
 
-class Publisher:
-    """The slot's uploads, by one thread, under one lease."""
+class Uploads:
+    """The uploads of one attempt, by one thread, under its lease."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        lease: Lease,
+        lease: HeldLease,
         *,
         interval_seconds: float,
         seconds_left: Callable[[], float | None],
         clock_of: Callable[[Path], float],
-        on_report: Callable[[Json], None] = lambda _: None,
+        on_report: Callable[[dict[str, Any]], None] = lambda _: None,
         resume_dir: Path | None = None,
     ) -> None:
         """`clock_of`: the training clock in a checkpoint; `on_report` hears of progress, too."""
@@ -63,15 +61,14 @@ class Publisher:
         self._interval_seconds = interval_seconds
         self._seconds_left = seconds_left
         self._last_checkpoint = time.monotonic()
-        self._store = ledger.store
-        self._prefix = ledger.slot_prefix(lease.slot)
+        self._store, self._slot = lease.slot.store, lease.slot
         self._lease = lease
         self._line: queue.Queue[_Upload | None] = queue.Queue()
         self._error: BaseException | None = None
         self._bytes_per_second: float | None = None
         self._under_way = (0, 0.0)  # bytes of the upload that the thread is at, since when
-        self._thread = threading.Thread(target=self._run, daemon=True, name="publisher")
-        self._bests = {entry["best"] for entry in lease.content["checkpoints"]} - {None}
+        self._thread = threading.Thread(target=self._run, daemon=True, name="uploads")
+        self._bests = {c.best for c in lease.record.checkpoints if c.best is not None}
 
     def start(self) -> None:
         """Begin to upload in the background."""
@@ -90,7 +87,7 @@ class Publisher:
 
     def put_best(self, folder: Path) -> PublishedFolder:
         """Queue an adapter that became the best; the folder is deleted once it is uploaded."""
-        sealed = seal_folder(f"{self._prefix}/adapter", folder)
+        sealed = seal_folder(self._slot.key("adapter"), folder)
         self._line.put(_Upload(folder, sealed))
         return sealed
 
@@ -100,8 +97,8 @@ class Publisher:
         When the process was told to end and the upload would not end in time at the rate measured
         so far, nothing is queued: the last published checkpoint stands.
         """
-        prefix = f"{self._prefix}/checkpoints/{self._lease.epoch}-{step}"
-        sealed = seal_folder(prefix, folder)
+        name = f"checkpoints/{self._lease.epoch}-{step}"
+        sealed = seal_folder(self._slot.key(name), folder)
         needed, left = self._seconds_to_upload(sealed.size_bytes), self._seconds_left()
         if needed is not None and left is not None and needed > left:
             log.warning(
@@ -159,22 +156,22 @@ class Publisher:
         if upload.checkpoint_step is None:
             self._bests.add(upload.sealed.key)
             return
-        entry = {
-            "key": upload.sealed.key,
-            "sha256": upload.sealed.sha256,
-            "step": upload.checkpoint_step,
-            "best": upload.best,
-            "clock_seconds": round(upload.clock_seconds, 1),
-        }
-        known = [entry, *self._lease.content["checkpoints"]]
+        newest = Checkpoint(
+            key=upload.sealed.key,
+            sha256=upload.sealed.sha256,
+            step=upload.checkpoint_step,
+            best=upload.best,
+            clock_seconds=round(upload.clock_seconds, 1),
+        )
+        known = (newest, *self._lease.record.checkpoints)
         kept = known[:KEPT_CHECKPOINTS]
         self._lease.report(published_step=upload.checkpoint_step)
         self._lease.renew(checkpoints=kept)
         for old in known[KEPT_CHECKPOINTS:]:
-            delete_folder(self._store, old["key"])
+            delete_folder(self._store, old.key)
         # Of the best adapters, those that a kept checkpoint or a queued one refers to stay.
         queued = [u for u in list(self._line.queue) if u is not None]
-        needed = {e["best"] for e in kept} | {u.best or u.sealed.key for u in queued}
+        needed = {c.best for c in kept} | {u.best or u.sealed.key for u in queued}
         for key in sorted(self._bests - needed):
             delete_folder(self._store, key)
             self._bests.discard(key)
@@ -187,14 +184,14 @@ class Publisher:
 
     def discard(self, *, keep: str | None) -> None:
         """After the commit: delete the slot's checkpoints, and all best adapters but `keep`."""
-        for entry in self._lease.content["checkpoints"]:
-            delete_folder(self._store, entry["key"])
+        for checkpoint in self._lease.record.checkpoints:
+            delete_folder(self._store, checkpoint.key)
         for key in sorted(self._bests - {keep}):
             delete_folder(self._store, key)
 
 
 def restore(
-    ledger: Ledger, lease: Lease, work_dir: Path, readable: Callable[[Path], str | None]
+    lease: HeldLease, work_dir: Path, readable: Callable[[Path], str | None]
 ) -> Path | None:
     """The newest checkpoint that the lease names and whose every byte holds; None if there is none.
 
@@ -202,15 +199,16 @@ def restore(
     With none that holds, the trial starts again, which costs time but changes no result. Raises
     `SlotError` if the newest that holds was written by another version of the code.
     """
-    for number, entry in enumerate(lease.content["checkpoints"]):
+    slot = lease.slot
+    for number, checkpoint in enumerate(lease.record.checkpoints):
         folder = work_dir / f"restored-{number}"
         try:
-            fetch_folder(ledger.store, entry["key"], entry["sha256"], folder)
+            fetch_folder(slot.store, checkpoint.key, checkpoint.sha256, folder)
         except StoreError as error:
-            log.warning("checkpoint at step %s is not used: %s", entry["step"], error)
+            log.warning("checkpoint at step %d is not used: %s", checkpoint.step, error)
             continue
         if (reason := readable(folder)) is not None:
-            raise SlotError(f"slot {lease.slot}: {entry['key']} {reason}")
-        log.info("going on from the checkpoint at step %s", entry["step"])
+            raise SlotError(f"slot {slot.number}: {checkpoint.key} {reason}")
+        log.info("going on from the checkpoint at step %d", checkpoint.step)
         return folder
     return None

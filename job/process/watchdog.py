@@ -71,7 +71,7 @@ class Watchdog:
         self._signs: tuple[object, ...] = ()
         self._bytes_seen = 0
         self._silence = 0.0
-        self.last_act: Callable[[str], None] = lambda _: None  # before the end, if it does not hang
+        self._last_act: Callable[[str], None] = lambda _: None
 
     def start(self) -> None:
         """Begin to look."""
@@ -90,6 +90,15 @@ class Watchdog:
         finally:
             self._phases_entered += 1
             self._phase = before
+
+    @contextlib.contextmanager
+    def acting_before_the_end(self, act: Callable[[str], None]) -> Iterator[None]:
+        """Have `act` called with the reason, for a few seconds, before a hanging process ends."""
+        before, self._last_act = self._last_act, act
+        try:
+            yield
+        finally:
+            self._last_act = before
 
     def hear(self, progress: Mapping[str, Any]) -> None:
         """Take note of the optimizer step that an attempt reports."""
@@ -140,7 +149,7 @@ class Watchdog:
                 break
         log.error("%s", reason)
         faulthandler.dump_traceback(sys.__stderr__ or 2)
-        act = threading.Thread(target=self.last_act, args=(reason,), daemon=True)
+        act = threading.Thread(target=self._last_act, args=(reason,), daemon=True)
         act.start()
         act.join(LAST_ACT_SECONDS)
         self._die(reason)

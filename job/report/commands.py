@@ -124,9 +124,9 @@ def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
         "eval_loss": best.eval_loss,
         "params": dict(best.params),
         "adapter": f"{overview.uri}/{best.adapter_key}",
-        "adapter_sha256": best.result["adapter_sha256"],
-        "base_model": best.result["base_model"],
-        "base_model_revision": best.result["base_model_revision"],
+        "adapter_sha256": best.result.adapter_sha256,
+        "base_model": best.result.base_model,
+        "base_model_revision": best.result.base_model_revision,
     }
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from job.errors import SlotError
-from job.ledger.accounts import gpu_seconds
+from job.ledger.accounts import FRESH, gpu_seconds
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
+from job.ledger.records import Identity, Result, Spec, Status
+from job.ledger.slot import Slot
 from job.log import log
-from job.store.documents import Json, read_document
 from job.sweep.definition import SweepDefinition, parse_definition
 
 State = Literal[
@@ -25,7 +25,7 @@ State = Literal[
     "damaged",
     "completed", "truncated", "stopped", "diverged", "infeasible",  # committed
 ]  # fmt: skip
-COMMITTED = ("completed", "truncated", "stopped", "diverged", "infeasible")
+COMMITTED = get_args(Status)
 _READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
 
 
@@ -54,7 +54,7 @@ class SlotView:
     adapter_key: str | None = None
     adapter_bytes: int | None = None
     committed_at: str | None = None
-    result: Json | None = None
+    result: Result | None = None
 
     @property
     def judged(self) -> bool:
@@ -68,18 +68,18 @@ class Overview:
 
     sweep: str
     uri: str
-    identity: Json  # empty before the first trial
+    identity: Identity | None  # None before the first trial
     slots: tuple[SlotView, ...]
 
     @property
     def definition(self) -> SweepDefinition | None:
         """What is searched, as frozen by the first trial; None before it."""
-        frozen = self.identity.get("JOB_SWEEP_FILE")
+        frozen = self.identity.sweep_file if self.identity else None
         return parse_definition(frozen, where=f"{self.uri}: sweep.json") if frozen else None
 
     @property
     def base_model(self) -> str:
-        return str(self.identity.get("_base_model", ""))
+        return self.identity.base_model_name if self.identity else ""
 
     @property
     def best(self) -> SlotView | None:
@@ -109,7 +109,7 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
     """
     now = now or datetime.now(UTC)
     # First and alone: a store that cannot be read is then told once, and Ctrl-C heard.
-    identity = ledger.identity() or {}
+    identity = ledger.identity()
     with ThreadPoolExecutor(_READERS) as pool:
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
     while (further := _view(ledger, len(views), now)).state != "empty":
@@ -117,98 +117,86 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
     return Overview(ledger.sweep, ledger.store.uri, identity, tuple(views))
 
 
-def _view(ledger: Ledger, slot: int, now: datetime) -> SlotView:
+def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
     """One slot; a damaged one says so and hides no other."""
     try:
-        current = ledger.pin(slot)
-        view = _view_generation(current, slot, now)
-        earlier = sum(
-            _seconds_before_redo(ledger.pin(slot, generation), slot)
-            for generation in range(current.generation(slot))
-        )
-        # Paid for, and nothing of it counts.
-        wasted = view.wasted_gpu_seconds + earlier
-        return replace(
-            view,
-            generation=current.generation(slot),
-            gpu_seconds=view.gpu_seconds + earlier,
-            wasted_gpu_seconds=wasted,
-        )
-    except (SlotError, KeyError, TypeError, ValueError, AttributeError) as error:
-        log.warning("slot %d is damaged: %s", slot, error)
-        return SlotView(slot, "damaged", str(error))
+        slot = ledger.slot(number)
+        view = _view_generation(slot, now)
+    except SlotError as error:
+        log.warning("slot %d is damaged: %s", number, error)
+        return SlotView(number, "damaged", str(error))
+    # Paid for, and nothing of it counts.
+    earlier = sum(_seconds_before_redo(before) for before in slot.earlier())
+    return replace(
+        view,
+        generation=slot.generation,
+        gpu_seconds=view.gpu_seconds + earlier,
+        wasted_gpu_seconds=view.wasted_gpu_seconds + earlier,
+    )
 
 
-def _seconds_before_redo(ledger: Ledger, slot: int) -> float:
+def _seconds_before_redo(slot: Slot) -> float:
     """As far as it can be read: a redo mends a damaged slot, and what was damaged stays there."""
     try:
-        return gpu_seconds(ledger, slot)
-    except (SlotError, KeyError, TypeError, ValueError, AttributeError) as error:
-        log.warning("slot %d: GPU time from before a redo is not counted: %s", slot, error)
+        return gpu_seconds(slot)
+    except SlotError as error:
+        log.warning("slot %d: GPU time from before a redo is not counted: %s", slot.number, error)
         return 0.0
 
 
-def _view_generation(ledger: Ledger, slot: int, now: datetime) -> SlotView:
-    spec, result, failure = ledger.spec(slot), ledger.result(slot), ledger.failure(slot)
-    excluded = ledger.exclusion(slot)
+def _view_generation(slot: Slot, now: datetime) -> SlotView:
+    spec, result, failure, excluded = slot.spec(), slot.result(), slot.failure(), slot.exclusion()
     if spec is None:
         if excluded is not None:
-            return SlotView(slot, "excluded", excluded)
+            return SlotView(slot.number, "excluded", excluded)
         reason = "it has a result.json but no spec.json" if result is not None else None
-        return SlotView(slot, "damaged" if reason else "empty", reason)
-    if result is not None:
-        view = _committed(ledger, slot, spec, result)
-    else:
-        view = _open(ledger, slot, spec, failure, now)
+        return SlotView(slot.number, "damaged" if reason else "empty", reason)
+    view = _committed(slot, spec, result) if result else _open(slot, spec, failure, now)
     return replace(view, state="excluded", reason=excluded) if excluded is not None else view
 
 
-def _committed(ledger: Ledger, slot: int, spec: Json, result: Json) -> SlotView:
-    if result["status"] not in COMMITTED:
-        raise SlotError(f"slot {slot}: result.json has the status {result['status']!r}")
+def _committed(slot: Slot, spec: Spec, result: Result) -> SlotView:
     return SlotView(
-        slot,
-        result["status"],
-        reason=result.get("reason"),
-        params=spec["params"],
-        step=result["steps"],
-        planned_steps=spec["recipe"]["planned_steps"],
-        eval_loss=result["eval_loss"],
-        best_step=result.get("best_step"),
-        curve=tuple((step, loss) for step, loss in result["curve"] if loss is not None),
-        attempts=result.get("attempts", 0),
-        tokens_per_second=result.get("tokens_per_second"),
-        gpu_seconds=gpu_seconds(ledger, slot),
-        wasted_gpu_seconds=result.get("wasted_gpu_seconds", 0.0),
-        training_seconds=result.get("training_seconds"),
-        peak_memory_bytes=result.get("peak_memory_bytes"),
-        adapter_key=result["adapter_key"],
-        adapter_bytes=result.get("adapter_bytes"),
-        committed_at=result.get("committed_at"),
+        slot.number,
+        result.status,
+        reason=result.reason,
+        params=spec.params,
+        step=result.steps,
+        planned_steps=spec.recipe.planned_steps,
+        eval_loss=result.eval_loss,
+        best_step=result.best_step,
+        curve=result.finite_curve,
+        attempts=result.attempts,
+        tokens_per_second=result.tokens_per_second,
+        gpu_seconds=gpu_seconds(slot),
+        wasted_gpu_seconds=result.wasted_gpu_seconds,
+        training_seconds=result.training_seconds,
+        peak_memory_bytes=result.peak_memory_bytes,
+        adapter_key=result.adapter_key,
+        adapter_bytes=result.adapter_bytes,
+        committed_at=result.committed_at,
         result=result,
     )
 
 
-def _open(ledger: Ledger, slot: int, spec: Json, failure: str | None, now: datetime) -> SlotView:
-    lease = read_document(ledger.store, lease_key(ledger, slot))
-    content: Json = lease.content if lease else {"attempt": {}}
-    attempt = content["attempt"]
-    held = content.get("state") == "held"
-    heard_at = attempt.get("heard_at") if held else None
+def _open(slot: Slot, spec: Spec, failure: str | None, now: datetime) -> SlotView:
+    stored = slot.lease()
+    lease = stored.lease if stored else FRESH
+    attempt, is_held = lease.attempt, lease.is_held
     return SlotView(
-        slot,
-        "given up" if failure else "running" if held else "waiting",
+        slot.number,
+        "given up" if failure else "running" if is_held else "waiting",
         reason=failure,
-        params=spec["params"],
-        step=attempt.get("step"),
-        planned_steps=spec["recipe"]["planned_steps"],
-        eval_loss=attempt.get("eval_loss"),
-        attempts=content.get("epoch", 0),
-        node=attempt.get("node") if held else None,
-        tokens_per_second=attempt.get("tokens_per_second") if held else None,
-        lease_age_seconds=_age(heard_at, now),
-        gpu_seconds=gpu_seconds(ledger, slot),
-        wasted_gpu_seconds=content.get("wasted_gpu_seconds_before", 0.0),
+        params=spec.params,
+        step=attempt.step,
+        planned_steps=spec.recipe.planned_steps,
+        eval_loss=attempt.eval_loss,
+        attempts=lease.epoch,
+        node=attempt.node if is_held else None,
+        tokens_per_second=attempt.tokens_per_second if is_held else None,
+        lease_age_seconds=_age(attempt.heard_at if is_held else None, now),
+        gpu_seconds=gpu_seconds(slot),
+        wasted_gpu_seconds=lease.wasted_gpu_seconds_before,
     )
 
 

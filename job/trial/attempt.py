@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
-from job.ledger.lease import Lease
-from job.ledger.ledger import Ledger
-from job.ledger.uploads import Publisher
+from job.ledger.lease import HeldLease
+from job.ledger.records import Spec
+from job.ledger.slot import Slot
+from job.ledger.uploads import Uploads
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
-from job.store.documents import Json
 from job.sweep.definition import SweepDefinition
 from job.trial.result import AttemptClock
 from job.wandb.run import Mirror
@@ -32,33 +32,46 @@ class Training:
 
     open_device: Callable[[Settings], torch.device]
     load_base: Callable[[BaseModel, torch.device], Any]
-    # Trains the attempt's spec in a work folder; the publisher keeps what must survive.
-    fit: Callable[[Attempt, Publisher, Path], Fit]
+    # Trains the attempt's spec in a work folder; the uploads keep what must survive.
+    fit: Callable[[Attempt, Uploads, Path], Fit]
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """What attempts at any slot of the sweep rest on."""
+
+    base: BaseModel
+    data: PreparedData
+    device: torch.device
+    model: Any  # the base, loaded
+    prepare_seconds: float
+    load_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """All that one attempt at a slot rests on."""
 
     settings: Settings
     definition: SweepDefinition
-    ledger: Ledger
-    lease: Lease
-    spec: Json
-    base: BaseModel
-    data: PreparedData
-    device: torch.device
-    model: Any  # the loaded base
+    lease: HeldLease
+    spec: Spec
+    loaded: Loaded
     clock: AttemptClock
     stop: Stop
     watchdog: Watchdog
     mirror: Mirror
 
+    @property
+    def slot(self) -> Slot:
+        """The slot that the attempt is at, in the generation of its lease."""
+        return self.lease.slot
+
     def stop_asked(self) -> str | None:
         """That somebody ended the trial on W&B, in words."""
         return "stopped on W&B" if self.mirror.stop_requested.is_set() else None
 
-    def check(self) -> None:
+    def should_stop(self) -> None:
         """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
         if self.lease.lost:
             self.lease.ensure_held()

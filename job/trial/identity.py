@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import job
 from job.base_model import BaseModel
@@ -11,10 +12,10 @@ from job.data.prepared import PreparedData
 from job.errors import SettingsError, SweepError
 from job.ledger.accounts import now
 from job.ledger.ledger import Ledger, differences
+from job.ledger.records import Identity
 from job.log import log
 from job.settings import IDENTITY_FIELDS, ROW_FIELDS, Settings, variable
 from job.store.base import Store
-from job.store.documents import Json
 from job.sweep.definition import SweepDefinition, load_definition, parse_definition
 from job.wandb.client import check_wanted
 from job.wandb.sweeps import check_same, read_sweep, sweep_path
@@ -35,7 +36,7 @@ def sweep_name(settings: Settings) -> str:
 
 
 def load_sweep(
-    settings: Settings, store: Store, check: Callable[[], None]
+    settings: Settings, store: Store, should_stop: Callable[[], None]
 ) -> tuple[SweepDefinition, str]:
     """The sweep's definition and its name in the bucket.
 
@@ -47,8 +48,11 @@ def load_sweep(
     if settings.wandb_sweep_id is None:
         return load_sweep_file(settings), sweep
     check_wanted(settings)
-    frozen = (Ledger(store, sweep).identity() or {}).get("JOB_SWEEP_FILE")
-    definition = parse_definition(frozen) if frozen else read_sweep(settings, check).definition
+    identity = Ledger(store, sweep).identity()
+    if identity is not None and identity.sweep_file:
+        definition = parse_definition(identity.sweep_file)
+    else:
+        definition = read_sweep(settings, should_stop).definition
     if settings.sweep_file is not None:
         check_same(
             definition,
@@ -69,9 +73,9 @@ def load_sweep_file(settings: Settings) -> SweepDefinition:
 
 def sweep_identity(
     settings: Settings, definition: SweepDefinition, base: BaseModel, data: PreparedData
-) -> Json:
+) -> Identity:
     """All that can change eval/loss, by the name under which a person can change it."""
-    return {
+    content = {
         **_named_by_settings(settings, definition),
         "JOB_BASE_MODEL": {"revision": base.revision},
         "JOB_DATASET_URI": {"prepared": data.digest},
@@ -81,6 +85,7 @@ def sweep_identity(
         "_code_version": job.__version__,
         "_created_at": now(),
     }
+    return Identity.model_validate(content)
 
 
 def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledger) -> None:
@@ -88,7 +93,7 @@ def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledg
     frozen = ledger.identity()
     if frozen is None:
         return
-    old = frozen | frozen.get("_rows", {}) | {"JOB_BASE_MODEL": frozen.get("_base_model")}
+    old = frozen.compared() | frozen.rows | {"JOB_BASE_MODEL": frozen.base_model_name}
     new = _named_by_settings(settings, definition) | _rows(settings)
     new["JOB_BASE_MODEL"] = settings.base_model
     if changed := differences({name: old.get(name) for name in new}, new):
@@ -100,7 +105,7 @@ def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledg
         )
 
 
-def _named_by_settings(settings: Settings, definition: SweepDefinition) -> Json:
+def _named_by_settings(settings: Settings, definition: SweepDefinition) -> dict[str, Any]:
     return {
         **{variable(field): getattr(settings, field) for field in IDENTITY_FIELDS},
         "JOB_SWEEP_FILE": {
@@ -111,7 +116,7 @@ def _named_by_settings(settings: Settings, definition: SweepDefinition) -> Json:
     }
 
 
-def _rows(settings: Settings) -> Json:
+def _rows(settings: Settings) -> dict[str, Any]:
     return {variable(field): getattr(settings, field) for field in ROW_FIELDS}
 
 
@@ -120,13 +125,14 @@ def base_revision(settings: Settings, ledger: Ledger) -> str:
 
     A branch such as `main` may move between two trials of a sweep.
     """
-    identity = ledger.identity() or {}
-    same_name = identity.get("_base_model") == settings.base_model
-    same_revision = identity.get("_base_model_revision") == settings.base_model_revision
-    frozen = str(identity.get("JOB_BASE_MODEL", {}).get("revision", ""))
-    if same_name and same_revision and frozen and not frozen.startswith("sha256:"):
-        return frozen
-    return settings.base_model_revision
+    identity = ledger.identity()
+    if identity is None:
+        return settings.base_model_revision
+    asked = (identity.base_model_name, identity.asked_revision)
+    frozen = identity.base_model.revision or ""
+    is_same = asked == (settings.base_model, settings.base_model_revision)
+    is_commit = frozen != "" and not frozen.startswith("sha256:")
+    return frozen if is_same and is_commit else settings.base_model_revision
 
 
 def check_vocabulary(base: BaseModel, data: PreparedData) -> None:

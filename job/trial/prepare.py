@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from job.base_model import BaseModel, resolve_base_model
 from job.data.prepared import DataSettings, PreparedData, prepare
@@ -16,20 +14,8 @@ from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.store import probe
-from job.trial.attempt import Training
+from job.trial.attempt import Loaded, Training
 from job.trial.identity import base_revision, check_vocabulary
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What attempts at any slot of the sweep rest on."""
-
-    base: BaseModel
-    data: PreparedData
-    device: Any
-    model: Any
-    prepare_seconds: float
-    load_seconds: float
 
 
 def load(

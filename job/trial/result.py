@@ -1,16 +1,18 @@
-"""How a trial went: its clock and budgets, and its result in numbers and in a line."""
+"""How a trial went: its clock and budgets, why it ends early, its result in numbers and a line."""
 
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 from job.ledger.accounts import wasted_gpu_seconds
-from job.ledger.lease import Lease
+from job.ledger.lease import HeldLease
+from job.ledger.ledger import Ledger
+from job.ledger.records import Result
 from job.progress import size
 from job.settings import Settings
-from job.store.documents import Json
+from job.sweep.definition import SweepDefinition
+from job.sweep.hyperband import should_stop
 from job.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -18,33 +20,26 @@ if TYPE_CHECKING:
 
 
 class AttemptClock:
-    """GPU-seconds of this attempt, which every renewal of the lease tells, and the budgets."""
+    """The budgets of a trial, and what its attempts have cost."""
 
     def __init__(
-        self, settings: Settings, lease: Lease, *, prepare_seconds: float, load_seconds: float
+        self, settings: Settings, lease: HeldLease, *, prepare_seconds: float, load_seconds: float
     ) -> None:
         self.prepare_seconds = prepare_seconds
         self.load_seconds = load_seconds
         self._lease = lease
-        # The card waits while its model is loaded: that is paid for, too.
-        self._started = time.monotonic() - load_seconds
-        self._ended: float | None = None
         self._budget_seconds = settings.trial_budget_hours * 3600
-        self._num_gpus = settings.num_gpus
-        lease.measure = self._measure
-        lease.report(num_gpus=self._num_gpus)
-        lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
 
     def gpu_seconds(self) -> float:
-        """Of all attempts at the slot, this one included."""
-        return float(self._lease.content["gpu_seconds_before"]) + self._own_seconds()
+        """GPU-seconds of all attempts at the slot, this one included."""
+        return self._lease.record.gpu_seconds_before + self._lease.own_gpu_seconds
 
     def out_of_time(self, state: TrainState) -> str | None:
         """Why the trial has to be cut short; None if it has time."""
         if state.clock_seconds >= self._budget_seconds:
             return "JOB_TRIAL_BUDGET_HOURS is spent"
-        before = float(self._lease.content.get("seconds_before", 0.0))
-        if before + self._own_seconds() / self._num_gpus >= 2 * self._budget_seconds:
+        seconds = self._lease.record.seconds_before + self._lease.own_gpu_seconds
+        if seconds >= 2 * self._budget_seconds:
             return "overrun: all attempts together took twice JOB_TRIAL_BUDGET_HOURS"
         return None
 
@@ -54,24 +49,35 @@ class AttemptClock:
         Wasted is what was not load, steps and evaluations that count: redone steps, restarts,
         waiting. The result and the accounts of the attempts then say the same.
         """
-        self._ended = time.monotonic()
-        lease = self._lease.content
-        trained = state.clock_seconds - lease["attempt"]["clock_before"]
-        useful = round(self._num_gpus * (trained + self.load_seconds), 1)
+        self._lease.stop_paying()
+        lease = self._lease.record
+        trained = state.clock_seconds - lease.attempt.clock_before
+        useful = round(trained + self.load_seconds, 1)
         self._lease.report(useful_seconds=useful)
-        own = {**lease, "attempt": lease["attempt"] | self._measure() | {"useful_seconds": useful}}
-        wasted = lease["wasted_gpu_seconds_before"] + wasted_gpu_seconds(own)
+        own = {"gpu_seconds": self._lease.own_gpu_seconds, "useful_seconds": useful}
+        closed = lease.changed(attempt=lease.attempt.changed(**own))
+        wasted = lease.wasted_gpu_seconds_before + wasted_gpu_seconds(closed)
         return round(self.gpu_seconds(), 1), round(wasted, 1)
 
-    def _measure(self) -> Json:
-        return {"gpu_seconds": self._own_seconds()}
 
-    def _own_seconds(self) -> float:
-        return round(self._num_gpus * ((self._ended or time.monotonic()) - self._started), 1)
+def stop_early(
+    definition: SweepDefinition, ledger: Ledger, settings: Settings, state: TrainState
+) -> str | None:
+    """Why the sweep file's `early_terminate` ends this trial; None if it may go on."""
+    if definition.early_terminate is None or settings.wandb_sweep_id is not None:
+        return None  # W&B's own is told to its agent
+    own = [loss for step, loss in state.curve if step > 0]
+    others = [
+        [loss for step, loss in result.finite_curve if step > 0]
+        for _, _, result in ledger.committed(settings.num_trials)
+    ]
+    if should_stop(definition.early_terminate, own, others):
+        return f"early_terminate: among the worse after {len(own)} evaluations"
+    return None
 
 
-def outcome(fitted: Fit, clock: AttemptClock) -> Json:
-    """What training came to, for result.json."""
+def outcome(fitted: Fit, clock: AttemptClock) -> dict[str, Any]:
+    """What training came to: the part of a `Result` that the training alone says."""
     state = fitted.state
     best: dict[str, Any] = state.best or {}
     gpu_seconds, wasted = clock.close(state)
@@ -100,12 +106,12 @@ def outcome(fitted: Fit, clock: AttemptClock) -> Json:
     }
 
 
-def summary(result: Json) -> str:
+def summary(result: Result) -> str:
     """How a trial ended, in a line."""
-    if result["eval_loss"] is None:
-        return f"{result['status']} ({result['reason']})"
+    if result.eval_loss is None:
+        return f"{result.status} ({result.reason})"
     return (
-        f"{result['status']} ({result['reason']}),"
-        f" eval/loss {result['eval_loss']:.4f} at step {result['best_step']},"
-        f" adapter {size(result['adapter_bytes'])}"
+        f"{result.status} ({result.reason}),"
+        f" eval/loss {result.eval_loss:.4f} at step {result.best_step},"
+        f" adapter {size(result.adapter_bytes or 0)}"
     )

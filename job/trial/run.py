@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import job
 from job.data.prepared import PreparedData
-from job.errors import ExitCode, JobError, PreemptedError, SettingsError
+from job.errors import ExitCode, JobError, PreemptedError, SettingsError, SlotError
 from job.ledger.accounts import now
 from job.ledger.folders import publish_history
-from job.ledger.lease import Lease, acquire
+from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.uploads import Publisher, restore
+from job.ledger.records import Result
+from job.ledger.uploads import Uploads, restore
 from job.ledger.watch import LeaseWatch, wait_for_a_free_slot
 from job.log import log
 from job.process.stop import Stop
@@ -22,13 +23,12 @@ from job.process.workspace import attempt_folder
 from job.settings import Settings
 from job.store import open_store
 from job.store.base import Store
-from job.store.documents import Json
 from job.sweep.definition import SweepDefinition
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Training
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
-from job.trial.prepare import Loaded, load
+from job.trial.prepare import load
 from job.trial.result import AttemptClock, outcome, summary
 from job.trial.slots import (
     budget_spent,
@@ -75,10 +75,8 @@ def run_trial_on(
     definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
     catch_up(settings, ledger, stop.check)
-    open_slots, lookout = slots(settings, ledger), LeaseWatch(settings.lease_seconds)
-    if not wait_for_a_free_slot(
-        ledger, open_slots, lookout, should_stop=stop.check, wait=stop.wait
-    ):
+    open_slots, watch = slots(settings, ledger), LeaseWatch(settings.lease_seconds)
+    if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
         warn_of_other_settings(settings, definition, ledger)
         return nothing_to_do(settings, ledger)
     open_slots = drawable(settings, ledger, open_slots, stop.check)
@@ -95,19 +93,33 @@ def run_trial_on(
         lease_seconds=settings.lease_seconds,
         should_stop=stop.check,
         wait=stop.wait,
-        lookout=lookout,
+        watch=watch,
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
-    watchdog.last_act = partial(lease.end, ExitCode.OUTAGE)
-    with lease:
+    with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         lease.open_account()
-        check_progress(lease.ledger, lease)
+        check_progress(lease)
         drawn = _drawn(settings, definition, lease, loaded.data, stop)
         if isinstance(drawn, str):
             return drawn
-        attempt = _attempt(
-            settings, lease, drawn, loaded, definition=definition, stop=stop, watchdog=watchdog
+        lease.start_paying(seconds_before=loaded.load_seconds)
+        lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
+        attempt = Attempt(
+            settings=settings,
+            definition=definition,
+            lease=lease,
+            spec=drawn.spec,
+            loaded=loaded,
+            clock=AttemptClock(
+                settings,
+                lease,
+                prepare_seconds=loaded.prepare_seconds,
+                load_seconds=loaded.load_seconds,
+            ),
+            stop=stop,
+            watchdog=watchdog,
+            mirror=Mirror(settings, lease, drawn.spec, drawn.agent_run, stop=stop),
         )
         try:
             return _train_and_commit(attempt, training)
@@ -117,124 +129,106 @@ def run_trial_on(
 
 
 def _drawn(
-    settings: Settings, definition: SweepDefinition, lease: Lease, data: PreparedData, stop: Stop
+    settings: Settings,
+    definition: SweepDefinition,
+    lease: HeldLease,
+    data: PreparedData,
+    stop: Stop,
 ) -> Drawn | str:
     """The slot's frozen spec, drawn now if it was not; or why no trial is begun."""
-    ledger = lease.ledger
-    spec = ledger.spec(lease.slot)
+    slot = lease.slot
+    spec = slot.spec()
     if spec is not None:
         return Drawn(spec)
-    check_undrawn(ledger, lease)
-    if (spent := budget_spent(settings, ledger)) is not None:
-        return f"slot {lease.slot}: {spent}, no new trial is begun"
-    drawn = draw_for(settings, definition, ledger, lease.slot, data, check=stop.check)
-    return drawn or f"slot {lease.slot}: never drawn, the sweep has no point left"
-
-
-def _attempt(
-    settings: Settings,
-    lease: Lease,
-    drawn: Drawn,
-    loaded: Loaded,
-    *,
-    definition: SweepDefinition,
-    stop: Stop,
-    watchdog: Watchdog,
-) -> Attempt:
-    clock = AttemptClock(
-        settings,
-        lease,
-        prepare_seconds=loaded.prepare_seconds,
-        load_seconds=loaded.load_seconds,
-    )
-    mirror = Mirror(
-        settings,
-        lease.ledger,
-        lease.slot,
-        drawn.spec,
-        drawn.agent_run,
-        is_ours=lambda: not lease.lost,
-        stop=stop,
-    )
-    return Attempt(
-        settings, definition, lease.ledger, lease, drawn.spec, loaded.base, loaded.data,
-        loaded.device, loaded.model, clock, stop, watchdog, mirror,
-    )  # fmt: skip
+    check_undrawn(lease)
+    if (spent := budget_spent(settings, slot.ledger)) is not None:
+        return f"slot {slot.number}: {spent}, no new trial is begun"
+    drawn = draw_for(slot, settings, definition, data, should_stop=stop.check)
+    return drawn or f"slot {slot.number}: never drawn, the sweep has no point left"
 
 
 def _train_and_commit(attempt: Attempt, training: Training) -> str:
     """Train the slot from where it stands, and commit it."""
-    ledger, lease, slot = attempt.ledger, attempt.lease, attempt.lease.slot
-    _check_rows(attempt)
-    params = attempt.spec["params"]
-    log.info("slot %d: %s", slot, ", ".join(f"{k}={v}" for k, v in params.items()))
+    slot, lease = attempt.slot, attempt.lease
+    _check_spec(attempt)
+    params = ", ".join(f"{name}={value}" for name, value in attempt.spec.params.items())
+    log.info("slot %d: %s", slot.number, params)
     with attempt_folder(attempt.settings.work_dir) as work_dir:
-        publisher = Publisher(
-            ledger,
+        uploads = Uploads(
             lease,
             interval_seconds=attempt.settings.checkpoint_minutes * 60,
             seconds_left=attempt.stop.seconds_left,
             clock_of=saved_clock_seconds,
             on_report=attempt.watchdog.hear,
-            resume_dir=restore(ledger, lease, work_dir, unreadable),
+            resume_dir=restore(lease, work_dir, unreadable),
         )
-        publisher.start()
+        uploads.start()
         attempt.mirror.follow(work_dir / HISTORY_FILE)
         try:
             with attempt.watchdog.phase("training", by_bytes=False):
-                fitted = training.fit(attempt, publisher, work_dir)
+                fitted = training.fit(attempt, uploads, work_dir)
         except PreemptedError:
-            raise _saved(lease, publisher, attempt.stop) from None
-        publisher.flush()
+            raise _saved(lease, uploads, attempt.stop) from None
+        uploads.flush()
         attempt.mirror.read_to_end()
-        history_key = publish_history(ledger.store, ledger.slot_prefix(slot), fitted.history_path)
+        history_key = publish_history(slot, fitted.history_path)
     result = _result(attempt, fitted, history_key)
     lease.ensure_held()  # with the create-once result, the second of two fences
-    if not ledger.is_current(slot):
-        raise PreemptedError(f"slot {slot}: was begun again meanwhile, this attempt ends")
-    if not ledger.commit(slot, result):
-        lease.outcome = "another attempt had committed the slot"
-        return f"slot {slot}: was committed by another attempt meanwhile, which holds"
-    lease.outcome = f"committed: {result['status']}"
-    publisher.discard(keep=result["adapter_key"])
+    if not slot.is_current():
+        raise PreemptedError(f"slot {slot.number}: was begun again meanwhile, this attempt ends")
+    if not slot.commit(result):
+        lease.report(reason="another attempt had committed the slot")
+        return f"slot {slot.number}: was committed by another attempt meanwhile, which holds"
+    lease.report(reason=f"committed: {result.status}")
+    uploads.discard(keep=result.adapter_key)
     attempt.mirror.commit(result)
-    return f"slot {slot} committed: {summary(result)}"
+    return f"slot {slot.number} committed: {summary(result)}"
 
 
-def _check_rows(attempt: Attempt) -> None:
-    drawn_for, now_given = attempt.spec["data_digest"], attempt.data.digest
-    if drawn_for != now_given:
+def _check_spec(attempt: Attempt) -> None:
+    """Refuse rows that the slot was not drawn for, and a recipe that says more than we know."""
+    number, spec, digest = attempt.slot.number, attempt.spec, attempt.loaded.data.digest
+    if spec.data_digest != digest:
         raise SettingsError(
-            f"slot {attempt.lease.slot}: was drawn for rows {drawn_for}, but JOB_DATASET_URI now"
-            f" gives {now_given}; put the rows back, or start another sweep with JOB_SWEEP_NAME"
+            f"slot {number}: was drawn for rows {spec.data_digest}, but JOB_DATASET_URI now gives"
+            f" {digest}; put the rows back, or start another sweep with JOB_SWEEP_NAME"
+        )
+    if unknown := ", ".join(spec.recipe.model_extra or ()):
+        raise SlotError(
+            f"slot {number}: its recipe has {unknown}, which this version does not know: use the"
+            " image that drew it"
         )
 
 
-def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Json:
-    """`result.json`: how training ended, and all that the ending rests on."""
-    result = {
-        **outcome(fitted, attempt.clock),
-        "params": attempt.spec["params"],
-        "wandb_run_id": attempt.spec["wandb_run_id"],
-        "attempts": attempt.lease.epoch,
-        "data_digest": attempt.data.digest,
-        "base_model": attempt.base.name,
-        "base_model_revision": attempt.base.revision,
-        "code_version": job.__version__,
-        "history_key": history_key,
-        "committed_at": now(),
-    }
-    if (asked := attempt.stop_asked()) is not None and result["status"] == "completed":
-        result |= {"status": "stopped", "reason": f"{asked} after {result['reason']}"}
+def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Result:
+    """How training ended, and all that the ending rests on."""
+    base = attempt.loaded.base
+    result = Result.model_validate(
+        {
+            **outcome(fitted, attempt.clock),
+            "params": attempt.spec.params,
+            "wandb_run_id": attempt.spec.wandb_run_id,
+            "attempts": attempt.lease.epoch,
+            "data_digest": attempt.loaded.data.digest,
+            "base_model": base.name,
+            "base_model_revision": base.revision,
+            "code_version": job.__version__,
+            "history_key": history_key,
+            "committed_at": now(),
+        }
+    )
+    if (asked := attempt.stop_asked()) is not None and result.status == "completed":
+        return result.changed(status="stopped", reason=f"{asked} after {result.reason}")
     return result
 
 
-def _saved(lease: Lease, publisher: Publisher, stop: Stop) -> PreemptedError:
+def _saved(lease: HeldLease, uploads: Uploads, stop: Stop) -> PreemptedError:
     """What to say of a preempted attempt, once its last checkpoint is up or time has run out."""
+    number = lease.slot.number
     if lease.lost:
-        return PreemptedError(f"slot {lease.slot}: a newer attempt holds it")
-    in_time = publisher.flush(timeout=stop.seconds_left())
-    checkpoints = lease.content["checkpoints"]
-    step = checkpoints[0]["step"] if checkpoints else 0
+        return PreemptedError(f"slot {number}: a newer attempt holds it")
+    in_time = uploads.flush(timeout=stop.seconds_left())
+    checkpoints = lease.record.checkpoints
+    step = checkpoints[0].step if checkpoints else 0
     note = "" if in_time else " (the last upload did not end in time)"
-    return PreemptedError(f"slot {lease.slot}: goes on from step {step} next time{note}")
+    return PreemptedError(f"slot {number}: goes on from step {step} next time{note}")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from job.errors import VOLUME_FULL, SettingsError, SlotError
 from job.ledger.accounts import gpu_hours_spent
-from job.ledger.lease import Lease
-from job.ledger.ledger import Ledger, begin_again
+from job.ledger.lease import HeldLease
+from job.ledger.ledger import Ledger
+from job.ledger.slot import begin_again
 from job.log import log
 from job.settings import Settings
 
@@ -20,14 +21,16 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
     """The slots that this run may work on. Raises `SlotError` if its own was given up."""
     if settings.completion_index is None:
         return open_slots(ledger, settings.num_trials)
-    slot = settings.completion_index
-    if (reason := ledger.failure(slot)) is not None:
-        raise SlotError(f"slot {slot} was given up: {reason}")
-    if ledger.is_open(slot):
-        return [slot]
-    if ledger.spec(slot) is None and ledger.exclusion(slot) is None:
+    number = settings.completion_index
+    slot = ledger.slot(number)
+    if (reason := slot.failure()) is not None:
+        raise SlotError(f"slot {number} was given up: {reason}")
+    if slot.is_open():
+        return [number]
+    if slot.spec() is None and slot.exclusion() is None:
         raise SlotError(
-            f"slot {slot} is damaged: it has a result.json but no spec.json; {begin_again(slot)}"
+            f"slot {number} is damaged: it has a result.json but no spec.json;"
+            f" {begin_again(number)}"
         )
     return []
 
@@ -39,12 +42,12 @@ def open_slots(ledger: Ledger, num_trials: int) -> list[int]:
     """
     found: list[int] = []
     damage: SlotError | None = None
-    for slot in range(num_trials):
+    for number in range(num_trials):
         try:
-            view = ledger.pin(slot)
-            if view.exclusion(slot) is None:
-                view.spec(slot)
-                found += [slot] if view.is_open(slot) else []
+            slot = ledger.slot(number)
+            if slot.exclusion() is None:
+                slot.spec()
+                found += [number] if slot.is_open() else []
         except SlotError as error:
             log.warning("left out: %s", error)
             damage = damage or error
@@ -62,18 +65,18 @@ def slot_name(settings: Settings, sweep: str) -> str:
 
 def nothing_to_do(settings: Settings, ledger: Ledger) -> str:
     """The last line of a run that finds its slots closed."""
-    slot = settings.completion_index
-    if slot is not None and (reason := ledger.exclusion(slot)) is not None:
-        return f"slot {slot}: was excluded ({reason}), nothing to do"
+    number = settings.completion_index
+    if number is not None and (reason := ledger.slot(number).exclusion()) is not None:
+        return f"slot {number}: was excluded ({reason}), nothing to do"
     return f"{slot_name(settings, ledger.sweep)}: committed before, nothing to do"
 
 
-def check_progress(ledger: Ledger, lease: Lease) -> None:
+def check_progress(lease: HeldLease) -> None:
     """Close a slot that eats attempts without getting anywhere; preemptions alone never do.
 
     Raises `SlotError` for such a slot.
     """
-    fruitless, startless = lease.content["fruitless"], lease.content["startless"]
+    slot, fruitless, startless = lease.slot, lease.record.fruitless, lease.record.startless
     if fruitless < FRUITLESS_ATTEMPTS and startless < STARTLESS_ATTEMPTS:
         return
     reason = (
@@ -81,16 +84,17 @@ def check_progress(ledger: Ledger, lease: Lease) -> None:
         if fruitless >= FRUITLESS_ATTEMPTS
         else f"{startless} attempts in a row ended before their first step"
     )
-    ledger.close(lease.slot, reason)
-    raise SlotError(f"slot {lease.slot} is given up: {reason}; look at its attempts' last lines")
+    slot.give_up(reason)
+    raise SlotError(f"slot {slot.number} is given up: {reason}; look at its attempts' last lines")
 
 
-def check_undrawn(ledger: Ledger, lease: Lease) -> None:
+def check_undrawn(lease: HeldLease) -> None:
     """Raise `SlotError` for a slot with a checkpoint but no spec: it is never drawn again."""
-    if lease.content["checkpoints"]:
+    slot = lease.slot
+    if lease.record.checkpoints:
         raise SlotError(
-            f"slot {lease.slot} is damaged: it has checkpoints but no spec.json in"
-            f" {ledger.store.uri}/{ledger.slot_prefix(lease.slot)}; {begin_again(lease.slot)}"
+            f"slot {slot.number} is damaged: it has checkpoints but no spec.json in"
+            f" {slot.store.uri}/{slot.folder}; {begin_again(slot.number)}"
         )
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
 from job.ledger.records import Recipe
-from job.ledger.uploads import Publisher
+from job.ledger.uploads import Uploads
 from job.process.gpu import preflight
 from job.settings import Settings
 from job.training.memory import MemoryPlan, Samples, plan_memory
 from job.training.state import TrainState
 from job.trial.attempt import Attempt, Training
-from job.trial.draw import stop_early
 from job.trial.model_card import Provenance, adapter_card
+from job.trial.result import stop_early
 
 if TYPE_CHECKING:
     import torch
@@ -45,28 +45,24 @@ def _load_base(base: BaseModel, device: torch.device) -> Any:
     return load_base(base.location, base.hub_revision, device)
 
 
-def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Path | None) -> Fit:
+def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path, *, meeting: Path | None) -> Fit:
     # torch: not before there is something to train
     from job.training.crew import CrewPlan
     from job.training.fit import FitInputs, fit
 
-    settings, base, recipe = (
-        attempt.settings,
-        attempt.base,
-        Recipe.model_validate(attempt.spec["recipe"]),
-    )
+    settings, loaded, recipe = attempt.settings, attempt.loaded, attempt.spec.recipe
     crew = None
     if meeting is not None:
-        crew = CrewPlan(meeting, settings.num_gpus, base.location, base.hub_revision)
+        crew = CrewPlan(meeting, settings.num_gpus, loaded.base.location, loaded.base.hub_revision)
     inputs = FitInputs(
-        base=attempt.model,
-        train_table=attempt.data.train,
-        eval_table=attempt.data.eval.head(settings.eval_rows),
+        base=loaded.model,
+        train_table=loaded.data.train,
+        eval_table=loaded.data.eval.head(settings.eval_rows),
         memory=_plan_memory(attempt, recipe),
         budget_seconds=settings.trial_budget_hours * 3600,
         out_of_time=attempt.clock.out_of_time,
         stop_early=partial(_stop_early, attempt),
-        measure_step_0=attempt.spec["measure_step_0"],
+        measure_step_0=attempt.spec.measure_step_0,
         max_adapter_bytes=int(settings.max_adapter_mb * 1e6),
         stop_asked=attempt.stop_asked,
         card=partial(_card, attempt),
@@ -75,19 +71,20 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Pat
     return fit(
         recipe,
         inputs,
-        device=attempt.device,
+        device=loaded.device,
         work_dir=work_dir,
-        keeper=publisher,
-        should_stop=attempt.check,
+        keeper=uploads,
+        should_stop=attempt.should_stop,
     )
 
 
 def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
     from job.training.device import usable_memory_bytes
 
-    settings, lengths = attempt.settings, attempt.data.train.lengths
+    settings, loaded = attempt.settings, attempt.loaded
+    lengths = loaded.data.train.lengths
     return plan_memory(
-        attempt.base.config,
+        loaded.base.config,
         Samples(
             longest=int(lengths.max()),
             mean=float(lengths.mean()),
@@ -96,20 +93,21 @@ def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
-        usable_bytes=usable_memory_bytes(attempt.device, gpu_memory_gb=settings.gpu_memory_gb),
+        usable_bytes=usable_memory_bytes(loaded.device, gpu_memory_gb=settings.gpu_memory_gb),
     )
 
 
 def _card(attempt: Attempt, state: TrainState) -> str:
+    base, data = attempt.loaded.base, attempt.loaded.data
     origin = Provenance(
-        base_model=attempt.base.name,
-        base_model_revision=attempt.base.revision,
-        sweep=attempt.ledger.sweep,
-        slot=attempt.lease.slot,
-        recipe=attempt.spec["recipe"],
-        data_digest=attempt.data.digest,
-        train_rows=len(attempt.data.train),
-        eval_rows=min(len(attempt.data.eval), attempt.settings.eval_rows),
+        base_model=base.name,
+        base_model_revision=base.revision,
+        sweep=attempt.slot.ledger.sweep,
+        slot=attempt.slot.number,
+        recipe=attempt.spec.recipe.to_json(),
+        data_digest=data.digest,
+        train_rows=len(data.train),
+        eval_rows=min(len(data.eval), attempt.settings.eval_rows),
     )
     return adapter_card(origin, eval_loss=state.best_loss, step=state.step)
 
@@ -117,4 +115,4 @@ def _card(attempt: Attempt, state: TrainState) -> str:
 def _stop_early(attempt: Attempt, state: TrainState) -> str | None:
     """`stop_early`, which may wait for the store as long as an outage is borne."""
     with attempt.watchdog.phase("the store", outage_minutes=attempt.settings.outage_minutes):
-        return stop_early(attempt.definition, attempt.ledger, attempt.settings, state)
+        return stop_early(attempt.definition, attempt.slot.ledger, attempt.settings, state)

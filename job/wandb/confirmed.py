@@ -1,7 +1,4 @@
-"""`mirror.json`: written once W&B has confirmed that it has all of a committed trial.
-
-sweeps/<sweep>/slots/<NNNN>/mirror.json   create-once: run, url
-"""
+"""Committed trials that W&B has not confirmed yet, told to it again by whoever comes next."""
 
 from __future__ import annotations
 
@@ -9,70 +6,76 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from job.errors import CredentialsError, OutageError, SlotError
 from job.ledger.ledger import Ledger
+from job.ledger.records import Result, Spec
+from job.ledger.slot import Slot
 from job.log import log
 from job.settings import Settings
-from job.store.documents import Json, read_document
+from job.store.documents import read_document
 from job.wandb.client import call, check_reachable, is_wanted, prepare
 from job.wandb.rows import Rows
-from job.wandb.run import confirm, end_run, mirror_key, open_run, place_of, upload_seconds
+from job.wandb.run import (
+    MIRROR_FILE,
+    confirm,
+    end_run,
+    open_run,
+    place_of,
+    upload_seconds,
+)
 
 CATCH_UP_SECONDS = 60.0  # at a pod's start, for what earlier pods could not tell W&B
 FAILURES = 3  # slots in a row, after which W&B itself is taken to be down
 SLOT_SECONDS = 25.0  # a slot is not begun with less than that left
 
 
-@dataclass(frozen=True)
-class Unconfirmed:
-    """A committed slot that W&B has not confirmed, in the generation in which it was found."""
+class Unconfirmed(NamedTuple):
+    """A committed slot that W&B has not confirmed."""
 
-    ledger: Ledger  # pinned: a redo in between must not get the old run
-    slot: int
-    spec: Json
-    result: Json
+    slot: Slot  # in one generation: a redo in between must not get the old run
+    spec: Spec
+    result: Result
 
 
 def unconfirmed(ledger: Ledger, num_trials: int) -> list[Unconfirmed]:
     """The committed slots that W&B has not confirmed."""
     found = []
-    for slot in range(num_trials):
+    for number in range(num_trials):
         with contextlib.suppress(SlotError):  # a damaged slot is told by `status`
-            view = ledger.pin(slot)
-            spec, result = view.spec(slot), view.result(slot)
+            slot = ledger.slot(number)
+            spec, result = slot.spec(), slot.result()
             if spec is None or result is None:
                 continue
-            if read_document(view.store, mirror_key(view, slot)) is None:
-                found.append(Unconfirmed(view, slot, spec, result))
+            if read_document(slot.store, slot.key(MIRROR_FILE)) is None:
+                found.append(Unconfirmed(slot, spec, result))
     return found
 
 
-def mirror_slot(settings: Settings, ledger: Ledger, slot: int, spec: Json, result: Json) -> bool:
+def mirror_slot(settings: Settings, slot: Slot, spec: Spec, result: Result) -> bool:
     """Tell W&B all of a committed trial; whether it confirmed. Raises what the client raises."""
     rows = Rows()
     with tempfile.TemporaryDirectory(dir=settings.work_dir, prefix="mirror-") as folder:
         history = Path(folder) / "history.jsonl"
-        ledger.store.download(result["history_key"], history)
+        slot.store.download(result.history_key, history)
         rows.read(history)
         rows.is_whole = True
-    place = place_of(settings, ledger.sweep, slot, spec)
-    run = open_run(place, upload_seconds=upload_seconds(settings))
+    run = open_run(place_of(settings, slot, spec), upload_seconds=upload_seconds(settings))
     is_taken = end_run(
         run,
+        slot,
         result,
         artifact=settings.wandb_artifact,
-        ledger=ledger,
         work_dir=settings.work_dir,
         after=run.starting_step - 1,
         rows=rows,
     )
-    return is_taken and confirm(ledger, slot, run, result, len(rows))
+    return is_taken and confirm(run, slot, result, len(rows))
 
 
-def catch_up(settings: Settings, ledger: Ledger, check: Callable[[], None]) -> None:
+def catch_up(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]) -> None:
     """Mirror what earlier pods could not, at most a minute; a failing W&B is only a warning."""
     if not is_wanted(settings):
         return
@@ -82,7 +85,7 @@ def catch_up(settings: Settings, ledger: Ledger, check: Callable[[], None]) -> N
     prepare(settings)
     deadline = time.monotonic() + CATCH_UP_SECONDS
     try:
-        check_reachable(check)
+        check_reachable(should_stop)
     except OutageError as error:
         log.warning("%s; %d trials are left to be mirrored", error, len(missing))
         return
@@ -92,7 +95,7 @@ def catch_up(settings: Settings, ledger: Ledger, check: Callable[[], None]) -> N
             log.warning("W&B: slots are left to be mirrored: job report --mirror")
             return
         try:
-            _mirror_and_say(settings, found, check=check, seconds=left)
+            _mirror_and_say(settings, found, should_stop=should_stop, seconds=left)
         except OutageError as error:  # perhaps of this slot alone: the next one is tried, too
             log.warning("%s; later: job report --mirror", error)
         except CredentialsError as error:
@@ -113,7 +116,7 @@ def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
     done = failures = 0
     for found in missing:
         try:
-            done += _mirror_and_say(settings, found, check=lambda: None, seconds=seconds)
+            done += _mirror_and_say(settings, found, should_stop=lambda: None, seconds=seconds)
             failures = 0
         except OutageError as error:
             failures += 1
@@ -124,16 +127,17 @@ def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
 
 
 def _mirror_and_say(
-    settings: Settings, found: Unconfirmed, *, check: Callable[[], None], seconds: float
+    settings: Settings, found: Unconfirmed, *, should_stop: Callable[[], None], seconds: float
 ) -> bool:
+    number = found.slot.number
     confirmed = call(
-        f"mirroring slot {found.slot}",
-        lambda: mirror_slot(settings, found.ledger, found.slot, found.spec, found.result),
-        check=check,
+        f"mirroring slot {number}",
+        lambda: mirror_slot(settings, *found),
+        check=should_stop,
         seconds=seconds,
     )
     if confirmed:
-        log.info("slot %d: mirrored to W&B", found.slot)
+        log.info("slot %d: mirrored to W&B", number)
     else:
-        log.warning("slot %d: W&B did not confirm all; later: job report --mirror", found.slot)
+        log.warning("slot %d: W&B did not confirm all; later: job report --mirror", number)
     return confirmed

@@ -17,11 +17,14 @@ from typing import Any
 
 from job.errors import JobError, OutageError, PreemptedError
 from job.ledger.folders import fetch_folder
-from job.ledger.ledger import Ledger
+from job.ledger.lease import HeldLease
+from job.ledger.records import Result, Spec
+from job.ledger.slot import Slot
 from job.log import log
 from job.process.stop import Stop
 from job.settings import Settings
-from job.store.documents import Json, create_document
+from job.store.base import Store
+from job.store.documents import create_document
 from job.wandb.agent import AgentRun
 from job.wandb.client import (
     DEFAULT_PROJECT,
@@ -37,6 +40,7 @@ from job.wandb.client import (
 from job.wandb.rows import Rows
 
 UPLOAD_SECONDS = 600.0  # instead of WANDB_FINISH_TIMEOUT, when the run carries the adapter itself
+MIRROR_FILE = "mirror.json"  # create-once: W&B has all of a committed trial; run, url
 CONFIRM_TRIES = 4  # W&B shows what it was sent with a delay
 ENDED_WELL = ("completed", "truncated", "stopped")
 SUMMARY = (
@@ -55,28 +59,29 @@ class Place:
     sweep_id: str | None  # None: drawn by the built-in engine, so grouped instead
     group: str | None
     name: str
-    config: Json
+    config: dict[str, Any]
     tags: tuple[str, ...] = ()
 
 
-def place_of(settings: Settings, sweep: str, slot: int, spec: Json) -> Place:
+def place_of(settings: Settings, slot: Slot, spec: Spec) -> Place:
     """Of the spec alone and what the environment says of entity and project."""
-    recipe = {k: v for k, v in spec["recipe"].items() if k != "eval_steps"}
-    entity, project, sweep_id = (
-        spec["wandb_sweep"].split("/") if "wandb_sweep" in spec else (None, None, None)
-    )
+    recipe = {k: v for k, v in spec.recipe.to_json().items() if k != "eval_steps"}
+    entity, project, sweep_id = (None, None, None)
+    if spec.wandb_sweep is not None:
+        entity, project, sweep_id = spec.wandb_sweep.split("/")
+    sweep = slot.ledger.sweep
     return Place(
-        run_id=spec["wandb_run_id"],
+        run_id=spec.wandb_run_id,
         entity=entity or settings.wandb_entity,
         project=project or settings.wandb_project or DEFAULT_PROJECT,
         sweep_id=sweep_id,
         group=None if sweep_id else sweep,
-        name=f"{sweep}-{slot:04d}",
+        name=f"{sweep}-{slot.number:04d}",
         config={
             **recipe,
-            "slot": slot,
-            "data_digest": spec["data_digest"],
-            "code_version": spec["code_version"],
+            "slot": slot.number,
+            "data_digest": spec.data_digest,
+            "code_version": spec.code_version,
         },
     )
 
@@ -144,10 +149,10 @@ def send_rows(run: Any, rows: Rows, after: int | None) -> int:
 
 def end_run(
     run: Any,
-    result: Json,
+    slot: Slot,
+    result: Result,
     *,
     artifact: str,
-    ledger: Ledger,
     work_dir: Path,
     after: int | None,
     rows: Rows,
@@ -158,18 +163,18 @@ def end_run(
     """
     send_rows(run, rows, after)
     for name in SUMMARY:
-        run.summary[name] = result.get(name)
-    if result["eval_loss"] is not None:  # the adapter's own, not that of the last evaluation
-        run.summary["eval/loss"] = result["eval_loss"]
+        run.summary[name] = getattr(result, name)
+    if result.eval_loss is not None:  # the adapter's own, not that of the last evaluation
+        run.summary["eval/loss"] = result.eval_loss
     is_taken = True
     with tempfile.TemporaryDirectory(dir=work_dir, prefix="artifact-") as folder:
-        if result["adapter_key"] is not None and artifact != "none":
+        if result.adapter_key is not None and artifact != "none":
             try:
-                run.log_artifact(_artifact(run.id, result, artifact, ledger, Path(folder)))
+                run.log_artifact(_artifact(run.id, slot.store, result, artifact, Path(folder)))
             except Exception as error:
                 log.warning("W&B did not take the adapter: %s", brief(error))
                 is_taken = False
-        run.finish(exit_code=0 if result["status"] in ENDED_WELL else 1)
+        run.finish(exit_code=0 if result.status in ENDED_WELL else 1)
     return is_taken
 
 
@@ -178,42 +183,39 @@ def upload_seconds(settings: Settings) -> float:
     return UPLOAD_SECONDS if settings.wandb_artifact == "upload" else finish_seconds()
 
 
-def _artifact(run_id: str, result: Json, kind: str, ledger: Ledger, folder: Path) -> Any:
+def _artifact(run_id: str, store: Store, result: Result, kind: str, folder: Path) -> Any:
     import wandb
 
     names = ("adapter_sha256", "adapter_bytes", "eval_loss", "base_model", "base_model_revision")
     artifact = wandb.Artifact(
-        f"adapter-{run_id}", type="model", metadata={name: result.get(name) for name in names}
+        f"adapter-{run_id}", type="model", metadata={name: getattr(result, name) for name in names}
     )
-    key = result["adapter_key"]
+    key, sha256 = result.adapter_key, result.adapter_sha256
+    assert key is not None
+    assert sha256 is not None
     if kind == "upload":
-        fetch_folder(ledger.store, key, result["adapter_sha256"], folder)
+        fetch_folder(store, key, sha256, folder)
         artifact.add_dir(str(folder))
     else:  # no look into the bucket: the client's identity there may be another one
-        uri = ledger.store.uri
+        uri = store.uri
         artifact.add_reference(
             f"{uri if '://' in uri else Path(uri).as_uri()}/{key}", name="adapter", checksum=False
         )
     return artifact
 
 
-def mirror_key(ledger: Ledger, slot: int) -> str:
-    """Where W&B's confirmation of a slot lies."""
-    return f"{ledger.slot_prefix(slot)}/mirror.json"
-
-
-def confirm(ledger: Ledger, slot: int, run: Any, result: Json, num_rows: int) -> bool:
+def confirm(run: Any, slot: Slot, result: Result, num_rows: int) -> bool:
     """Write `mirror.json` if W&B has everything; whether it has."""
-    if not is_confirmed(f"{run.entity}/{run.project}/{run.id}", result, num_rows):
+    path = f"{run.entity}/{run.project}/{run.id}"
+    if not is_confirmed(path, result, num_rows):
         return False
-    content = {"run": f"{run.entity}/{run.project}/{run.id}", "url": run.url}
-    create_document(ledger.store, mirror_key(ledger, slot), content)
+    create_document(slot.store, slot.key(MIRROR_FILE), {"run": path, "url": run.url})
     return True
 
 
-def is_confirmed(path: str, result: Json, num_rows: int) -> bool:
+def is_confirmed(path: str, result: Result, num_rows: int) -> bool:
     """W&B itself says that it has the run's end, all its rows and its eval/loss."""
-    expected = "finished" if result["status"] in ENDED_WELL else "failed"
+    expected = "finished" if result.status in ENDED_WELL else "failed"
     for attempt in range(CONFIRM_TRIES):
         if attempt:
             time.sleep(0.5 * attempt)  # in a side thread
@@ -222,7 +224,7 @@ def is_confirmed(path: str, result: Json, num_rows: int) -> bool:
         if (
             run.state == expected
             and run.history_line_count >= num_rows
-            and (result["eval_loss"] is None or loss == result["eval_loss"])
+            and (result.eval_loss is None or loss == result.eval_loss)
         ):
             return True
     return False
@@ -243,21 +245,19 @@ class Mirror:
     def __init__(
         self,
         settings: Settings,
-        ledger: Ledger,
-        slot: int,
-        spec: Json,
+        lease: HeldLease,
+        spec: Spec,
         agent_run: AgentRun | None,
         *,
-        is_ours: Callable[[], bool],
         stop: Stop,
     ) -> None:
         self.stop_requested = agent_run.stop_requested if agent_run else threading.Event()
         self._is_on = is_wanted(settings)
-        self._settings, self._ledger, self._slot = settings, ledger, slot
-        self._place = place_of(settings, ledger.sweep, slot, spec)
+        self._settings, self._lease, self._slot = settings, lease, lease.slot
+        self._place = place_of(settings, lease.slot, spec)
         self._agent_run = agent_run
         self._run: Any = agent_run.run if agent_run else None
-        self._is_ours, self._stop = is_ours, stop
+        self._stop = stop
         self._path: Path | None = None
         self._rows = Rows()
         self._reading = threading.Lock()
@@ -265,7 +265,7 @@ class Mirror:
         self._next_try = 0.0
         self._ending = threading.Event()
         self._ended = threading.Event()
-        self._result: Json | None = None
+        self._result: Result | None = None
         self._exit_code = 0
         self._said: tuple[str, str] | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
@@ -283,7 +283,7 @@ class Mirror:
             self._read()
             self._rows.is_whole = True
 
-    def commit(self, result: Json) -> None:
+    def commit(self, result: Result) -> None:
         """Bring the run to the trial's end, as far as W&B takes it in time."""
         self._end(result, 0, upload_seconds(self._settings) + CONFIRM_SECONDS)
 
@@ -292,7 +292,7 @@ class Mirror:
         if not isinstance(error, PreemptedError) and self._stop.seconds_left() is None:
             self._end(None, int(error.exit_code), FAIL_SECONDS)
 
-    def _end(self, result: Json | None, exit_code: int, seconds: float) -> None:
+    def _end(self, result: Result | None, exit_code: int, seconds: float) -> None:
         if not self._is_on or not self._thread.is_alive():
             return
         self._result, self._exit_code = result, exit_code
@@ -321,7 +321,7 @@ class Mirror:
     def _send(self) -> None:
         """Open the run if it is not, send what is new. No failure of the client reaches us."""
         self._read()
-        if self.stop_requested.is_set() or not self._is_ours():
+        if self.stop_requested.is_set() or self._lease.lost:
             return  # the agent is closing the run; or another attempt has it
         try:
             if self._open():
@@ -354,7 +354,7 @@ class Mirror:
                 self._agent_run.release()  # it has ended the run, and takes its client with it
                 self._agent_run, self._run = None, None
             self._next_try = 0.0
-            if not self._is_ours() or not self._open():
+            if self._lease.lost or not self._open():
                 return
             if self._result is None:
                 self._run.finish(exit_code=self._exit_code)
@@ -365,19 +365,19 @@ class Mirror:
         except Exception as error:  # the bucket has it all; a later pod tells W&B
             self._warn(error, LATER)
 
-    def _complete(self, result: Json) -> None:
+    def _complete(self, result: Result) -> None:
         run = self._run
         is_taken = end_run(
             run,
+            self._slot,
             result,
             artifact=self._settings.wandb_artifact,
-            ledger=self._ledger,
             work_dir=self._settings.work_dir,
             after=self._sent,
             rows=self._rows,
         )
-        if is_taken and confirm(self._ledger, self._slot, run, result, len(self._rows)):
-            log.info("slot %d: mirrored to W&B", self._slot)
+        if is_taken and confirm(run, self._slot, result, len(self._rows)):
+            log.info("slot %d: mirrored to W&B", self._slot.number)
         else:
             log.warning("W&B did not confirm the run; later: job report --mirror")
 

@@ -9,28 +9,31 @@ from pathlib import Path
 from job.base_model import resolve_base_model
 from job.errors import DamagedError, JobError, OutageError, SettingsError, SlotError, is_volume_full
 from job.ledger.folders import MANIFEST, fetch_folder
+from job.ledger.records import Result
 from job.log import log
 from job.store.base import Store
-from job.store.documents import Json
 
 _MERGE = "best --merge"
 
 
 def download(
-    store: Store, slot: int, result: Json, folder: Path, *, option: str = "best --download"
+    store: Store, slot: int, result: Result, folder: Path, *, option: str = "best --download"
 ) -> None:
     """Fetch the adapter to `folder`, which must be new or empty, and check every byte of it.
 
     Raises `SettingsError`, which names `option`, for a folder in use, `SlotError` for bytes that
     are not those written.
     """
+    key, sha256 = result.adapter_key, result.adapter_sha256
+    assert key is not None
+    assert sha256 is not None
     make_new(folder, option)
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
             arriving = Path(name) / "adapter"
             arriving.mkdir()
             folder.rmdir()  # it is made again by the move, or not at all
-            fetch_folder(store, result["adapter_key"], result["adapter_sha256"], arriving)
+            fetch_folder(store, key, sha256, arriving)
             (arriving / MANIFEST).unlink()
             shutil.move(arriving, folder)
     except DamagedError as error:
@@ -45,7 +48,7 @@ def download(
     log.info("slot %d's adapter: %s, every sha256 holds", slot, folder)
 
 
-def merge(store: Store, slot: int, result: Json, folder: Path, *, work_dir: Path) -> None:
+def merge(store: Store, slot: int, result: Result, folder: Path, *, work_dir: Path) -> None:
     """Write the base with the adapter added to its weights, in fp16, as a model of its own.
 
     Raises as `download`; then nothing of it stays.
@@ -59,13 +62,11 @@ def merge(store: Store, slot: int, result: Json, folder: Path, *, work_dir: Path
     log.info("slot %d merged into %s: %s", slot, base, folder)
 
 
-def _merge(store: Store, slot: int, result: Json, folder: Path, work_dir: Path) -> str:
+def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path) -> str:
     """The base's name."""
     from job.training.merging import merge_adapter  # torch
 
-    base = resolve_base_model(
-        result["base_model"], result["base_model_revision"], cache_dir=work_dir
-    )
+    base = resolve_base_model(result.base_model, result.base_model_revision, cache_dir=work_dir)
     with tempfile.TemporaryDirectory(prefix="adapter-") as name:
         adapter = Path(name) / "adapter"
         download(store, slot, result, adapter, option=_MERGE)

@@ -17,13 +17,14 @@ from job.ledger.accounts import (
     taken_over,
     wasted_gpu_seconds,
 )
-from job.ledger.lease import Lease, acquire
+from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
+from job.ledger.records import Checkpoint, Lease
 from job.report.attempts_table import attempts_table
 from job.store.local import LocalStore
+from tests.ledger.documents import make_result
 
-SAVED: dict[str, Any] = {"key": "k", "sha256": "0", "step": 8, "best": None, "clock_seconds": 50.0}
+SAVED = Checkpoint(key="k", sha256="0", step=8, best=None, clock_seconds=50.0)
 
 
 class Clock:
@@ -42,7 +43,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(LocalStore(tmp_path), "s")
 
 
-def _take(ledger: Ledger) -> Lease:
+def _take(ledger: Ledger) -> HeldLease:
     """The lease; a silent holder's is broken, by a clock that only waiting moves."""
     clock = Clock()
     lease = acquire(
@@ -53,7 +54,7 @@ def _take(ledger: Ledger) -> Lease:
 
 
 def _documents(ledger: Ledger) -> dict[int, dict[str, Any]]:
-    folder = Path(ledger.store.uri) / ledger.slot_prefix(0) / "attempts"
+    folder = Path(ledger.store.uri) / ledger.slot(0).folder / "attempts"
     newest: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):  # <name>.json, then <name>.json.v2
         newest[path.name.partition(".")[0]] = path
@@ -77,7 +78,7 @@ def test_the_document_is_opened_with_the_lease_and_closed_at_the_end(ledger: Led
     with _take(ledger) as lease:
         lease.open_account()
         opened = _documents(ledger)[1]
-        assert (opened["state"], opened["owner"]) == ("open", lease.owner)
+        assert (opened["state"], opened["owner"]) == ("open", lease.record.owner)
         assert opened["node"]
         assert opened["started_at"]
         lease.report(first_step=0, step=7, gpu_seconds=12.5)
@@ -102,7 +103,7 @@ def test_the_document_says_why_the_attempt_ended(
     assert (closed["exit_code"], closed["reason"]) == (code, reason)
 
 
-def _killed(ledger: Ledger, **progress: Any) -> Lease:
+def _killed(ledger: Ledger, **progress: Any) -> HeldLease:
     """An attempt that dies right after a renewal."""
     lease = _take(ledger)
     lease.open_account()
@@ -120,7 +121,7 @@ def test_a_killed_attempts_document_is_completed_by_its_successor(ledger: Ledger
     assert killed["reason"].startswith("killed or cut off")
     assert (killed["last_step"], killed["gpu_seconds"]) == (9, 70.0)
     assert killed["heard_at"]
-    assert successor.content["gpu_seconds_before"] == 70.0
+    assert successor.record.gpu_seconds_before == 70.0
 
 
 def test_successors_that_die_before_they_write_leave_it_to_theirs(ledger: Ledger) -> None:
@@ -132,7 +133,7 @@ def test_successors_that_die_before_they_write_leave_it_to_theirs(ledger: Ledger
     assert sorted(_documents(ledger)) == [1, 2, 3, 4, 5]
     assert [d["state"] for _, d in sorted(_documents(ledger).items())] == ["ended"] * 4 + ["open"]
     last.renew()
-    assert last.content["ended"] == [], "written accounts leave the lease"
+    assert last.record.ended == (), "written accounts leave the lease"
 
 
 def test_a_lost_attempt_writes_nothing(ledger: Ledger) -> None:
@@ -154,31 +155,32 @@ def test_a_failing_store_leaves_the_document_to_the_next_attempt(ledger: Ledger)
     assert (closed["exit_code"], closed["reason"]) == (ExitCode.OUTAGE, "gone")
 
 
+def _ran(lease: Lease, gpu_seconds: float, *checkpoints: Checkpoint) -> Lease:
+    attempt = lease.attempt.changed(gpu_seconds=gpu_seconds)
+    return lease.changed(attempt=attempt, checkpoints=checkpoints)
+
+
 def test_what_a_checkpoint_keeps_is_not_wasted() -> None:
-    first = taken_over(FRESH, "a")
-    first["attempt"] |= {"gpu_seconds": 80.0}
-    first["checkpoints"] = [SAVED]
+    first = _ran(taken_over(FRESH, "a"), 80.0, SAVED)
     assert wasted_gpu_seconds(first) == 30.0
-    second = taken_over(first, "b")
-    second["attempt"] |= {"gpu_seconds": 25.0}
-    second["checkpoints"] = [SAVED | {"clock_seconds": 60.0}, SAVED]
+    second = _ran(taken_over(first, "b"), 25.0, SAVED.changed(clock_seconds=60.0), SAVED)
     assert wasted_gpu_seconds(second) == 15.0, "only its own progress counts for it"
     third = taken_over(second, "c")
-    assert (third["gpu_seconds_before"], third["wasted_gpu_seconds_before"]) == (105.0, 45.0)
-    assert [ended["saved_step"] for ended in third["ended"]] == [8, 8]
+    assert (third.gpu_seconds_before, third.wasted_gpu_seconds_before) == (105.0, 45.0)
+    assert [ended.saved_step for ended in third.ended] == [8, 8]
 
 
 def test_a_lease_of_an_earlier_version_is_taken_over() -> None:
-    old = {k: v for k, v in taken_over(FRESH, "a").items() if k not in ("ended", "attempt")}
-    del old["wasted_gpu_seconds_before"]
-    assert taken_over(old | {"attempt": {}}, "b")["epoch"] == 2
+    later = ("ended", "wasted_gpu_seconds_before")  # keys of a later version
+    old = {k: v for k, v in taken_over(FRESH, "a").to_json().items() if k not in later}
+    assert taken_over(Lease.model_validate(old | {"attempt": {}}), "b").epoch == 2
 
 
 def test_people_see_the_running_attempt_as_the_lease_tells_it(ledger: Ledger) -> None:
     lease = _killed(ledger, first_step=0, step=3, gpu_seconds=5.0)
-    assert account(lease.content, ended=False)["state"] == "open"
-    (told,) = read_accounts(ledger, 0, lease.content)
-    assert (told["last_step"], told["gpu_seconds"]) == (3, 5.0), "not as it was opened"
+    assert account(lease.record, ended=False).state == "open"
+    (told,) = read_accounts(ledger.slot(0))
+    assert (told.last_step, told.gpu_seconds) == (3, 5.0), "not as it was opened"
     table = attempts_table(ledger, 1)
     assert list(table.columns[-1].cells) == ["running"]
 
@@ -195,7 +197,7 @@ def test_the_budget_counts_ended_killed_and_running_attempts_of_all_generations(
     running.renew()
     assert gpu_hours_spent(ledger, 1) == 1.75
     ledger.store.put_if_absent(ledger.redo_key(0, 1), b"{}")
-    ledger.commit(0, {"status": "completed", "gpu_seconds": 360.0})
+    ledger.slot(0).commit(make_result(ledger.slot(0).folder, gpu_seconds=360.0))
     assert gpu_hours_spent(ledger, 1) == 1.85
 
 
@@ -203,6 +205,6 @@ def test_a_damaged_slot_does_not_end_the_trials_of_others(
     ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     _killed(ledger, gpu_seconds=1800.0)
-    ledger.store.put_if_absent(lease_key(ledger, 1), b"not JSON")
+    ledger.store.put_if_absent(ledger.slot(1).key("lease.json"), b"not JSON")
     assert gpu_hours_spent(ledger, 2) == 0.5
     assert "the sweep's budget does not count slot 1" in caplog.text

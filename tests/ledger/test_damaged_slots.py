@@ -17,23 +17,25 @@ from job.report.overview import read_overview
 from job.store.local import LocalStore
 from job.trial.draw import observe
 from job.trial.slots import open_slots
+from tests.ledger.documents import make_identity, make_result, make_spec
 
-SPEC: dict[str, object] = {"params": {}, "recipe": {"planned_steps": 1}, "created_at": "now"}
-RESULT = {
-    "status": "completed", "eval_loss": 1.5, "curve": [], "steps": 1, "adapter_key": None,
-    "gpu_seconds": 1.0,
-}  # fmt: skip
+SPEC = make_spec()
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     """A sweep with slots 0 and 1 committed."""
     ledger = Ledger(LocalStore(tmp_path / "out"), "s")
-    ledger.open_sweep({})
+    ledger.open_sweep(make_identity())
     for slot in (0, 1):
-        ledger.specify(slot, SPEC)
-        ledger.commit(slot, RESULT)
+        ledger.slot(slot).specify(SPEC)
+        _commit(ledger, slot)
     return ledger
+
+
+def _commit(ledger: Ledger, number: int) -> None:
+    slot = ledger.slot(number)
+    slot.commit(make_result(slot.folder))
 
 
 def _not_json(path: Path) -> None:
@@ -55,23 +57,23 @@ def _a_link_outside(path: Path) -> None:
 def test_a_damaged_document_is_its_slots_and_the_line_says_what_helps(
     ledger: Ledger, name: str, damage: Callable[[Path], None]
 ) -> None:
-    path = Path(ledger.store.uri) / ledger.slot_prefix(0) / name
+    path = Path(ledger.store.uri) / ledger.slot(0).folder / name
     path.unlink()
     damage(path)
     with pytest.raises(SlotError) as caught:
-        (ledger.result if name == "result.json" else ledger.spec)(0)
+        (ledger.slot(0).result if name == "result.json" else ledger.slot(0).spec)()
     assert str(caught.value).startswith(f"slot 0: {path}: ")
     assert str(caught.value).endswith("; `job redo 0` begins it again")
-    assert [slot for slot, _, _ in ledger.committed(2)] == [1]
+    assert [slot.number for slot, _, _ in ledger.committed(2)] == [1]
     assert [seen.slot for seen in observe(ledger, 2)[0]] == [1], "no other slot's draw ends by it"
     assert [view.state for view in read_overview(ledger, 2).slots] == ["damaged", "completed"]
     with pytest.raises(SlotError, match="^slot 0: "):
         open_slots(ledger, 2)  # nothing else is left
-    ledger.specify(3, SPEC)
+    ledger.slot(3).specify(SPEC)
     assert open_slots(ledger, 4) == [2, 3], "a worker for all slots takes another"
-    ledger.commit(2, RESULT)
-    ledger.commit(3, RESULT)
-    ledger.exclude(0, "damaged")
+    _commit(ledger, 2)
+    _commit(ledger, 3)
+    ledger.slot(0).exclude("damaged")
     assert open_slots(ledger, 4) == [], "nor is an excluded one told again"
     redo(ledger, 0)
     assert open_slots(ledger, 2) == [0]
@@ -80,7 +82,7 @@ def test_a_damaged_document_is_its_slots_and_the_line_says_what_helps(
 def test_a_damaged_redo_document_is_its_slots_too(ledger: Ledger) -> None:
     (Path(ledger.store.uri) / ledger.redo_key(0, 1)).mkdir()
     with pytest.raises(SlotError, match=r"^slot 0: .*redo-1\.json: damaged, not a file; remove it"):
-        ledger.state(0)
+        ledger.slot(0).state()
     assert [view.state for view in read_overview(ledger, 2).slots] == ["damaged", "completed"]
 
 
@@ -90,4 +92,4 @@ def test_a_slot_that_is_a_link_outside_ends_no_other(ledger: Ledger, tmp_path: P
     states = [view.state for view in read_overview(ledger, 3).slots]
     assert states == ["completed", "completed", "damaged"]
     with pytest.raises(SlotError, match="^slot 2: .*leads outside .*; remove it"):
-        ledger.is_open(2)
+        ledger.slot(2).is_open()

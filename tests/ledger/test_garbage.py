@@ -17,11 +17,12 @@ import pytest
 
 from job.ledger.folders import fetch_folder
 from job.ledger.garbage import MEMORY_KEY, collect
-from job.ledger.lease import Lease, acquire
+from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
-from job.store.documents import create_document, read_document
+from job.ledger.records import Checkpoint
+from job.store.documents import create_document
 from job.store.local import LocalStore
+from tests.ledger.documents import make_identity, make_result
 from tests.workers import make_inputs, start_worker, wait_for
 
 A, B, C, D = (letter * 64 for letter in "abcd")
@@ -30,7 +31,7 @@ A, B, C, D = (letter * 64 for letter in "abcd")
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     ledger = Ledger(LocalStore(tmp_path / "out"), "s")
-    ledger.open_sweep({"JOB_DATASET_URI": {"prepared": A}})
+    ledger.open_sweep(make_identity(JOB_DATASET_URI={"prepared": A}))
     return ledger
 
 
@@ -44,20 +45,21 @@ def _collect(ledger: Ledger, **given: Any) -> set[str]:
 
 
 def _folder(ledger: Ledger, slot: int, name: str) -> str:
-    key = f"{ledger.slot_prefix(slot)}/{name}"
+    key = f"{ledger.slot(slot).folder}/{name}"
     for file in ("manifest.json", "adapter.safetensors"):
         ledger.store.put_if_absent(f"{key}/{file}", b"x")
     return key
 
 
-def _take(ledger: Ledger, slot: int = 0) -> Lease:
+def _take(ledger: Ledger, slot: int = 0) -> HeldLease:
     lease = acquire(ledger, [slot], lease_seconds=60, should_stop=lambda: None)
     assert lease is not None
     return lease
 
 
-def _name(lease: Lease, *keys: str, best: str | None = None) -> None:
-    lease.renew(checkpoints=[{"key": k, "sha256": "", "step": 1, "best": best} for k in keys])
+def _name(lease: HeldLease, *keys: str, best: str | None = None) -> None:
+    named = tuple(Checkpoint(key=key, sha256="", step=1, best=best) for key in keys)
+    lease.renew(checkpoints=named)
 
 
 def _names(ledger: Ledger) -> set[str]:
@@ -85,19 +87,19 @@ def test_adapters_and_histories_of_an_open_slot_are_left_alone(ledger: Ledger) -
     for _ in range(3):
         _take(ledger).release()
     _folder(ledger, 0, f"adapter-{A}")  # the next attempt may compute these very bytes
-    ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/history-{A}.jsonl", b"x")
+    ledger.store.put_if_absent(f"{ledger.slot(0).folder}/history-{A}.jsonl", b"x")
     assert _collect(ledger) == set()
 
 
 def _commit(ledger: Ledger) -> None:
     _take(ledger).release()
-    keep = {"adapter_key": f"{ledger.slot_prefix(0)}/adapter-{A}",
-            "history_key": f"{ledger.slot_prefix(0)}/history-{A}.jsonl"}  # fmt: skip
+    keep = {"adapter_key": f"{ledger.slot(0).folder}/adapter-{A}",
+            "history_key": f"{ledger.slot(0).folder}/history-{A}.jsonl"}  # fmt: skip
     for name in (f"adapter-{A}", f"adapter-{B}", f"checkpoints/1-9-{C}"):
         _folder(ledger, 0, name)
     for letter in (A, B):
-        ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/history-{letter}.jsonl", b"x")
-    ledger.commit(0, {"status": "completed", "gpu_seconds": 1.0, **keep})
+        ledger.store.put_if_absent(f"{ledger.slot(0).folder}/history-{letter}.jsonl", b"x")
+    ledger.slot(0).commit(make_result(**keep))
 
 
 def test_a_committed_slot_keeps_what_its_result_names_and_its_documents(ledger: Ledger) -> None:
@@ -110,7 +112,7 @@ def test_a_committed_slot_keeps_what_its_result_names_and_its_documents(ledger: 
     left = set(ledger.store.list("sweeps/"))
     assert documents <= left
     assert _names(ledger) == {f"0000/adapter-{A}"}
-    assert f"{ledger.slot_prefix(0)}/history-{A}.jsonl" in left
+    assert f"{ledger.slot(0).folder}/history-{A}.jsonl" in left
     assert _collect(ledger) == set(), "a second run finds nothing"
 
 
@@ -122,13 +124,13 @@ def test_what_was_before_a_redo_goes_only_when_asked(ledger: Ledger) -> None:
     _folder(ledger, 0, f"checkpoints/1-3-{D}")
     assert _collect(ledger) == set()
     assert _collect(ledger, old_generations=True) == set(), "there is no newer adapter yet"
-    nothing = {"adapter_key": None, "history_key": None}
-    ledger.commit(0, {"status": "infeasible", "gpu_seconds": 1.0, **nothing})
+    folder = ledger.slot(0).folder
+    ledger.slot(0).commit(make_result(folder, status="infeasible", eval_loss=None))
     assert _collect(ledger, old_generations=True) == {
         f"0000/adapter-{A}", f"0000/history-{A}.jsonl", f"0000/redo-1/checkpoints/1-3-{D}",
     }  # fmt: skip
     assert _names(ledger) == set()
-    assert ledger.pin(0, 0).result(0) is not None, "documents stay"
+    assert ledger.slot(0).earlier()[0].result() is not None, "documents stay"
 
 
 def _shared(ledger: Ledger) -> str:
@@ -156,7 +158,7 @@ def test_prepared_data_and_probes_go_a_day_after_they_were_seen_unused(ledger: L
 def test_prepared_data_that_a_sweep_began_to_use_is_forgotten_as_unused(ledger: Ledger) -> None:
     _shared(ledger)
     _collect(ledger)
-    Ledger(ledger.store, "other").open_sweep({"JOB_DATASET_URI": {"prepared": B}})
+    Ledger(ledger.store, "other").open_sweep(make_identity(JOB_DATASET_URI={"prepared": B}))
     assert f"prepared/{B}" not in _collect(ledger, unused_hours=0)
 
 
@@ -170,7 +172,7 @@ def test_a_damaged_slot_and_foreign_names_are_left_alone(ledger: Ledger) -> None
     _take(ledger).release()
     _take(ledger)
     _folder(ledger, 0, f"checkpoints/1-9-{B}")
-    ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/result.json", b"{")
+    ledger.store.put_if_absent(f"{ledger.slot(0).folder}/result.json", b"{")
     _folder(ledger, 1, f"checkpoints/1-9-{B}")  # no lease.json
     _folder(ledger, 2, "notes-of-mine")
     create_document(ledger.store, "prepared/by-hand/manifest.json", {})
@@ -178,31 +180,34 @@ def test_a_damaged_slot_and_foreign_names_are_left_alone(ledger: Ledger) -> None
 
 
 def _saved_step(ledger: Ledger) -> int:
-    lease = read_document(ledger.store, lease_key(ledger, 0))
-    checkpoints = lease.content["checkpoints"] if lease else []
-    return int(checkpoints[0]["step"]) if checkpoints else 0
+    checkpoints = _checkpoints(ledger)
+    return checkpoints[0].step if checkpoints else 0
+
+
+def _checkpoints(ledger: Ledger) -> tuple[Checkpoint, ...]:
+    stored = ledger.slot(0).lease()
+    return stored.lease.checkpoints if stored else ()
 
 
 def _missing(ledger: Ledger) -> set[str]:
     """What the lease names and the store does not have, looked at twice: it may be pruned."""
     missing: list[set[str]] = []
     for _ in range(2):
-        lease = read_document(ledger.store, lease_key(ledger, 0))
-        entries = lease.content["checkpoints"] if lease else []
-        named = {e["key"] for e in entries} | {e["best"] for e in entries if e["best"]}
-        keys = set(ledger.store.list(f"{ledger.slot_prefix(0)}/"))
+        entries = _checkpoints(ledger)
+        named = {e.key for e in entries} | {e.best for e in entries if e.best}
+        keys = set(ledger.store.list(f"{ledger.slot(0).folder}/"))
         missing.append({key for key in named if f"{key}/manifest.json" not in keys})
-    return missing[0] & missing[1] if ledger.result(0) is None else set()
+    return missing[0] & missing[1] if ledger.slot(0).result() is None else set()
 
 
 def _leave_unnamed(ledger: Ledger, folder: Path) -> None:
     """What a kill between an upload and the lease's swap leaves; when it falls is chance."""
-    lease = read_document(ledger.store, lease_key(ledger, 0))
-    assert lease is not None
+    stored = ledger.slot(0).lease()
+    assert stored is not None
     path = folder / "state.json"
     path.write_text("{}")
-    name = f"{lease.content['epoch']}-1-{'0' * 64}"
-    ledger.store.upload(f"{ledger.slot_prefix(0)}/checkpoints/{name}/state.json", path)
+    name = f"{stored.lease.epoch}-1-{'0' * 64}"
+    ledger.store.upload(f"{ledger.slot(0).folder}/checkpoints/{name}/state.json", path)
 
 
 @pytest.mark.slow
@@ -213,29 +218,31 @@ def test_gc_beside_workers_that_are_killed_takes_nothing_they_need(tmp_path: Pat
     assert wait_for(start_worker(inputs, lambda: calm)) == 0
     ledger = Ledger(store, "s")
     deleted = kills = 0
-    while ledger.result(0) is None:
+    while ledger.slot(0).result() is None:
         worker, kill_at_step = start_worker(inputs, lambda: store), _saved_step(ledger) + 20
         deadline = time.monotonic() + 30
-        while ledger.result(0) is None and _saved_step(ledger) < kill_at_step:
+        while ledger.slot(0).result() is None and _saved_step(ledger) < kill_at_step:
             assert time.monotonic() < deadline
             if ledger.identity() is not None:
                 deleted += len(_collect(ledger))
                 assert _missing(ledger) == set()
-        if ledger.result(0) is None:
+        if ledger.slot(0).result() is None:
             os.kill(worker, signal.SIGKILL)
             kills += 1
         wait_for(worker)
-        if kills == 1 and ledger.result(0) is None:
+        if kills == 1 and ledger.slot(0).result() is None:
             _leave_unnamed(ledger, tmp_path)
-    result, expected = ledger.result(0), Ledger(calm, "s").result(0)
+    result, expected = ledger.slot(0).result(), Ledger(calm, "s").slot(0).result()
     assert result is not None
     assert expected is not None
     for key in ("adapter_key", "adapter_sha256", "curve", "history_key"):
-        assert result[key] == expected[key], key
-    fetch_folder(store, result["adapter_key"], result["adapter_sha256"], tmp_path / "adapter")
-    store.download(result["history_key"], tmp_path / "history.jsonl")
+        assert getattr(result, key) == getattr(expected, key), key
+    assert result.adapter_key is not None
+    assert result.adapter_sha256 is not None
+    fetch_folder(store, result.adapter_key, result.adapter_sha256, tmp_path / "adapter")
+    store.download(result.history_key, tmp_path / "history.jsonl")
     assert kills >= 2
     assert deleted >= 1
     _collect(ledger)
     left = list((tmp_path / "out/sweeps/s/slots/0000").rglob("*.safetensors"))
-    assert [p.parent.name for p in left] == [result["adapter_key"].rpartition("/")[2]]
+    assert [p.parent.name for p in left] == [result.adapter_key.rpartition("/")[2]]

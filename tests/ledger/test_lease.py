@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from job.errors import PreemptedError, StoreError
-from job.ledger.lease import Lease, acquire
+from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
-from job.store.documents import read_document
 from job.store.local import LocalStore
+from tests.ledger.documents import make_result
 
 SECONDS = 120.0
 
@@ -33,7 +32,7 @@ class World:
         self.now += seconds
         self.meanwhile()
 
-    def acquire(self, *slots: int) -> Lease | None:
+    def acquire(self, *slots: int) -> HeldLease | None:
         return acquire(
             self.ledger,
             slots or (0,),
@@ -43,7 +42,7 @@ class World:
             clock=self.clock,
         )
 
-    def take(self, *slots: int) -> Lease:
+    def take(self, *slots: int) -> HeldLease:
         lease = self.acquire(*slots)
         assert lease is not None
         return lease
@@ -98,19 +97,19 @@ def test_the_old_holder_learns_that_it_lost_and_touches_nothing(world: World) ->
             act()
     frozen.release()
     newer.renew()
-    document = read_document(world.ledger.store, lease_key(world.ledger, 0))
-    assert document is not None
-    assert document.content["owner"] == newer.owner
+    stored = world.ledger.slot(0).lease()
+    assert stored is not None
+    assert stored.lease.owner == newer.record.owner
 
 
 def test_a_stale_lease_must_be_renewed_before_anything_is_published(world: World) -> None:
     lease = world.take()
-    before = lease.content["beat"]
+    before = lease.record.beat
     lease.ensure_held()
-    assert lease.content["beat"] == before, "a fresh one costs no request"
+    assert lease.record.beat == before, "a fresh one costs no request"
     world.now += SECONDS / 2
     lease.ensure_held()
-    assert lease.content["beat"] == before + 1
+    assert lease.record.beat == before + 1
 
 
 def test_a_renewal_whose_answer_was_lost_is_still_ours(world: World) -> None:
@@ -124,25 +123,27 @@ def test_a_renewal_whose_answer_was_lost_is_still_ours(world: World) -> None:
 
     store.put_if_version = applied_but_failed  # type: ignore[method-assign]
     with pytest.raises(StoreError):
-        lease.renew(checkpoints=["a"])
+        lease.renew(fruitless=1)
     store.put_if_version = real  # type: ignore[method-assign]
     lease.renew()
     assert not lease.lost
-    assert lease.content["epoch"] == 1
+    assert (lease.record.epoch, lease.record.fruitless) == (1, 1)
 
 
 def test_without_an_index_the_first_free_slot_is_taken(world: World) -> None:
     world.take(0)
-    world.ledger.commit(1, {"status": "completed"})
-    world.ledger.close(2, "no progress")
+    world.ledger.slot(1).commit(make_result(world.ledger.slot(1).folder))
+    world.ledger.slot(2).give_up("no progress")
     lease = world.take(0, 1, 2, 3)
-    assert lease.slot == 3
+    assert lease.slot.number == 3
     assert world.now == 1000, "no waiting while a slot is free"
 
 
 def test_a_slot_committed_while_we_wait_leaves_nothing_to_do(world: World) -> None:
     world.take(0)
-    world.meanwhile = lambda: world.ledger.commit(0, {"status": "completed"}) and None
+    world.meanwhile = lambda: (
+        world.ledger.slot(0).commit(make_result("sweeps/card/slots/0000")) and None
+    )
     assert world.acquire(0) is None
 
 
@@ -151,7 +152,7 @@ def test_gpu_seconds_of_all_attempts_are_carried_on(world: World) -> None:
         lease = world.take()
         lease.report(gpu_seconds=seconds)
         lease.renew()  # then it dies
-    assert world.take().content["gpu_seconds_before"] == 30.0
+    assert world.take().record.gpu_seconds_before == 30.0
 
 
 def test_attempts_without_progress_are_counted_and_progress_forgets_them(world: World) -> None:
@@ -159,7 +160,7 @@ def test_attempts_without_progress_are_counted_and_progress_forgets_them(world: 
         lease = world.take()
         lease.report(patience_seconds=600, **progress)
         lease.release()
-        return lease.content["fruitless"], lease.content["startless"]
+        return lease.record.fruitless, lease.record.startless
 
     in_vain = {"first_step": 5, "step": 40, "trained_seconds": 700}
     attempt(first_step=0)  # never finished a step

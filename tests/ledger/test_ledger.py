@@ -11,12 +11,14 @@ import pytest
 
 from job.errors import SettingsError, SlotError
 from job.ledger.ledger import Ledger
+from job.ledger.records import Identity
 from job.store.local import LocalStore
 from job.trial.slots import open_slots
+from tests.ledger.documents import make_identity, make_result, make_spec
 
-IDENTITY = {"JOB_MAX_STEPS": 1500, "JOB_SWEEP_FILE": {"method": "bayes"}, "_code_version": "1"}
-SPEC: dict[str, object] = {"params": {}, "recipe": {}}
-RESULT = {"status": "completed", "eval_loss": 1.5}
+IDENTITY = make_identity(JOB_MAX_STEPS=1500, JOB_SWEEP_FILE={"method": "bayes"}, _code_version="1")
+SPEC = make_spec()
+RESULT = make_result("sweeps/card/slots/0000")
 
 
 @pytest.fixture
@@ -27,17 +29,17 @@ def ledger(tmp_path: Path) -> Ledger:
 def test_the_first_trial_freezes_the_identity(ledger: Ledger) -> None:
     assert ledger.identity() is None
     ledger.open_sweep(IDENTITY)
-    ledger.open_sweep({**IDENTITY, "_code_version": "2"})  # information is not compared
+    ledger.open_sweep(IDENTITY.changed(_code_version="2"))  # information is not compared
     identity = ledger.identity()
     assert identity is not None
-    assert identity["_code_version"] == "1"
+    assert identity.to_json()["_code_version"] == "1"
 
 
 def test_every_differing_setting_is_named_old_to_new(ledger: Ledger) -> None:
     ledger.open_sweep(IDENTITY)
     with pytest.raises(SettingsError) as caught:
         ledger.open_sweep(
-            {"JOB_MAX_STEPS": 900, "JOB_SWEEP_FILE": {"method": "random"}, "JOB_SEED": 3}
+            make_identity(JOB_MAX_STEPS=900, JOB_SWEEP_FILE={"method": "random"}, JOB_SEED=3)
         )
     assert str(caught.value).splitlines()[1:4] == [
         "  JOB_MAX_STEPS: 1500 -> 900",
@@ -48,56 +50,58 @@ def test_every_differing_setting_is_named_old_to_new(ledger: Ledger) -> None:
 
 
 def test_a_slot_keeps_its_first_spec(ledger: Ledger) -> None:
-    assert ledger.state(3) == "empty"
-    assert ledger.specify(3, {**SPEC, "params": {"learning_rate": 1}})["params"] == {
-        "learning_rate": 1
-    }
-    assert ledger.specify(3, {**SPEC, "params": {"learning_rate": 2}})["params"] == {
-        "learning_rate": 1
-    }
-    assert ledger.state(3) == "specified"
+    assert ledger.slot(3).state() == "empty"
+    first, second = ({"learning_rate": rate} for rate in (0.1, 0.2))
+    assert ledger.slot(3).specify(make_spec(params=first)).params == first
+    assert ledger.slot(3).specify(make_spec(params=second)).params == first
+    assert ledger.slot(3).state() == "specified"
 
 
 def test_second_committer_loses_without_effect(ledger: Ledger) -> None:
-    ledger.specify(0, SPEC)
-    assert ledger.commit(0, RESULT)
-    assert not ledger.commit(0, {**RESULT, "eval_loss": 1.0})
-    result = ledger.result(0)
+    ledger.slot(0).specify(SPEC)
+    assert ledger.slot(0).commit(RESULT)
+    assert not ledger.slot(0).commit(RESULT.changed(eval_loss=1.0))
+    result = ledger.slot(0).result()
     assert result is not None
-    assert result["eval_loss"] == 1.5
-    assert ledger.state(0) == "committed"
+    assert result.eval_loss == 1.5
+    assert ledger.slot(0).state() == "committed"
 
 
 def test_a_slot_is_open_until_it_is_committed_or_given_up(ledger: Ledger) -> None:
-    ledger.commit(0, RESULT)
-    ledger.specify(1, SPEC)
-    ledger.close(2, "no progress")
+    ledger.slot(0).commit(RESULT)
+    ledger.slot(1).specify(SPEC)
+    ledger.slot(2).give_up("no progress")
     assert open_slots(ledger, 5) == [1, 3, 4]
-    assert [ledger.state(slot) for slot in range(4)] == [
+    assert [ledger.slot(slot).state() for slot in range(4)] == [
         "committed", "specified", "failed", "empty",
     ]  # fmt: skip
 
 
 def test_two_sweeps_share_a_bucket(ledger: Ledger) -> None:
     other = Ledger(ledger.store, "wide")
-    ledger.commit(0, RESULT)
-    assert other.result(0) is None
+    ledger.slot(0).commit(RESULT)
+    assert other.slot(0).result() is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"{}", b"\xff\xfe"])
 def test_a_damaged_result_is_an_error_and_never_open(ledger: Ledger, body: bytes) -> None:
-    ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/result.json", body)
+    ledger.store.put_if_absent(f"{ledger.slot(0).folder}/result.json", body)
     with pytest.raises(SlotError, match=r"slots/0000/result\.json.*damaged"):
         open_slots(ledger, 1)
 
 
+def _rows(digest: str, rows: dict[str, object] | None = None) -> Identity:
+    behind = {} if rows is None else {"_rows": rows}
+    return make_identity(JOB_DATASET_URI={"prepared": digest}, **behind)
+
+
 def test_what_is_behind_other_rows_is_named(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    rows = {"JOB_SUBSAMPLE_FRACTION": 0.15, "JOB_MAX_SEQ_LENGTH": 1024}
-    ledger.check_identity({"JOB_DATASET_URI": {"prepared": "a"}})  # not begun: nothing to compare
-    ledger.open_sweep({"JOB_DATASET_URI": {"prepared": "a"}, "_rows": rows})
-    ledger.check_identity({"JOB_DATASET_URI": {"prepared": "a"}, "_rows": {}})
-    other = {"JOB_DATASET_URI": {"prepared": "b"}, "_rows": rows | {"JOB_SUBSAMPLE_FRACTION": 0.1}}
+    rows: dict[str, object] = {"JOB_SUBSAMPLE_FRACTION": 0.15, "JOB_MAX_SEQ_LENGTH": 1024}
+    ledger.check_identity(_rows("a"))  # not begun: nothing to compare
+    ledger.open_sweep(_rows("a", rows))
+    ledger.check_identity(_rows("a", {}))
+    other = _rows("b", rows | {"JOB_SUBSAMPLE_FRACTION": 0.1})
     with pytest.raises(SettingsError) as caught:
         ledger.open_sweep(other)
     assert "JOB_SUBSAMPLE_FRACTION: 0.15 -> 0.1" in str(caught.value)

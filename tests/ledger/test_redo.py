@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from job.errors import PreemptedError, SettingsError, SlotError
-from job.ledger.lease import Lease, acquire
+from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
 from job.ledger.redo import exclude, redo, slot_argument
 from job.report.attempts_table import attempts_table
@@ -20,23 +20,15 @@ from job.settings import Settings
 from job.store.local import LocalStore
 from job.trial.draw import observe
 from job.trial.slots import nothing_to_do, slots
+from tests.ledger.documents import make_identity, make_result, make_spec
 
-SPEC: dict[str, Any] = {
-    "params": {"learning_rate": 1e-3},
-    "recipe": {"planned_steps": 10},
-    "measure_step_0": False,
-    "wandb_run_id": "first",
-}
-RESULT: dict[str, Any] = {
-    "status": "completed", "eval_loss": 1.0, "steps": 10, "adapter_key": "a", "gpu_seconds": 60.0,
-    "curve": [[0, 2.0], [10, 1.0]],
-}  # fmt: skip
+SPEC = make_spec(params={"learning_rate": 1e-3}, wandb_run_id="first")
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    ledger.open_sweep({})
+    ledger.open_sweep(make_identity())
     return ledger
 
 
@@ -44,20 +36,26 @@ def _settings(**given: object) -> Settings:
     return Settings(**{"dataset_uri": "rows", "output_uri": "out", "num_trials": 3} | given)  # type: ignore[arg-type]
 
 
-def _take(ledger: Ledger, slot: int = 0) -> Lease | None:
+def _take(ledger: Ledger, slot: int = 0) -> HeldLease | None:
     return acquire(ledger, [slot], lease_seconds=60, should_stop=lambda: None, wait=lambda _: None)
 
 
-def _taken(ledger: Ledger, slot: int = 0) -> Lease:
+def _taken(ledger: Ledger, slot: int = 0) -> HeldLease:
     lease = _take(ledger, slot)
     assert lease is not None
     return lease
 
 
 def _commit(ledger: Ledger, slot: int, eval_loss: float) -> None:
-    ledger.specify(slot, SPEC)
+    ledger.slot(slot).specify(SPEC)
     _taken(ledger, slot).release()
-    ledger.commit(slot, RESULT | {"eval_loss": eval_loss})
+    _end(ledger, slot, eval_loss)
+
+
+def _end(ledger: Ledger, number: int, eval_loss: float = 1.0) -> None:
+    slot = ledger.slot(number)
+    curve = ((0, 2.0), (10, eval_loss))
+    slot.commit(make_result(slot.folder, eval_loss=eval_loss, curve=curve))
 
 
 def _files(ledger: Ledger) -> dict[str, bytes]:
@@ -75,13 +73,13 @@ def test_redo_of_a_committed_slot_keeps_its_parameters_and_all_it_held(ledger: L
     assert "redo 1, same parameters" in redo(ledger, 0)
     after = _files(ledger)
     assert {name: after[name] for name in before} == before, "nothing is deleted or overwritten"
-    assert ledger.is_open(0)
-    spec = ledger.spec(0)
+    assert ledger.slot(0).is_open()
+    spec = ledger.slot(0).spec()
     assert spec is not None
-    assert (spec["params"], spec["recipe"]) == (SPEC["params"], SPEC["recipe"])
-    assert spec["wandb_run_id"] != "first", "another run of its own"
+    assert (spec.params, spec.recipe) == (SPEC.params, SPEC.recipe)
+    assert spec.wandb_run_id != "first", "another run of its own"
     lease = _taken(ledger)
-    assert (lease.epoch, lease.content["checkpoints"]) == (1, []), "from the start"
+    assert (lease.epoch, lease.record.checkpoints) == (1, ()), "from the start"
     assert read_overview(ledger, 1).slots[0].generation == 1
 
 
@@ -94,38 +92,38 @@ def test_the_engine_sees_a_redone_slot_as_running_until_it_is_committed(ledger: 
         (0, "running", None), (1, "completed", 1.5),
     ]  # fmt: skip
     assert step_0_loss == 2.0
-    ledger.commit(0, RESULT | {"eval_loss": 0.5})
+    _end(ledger, 0, 0.5)
     assert observe(ledger, 3)[0][0].eval_loss == 0.5
 
 
 def test_redo_of_a_slot_given_up_opens_it(ledger: Ledger) -> None:
-    ledger.specify(0, SPEC)
+    ledger.slot(0).specify(SPEC)
     lease = _taken(ledger)
     lease.renew(fruitless=3)
-    ledger.close(0, "no progress")
+    ledger.slot(0).give_up("no progress")
     with pytest.raises(SlotError):
         slots(_settings(completion_index=0), ledger)
     lease.release()
     redo(ledger, 0)
     assert slots(_settings(completion_index=0), ledger) == [0]
-    assert _taken(ledger).content["fruitless"] == 0, "and forgets what was counted"
+    assert _taken(ledger).record.fruitless == 0, "and forgets what was counted"
 
 
 @pytest.mark.parametrize("spec", [None, b"{", b"[]", b"{}"])
 def test_redo_of_a_damaged_slot_draws_it_anew(ledger: Ledger, spec: bytes | None) -> None:
-    ledger.commit(0, RESULT)
+    _end(ledger, 0)
     if spec is not None:
-        ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/spec.json", spec)
+        ledger.store.put_if_absent(f"{ledger.slot(0).folder}/spec.json", spec)
     assert _states(ledger)[0] == "damaged"
     assert "parameters drawn anew" in redo(ledger, 0)
     assert _states(ledger)[0] == "empty"
-    assert ledger.spec(0) is None
+    assert ledger.slot(0).spec() is None
     _taken(ledger)
 
 
 def test_redo_of_a_slot_with_a_damaged_lease_mends_it(ledger: Ledger) -> None:
-    ledger.specify(0, SPEC)
-    ledger.store.put_if_absent(f"{ledger.slot_prefix(0)}/lease.json", b"{")
+    ledger.slot(0).specify(SPEC)
+    ledger.store.put_if_absent(f"{ledger.slot(0).folder}/lease.json", b"{")
     with _taken(ledger, 1) as lease:
         lease.open_account()
     assert _states(ledger)[0] == "damaged"
@@ -137,7 +135,7 @@ def test_redo_of_a_slot_with_a_damaged_lease_mends_it(ledger: Ledger) -> None:
 
 
 def test_an_attempt_that_holds_a_redone_slot_loses_it_and_commits_nothing(ledger: Ledger) -> None:
-    ledger.specify(0, SPEC)
+    ledger.slot(0).specify(SPEC)
     holder = _taken(ledger)
     assert "the attempt at work on it ends" in redo(ledger, 0)
     with pytest.raises(PreemptedError, match="a newer attempt holds it"):
@@ -167,29 +165,29 @@ def test_a_lease_taken_just_as_the_slot_is_closed_is_given_back(tmp_path: Path, 
     """The worker has looked, finds the slot open, and takes the lease after the person was done."""
     store = Interrupting(tmp_path)
     ledger = Ledger(store, "s")
-    ledger.specify(0, SPEC)
+    ledger.slot(0).specify(SPEC)
     plain = Ledger(LocalStore(tmp_path), "s")
     store.before["lease.json"] = lambda: (
         plain.store.put_if_absent(plain.redo_key(0, 1), b"{}")
         if act == "redo"
-        else exclude(plain, 0, "why")
+        else exclude(plain.slot(0), "why")
     )
     lease = _take(ledger)
     if act == "exclude":
         assert lease is None
     else:
         assert lease is not None
-        assert lease.ledger.generation(0) == 1
+        assert lease.slot.generation == 1
 
 
 def test_redo_cut_off_before_it_took_the_lease_is_finished_by_the_next(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    ledger.specify(0, SPEC)
+    ledger.slot(0).specify(SPEC)
     holder = _taken(ledger)
     ledger.store.put_if_absent(ledger.redo_key(0, 1), b"{}")  # and then it was killed
-    assert not holder.ledger.is_current(0), "looked at before the commit, too"
+    assert not holder.slot.is_current(), "looked at before the commit, too"
     assert "redo 1" in redo(ledger, 0)
-    assert ledger.generation(0) == 1
+    assert ledger.slot(0).generation == 1
     with pytest.raises(PreemptedError):
         holder.renew()
 
@@ -213,7 +211,7 @@ def test_an_excluded_trial_is_never_told_and_never_the_best(ledger: Ledger) -> N
     for slot, loss in enumerate((1.0, 1.5, 2.0)):
         _commit(ledger, slot, loss)
     before = _files(ledger)
-    assert "excluded (bad rows)" in exclude(ledger, 0, "bad rows")
+    assert "excluded (bad rows)" in exclude(ledger.slot(0), "bad rows")
     after = _files(ledger)
     assert {name: after[name] for name in before} == before
     assert _states(ledger) == ["excluded", "completed", "completed"]
@@ -221,13 +219,13 @@ def test_an_excluded_trial_is_never_told_and_never_the_best(ledger: Ledger) -> N
     assert best is not None
     assert best.slot == 1
     assert [o.slot for o in observe(ledger, 3)[0]] == [1, 2]
-    assert [slot for slot, _, _ in ledger.committed(3)] == [1, 2], "nor to early_terminate"
+    assert [slot.number for slot, _, _ in ledger.committed(3)] == [1, 2], "nor to early_terminate"
 
 
 def test_an_excluded_slot_is_nobodys_work_and_a_redo_takes_it_back(ledger: Ledger) -> None:
-    ledger.specify(0, SPEC)
+    ledger.slot(0).specify(SPEC)
     holder = _taken(ledger)
-    exclude(ledger, 0, "bad node")
+    exclude(ledger.slot(0), "bad node")
     with pytest.raises(PreemptedError):
         holder.renew()
     settings = _settings(completion_index=0)
@@ -235,7 +233,7 @@ def test_an_excluded_slot_is_nobodys_work_and_a_redo_takes_it_back(ledger: Ledge
     assert nothing_to_do(settings, ledger) == "slot 0: was excluded (bad node), nothing to do"
     assert _take(ledger) is None
     assert slots(_settings(), ledger) == [1, 2]
-    assert "was excluded before (bad node), which stays" in exclude(ledger, 0, "another word")
+    assert "was excluded before (bad node), which stays" in exclude(ledger.slot(0), "another word")
     redo(ledger, 0)
     assert slots(settings, ledger) == [0]
 

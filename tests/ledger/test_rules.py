@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 
 import job
-from job.ledger.lease import Lease, acquire
+from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.uploads import Publisher, restore
+from job.ledger.uploads import Uploads, restore
 from job.settings import IDENTITY_FIELDS, Settings
 from job.store.local import LocalStore
 from job.training.state import TrainState, saved_clock_seconds, unreadable, write_state
 from job.trial.result import AttemptClock
 from job.trial.slots import open_slots, slots
+from tests.ledger.documents import make_result, make_spec
 
 
-class Recorder(LocalStore):
+class Asked(LocalStore):
     """Writes down what is asked of it; conditional writes wait while the gate is closed."""
 
     def __init__(self, root: Path) -> None:
@@ -58,11 +59,11 @@ class Hands:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Recorder:
-    return Recorder(tmp_path / "bucket")
+def store(tmp_path: Path) -> Asked:
+    return Asked(tmp_path / "bucket")
 
 
-def _take(ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> Lease:
+def _take(ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> HeldLease:
     lease = acquire(
         ledger, [0], lease_seconds=60, should_stop=lambda: None, wait=lambda _: None, clock=clock
     )
@@ -70,12 +71,12 @@ def _take(ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> Lease:
     return lease
 
 
-def _publisher(ledger: Ledger, lease: Lease) -> Publisher:
-    publisher = Publisher(
-        ledger, lease, interval_seconds=0, seconds_left=lambda: None, clock_of=saved_clock_seconds
+def _uploads(lease: HeldLease) -> Uploads:
+    uploads = Uploads(
+        lease, interval_seconds=0, seconds_left=lambda: None, clock_of=saved_clock_seconds
     )
-    publisher.start()
-    return publisher
+    uploads.start()
+    return uploads
 
 
 def _checkpoint(folder: Path, step: int) -> Path:
@@ -86,32 +87,32 @@ def _checkpoint(folder: Path, step: int) -> Path:
 
 
 def test_without_a_renewal_for_the_lease_time_nothing_is_published_until_one_succeeds(
-    store: Recorder, tmp_path: Path
+    store: Asked, tmp_path: Path
 ) -> None:
     ledger, clock = Ledger(store, "s"), Hands()
     lease = _take(ledger, clock)
-    publisher = _publisher(ledger, lease)
+    uploads = _uploads(lease)
     clock.now += 60  # no renewal came through
     store.gate.clear()
-    publisher.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)  # training goes on: it returns
+    uploads.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)  # training goes on: it returns
     assert store.waiting.wait(30)
-    publisher.raise_errors()
+    uploads.raise_errors()
     assert store.asked == [], "nothing is uploaded before the lease is known to be ours"
     store.gate.set()
-    assert publisher.flush(timeout=30)
+    assert uploads.flush(timeout=30)
     assert store.asked[0].startswith("swap")
-    assert lease.content["epoch"] == 1
-    assert [entry["step"] for entry in lease.content["checkpoints"]] == [1]
+    assert lease.record.epoch == 1
+    assert [entry.step for entry in lease.record.checkpoints] == [1]
 
 
 def test_pruning_follows_a_renewal_and_takes_the_manifest_first(
-    store: Recorder, tmp_path: Path
+    store: Asked, tmp_path: Path
 ) -> None:
     ledger = Ledger(store, "s")
-    publisher = _publisher(ledger, _take(ledger))
+    uploads = _uploads(_take(ledger))
     for step in (1, 2, 3):
-        publisher.put_checkpoint(_checkpoint(tmp_path, step), step, None)
-    assert publisher.flush(timeout=30)
+        uploads.put_checkpoint(_checkpoint(tmp_path, step), step, None)
+    assert uploads.flush(timeout=30)
     (first, *rest) = [n for n, what in enumerate(store.asked) if what.startswith("delete")]
     assert store.asked[first - 1] == "swap sweeps/s/slots/0000/lease.json"
     assert "/checkpoints/1-1-" in store.asked[first]
@@ -120,18 +121,18 @@ def test_pruning_follows_a_renewal_and_takes_the_manifest_first(
 
 
 def test_only_checkpoints_of_ones_own_or_earlier_epochs_are_pruned(
-    store: Recorder, tmp_path: Path
+    store: Asked, tmp_path: Path
 ) -> None:
     ledger = Ledger(store, "s")
     frozen = _take(ledger)
-    old = _publisher(ledger, frozen)
+    old = _uploads(frozen)
     for step in (1, 2):
         old.put_checkpoint(_checkpoint(tmp_path / "old", step), step, None)
     while old.is_due() is False:
         time.sleep(0.01)
     frozen.release()
     newer = _take(ledger)
-    new = _publisher(ledger, newer)
+    new = _uploads(newer)
     new.put_checkpoint(_checkpoint(tmp_path / "new", 9), 9, None)
     assert new.flush(timeout=30)
     store.asked.clear()
@@ -139,8 +140,8 @@ def test_only_checkpoints_of_ones_own_or_earlier_epochs_are_pruned(
     with pytest.raises(Exception, match="a newer attempt holds it"):
         old.flush(timeout=30)
     assert not [what for what in store.asked if what.startswith("delete")]
-    assert [entry["step"] for entry in newer.content["checkpoints"]] == [9, 2]
-    assert newer.content["checkpoints"][1]["key"].rpartition("/")[2].startswith("1-2-")
+    assert [entry.step for entry in newer.record.checkpoints] == [9, 2]
+    assert newer.record.checkpoints[1].key.rpartition("/")[2].startswith("1-2-")
 
 
 class Blind(LocalStore):
@@ -154,30 +155,30 @@ def test_nothing_rests_on_listing(tmp_path: Path) -> None:
     ledger = Ledger(Blind(tmp_path / "bucket"), "s")
     with _take(ledger) as lease:
         lease.open_account()
-        ledger.specify(0, {"params": {}, "recipe": {}})
-        publisher = _publisher(ledger, lease)
-        publisher.put_checkpoint(_checkpoint(tmp_path, 4), 4, None)
-        assert publisher.flush(timeout=30)
+        ledger.slot(0).specify(make_spec())
+        uploads = _uploads(lease)
+        uploads.put_checkpoint(_checkpoint(tmp_path, 4), 4, None)
+        assert uploads.flush(timeout=30)
     again = _take(ledger)
-    assert restore(ledger, again, tmp_path / "work", unreadable) is not None
-    ledger.commit(0, {"status": "completed", "gpu_seconds": 1.0})
+    assert restore(again, tmp_path / "work", unreadable) is not None
+    ledger.slot(0).commit(make_result())
     assert open_slots(ledger, 2) == [1]
 
 
 def test_another_code_version_goes_on_at_an_equal_checkpoint_schema_and_is_recorded(
-    store: Recorder, tmp_path: Path
+    store: Asked, tmp_path: Path
 ) -> None:
     ledger = Ledger(store, "s")
     lease = _take(ledger)
-    publisher = _publisher(ledger, lease)
-    publisher.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)
-    assert publisher.flush(timeout=30)
+    uploads = _uploads(lease)
+    uploads.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)
+    assert uploads.flush(timeout=30)
     lease.report(code_version="0.0.1")
     lease.release()
     with _take(ledger) as newer:
         newer.open_account()
-        assert restore(ledger, newer, tmp_path / "work", unreadable) is not None
-    folder = tmp_path / "bucket" / ledger.slot_prefix(0) / "attempts"
+        assert restore(newer, tmp_path / "work", unreadable) is not None
+    folder = tmp_path / "bucket" / ledger.slot(0).folder / "attempts"
     told = {(d := json.loads(p.read_text()))["epoch"]: d for p in sorted(folder.iterdir())}
     assert [told[epoch]["code_version"] for epoch in (1, 2)] == ["0.0.1", job.__version__]
 
@@ -186,20 +187,21 @@ def _settings(**given: Any) -> Settings:
     return Settings(**{"dataset_uri": "rows", "output_uri": "out"} | given)
 
 
-def test_the_number_of_trials_may_grow_and_is_no_part_of_the_identity(store: Recorder) -> None:
+def test_the_number_of_trials_may_grow_and_is_no_part_of_the_identity(store: Asked) -> None:
     ledger = Ledger(store, "s")
     for slot in range(2):
-        ledger.commit(slot, {"status": "completed"})
+        ledger.slot(slot).commit(make_result(ledger.slot(slot).folder))
     assert slots(_settings(num_trials=2), ledger) == []
     assert slots(_settings(num_trials=4), ledger) == [2, 3]
     assert "num_trials" not in IDENTITY_FIELDS
 
 
 def test_the_budget_runs_on_the_training_clock_and_overruns_at_twice_that_of_all_attempts(
-    store: Recorder,
+    store: Asked,
 ) -> None:
     lease = _take(Ledger(store, "s"))
     settings = _settings(trial_budget_hours=1)
+    lease.start_paying(seconds_before=60)
     clock = AttemptClock(settings, lease, prepare_seconds=900, load_seconds=60)
     state = TrainState(clock_seconds=3599)
     assert clock.out_of_time(state) is None, "waiting and loading are not the trial's time"

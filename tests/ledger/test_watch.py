@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from job.errors import PreemptedError, SlotError
-from job.ledger.lease import Lease, acquire
+from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
 from job.ledger.redo import redo
-from job.ledger.watch import LeaseWatch, lease_key, wait_for_a_free_slot
+from job.ledger.watch import LeaseWatch, wait_for_a_free_slot
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
-from job.store.documents import read_document
 from job.store.local import LocalStore
 from job.trial.run import run_trial_on
 from tests.fake_training import FAKE_TRAINING
+from tests.ledger.documents import make_result, make_spec
 
 SECONDS = 120.0
 LEASE = 1.5  # of the one test on a real clock: a busy machine may delay a renewal by 0.25 s
@@ -32,7 +32,7 @@ class World:
         self.ledger = Ledger(LocalStore(folder), "card")
         self.now = 1000.0
         self.beat: Callable[[], object] = lambda: None
-        self.lookout = LeaseWatch(SECONDS, clock=lambda: self.now)
+        self.watch = LeaseWatch(SECONDS, clock=lambda: self.now)
 
     def wait(self, seconds: float) -> None:
         assert self.now < 1e5, "waits for ever"
@@ -41,10 +41,10 @@ class World:
 
     def look(self, *slots: int) -> bool:
         return wait_for_a_free_slot(
-            self.ledger, slots or (0,), self.lookout, should_stop=lambda: None, wait=self.wait
+            self.ledger, slots or (0,), self.watch, should_stop=lambda: None, wait=self.wait
         )
 
-    def acquire(self, *slots: int, lookout: LeaseWatch | None = None) -> Lease:
+    def acquire(self, *slots: int, watch: LeaseWatch | None = None) -> HeldLease:
         lease = acquire(
             self.ledger,
             slots or (0,),
@@ -52,7 +52,7 @@ class World:
             should_stop=lambda: None,
             wait=self.wait,
             clock=lambda: self.now,
-            lookout=lookout,
+            watch=watch,
         )
         assert lease is not None
         return lease
@@ -64,8 +64,8 @@ def world(tmp_path: Path) -> World:
 
 
 def _epoch(ledger: Ledger) -> int:
-    document = read_document(ledger.store, lease_key(ledger, 0))
-    return 0 if document is None else int(document.content["epoch"])
+    stored = ledger.slot(0).lease()
+    return 0 if stored is None else stored.lease.epoch
 
 
 def test_a_look_waits_for_nothing_that_is_free_and_takes_nothing(world: World) -> None:
@@ -97,16 +97,16 @@ def test_a_look_at_a_lease_that_is_renewed_ends_within_a_leases_time(world: Worl
 
 def test_a_slot_committed_during_the_look_is_nobodys_work(world: World) -> None:
     world.acquire()
-    world.beat = lambda: world.ledger.commit(0, {"status": "completed"})
+    world.beat = lambda: world.ledger.slot(0).commit(make_result("sweeps/card/slots/0000"))
     assert not world.look()
 
 
 def test_a_damaged_lease_is_passed_over_while_there_are_other_slots(world: World) -> None:
-    world.ledger.store.put_if_absent(lease_key(world.ledger, 0), b"not JSON")
+    world.ledger.store.put_if_absent(world.ledger.slot(0).key("lease.json"), b"not JSON")
     with pytest.raises(SlotError, match="not JSON"):
         world.look(0)
     assert world.look(0, 1)
-    assert world.acquire(0, 1).slot == 1
+    assert world.acquire(0, 1).slot.number == 1
     with pytest.raises(SlotError):
         world.acquire(0)
 
@@ -117,7 +117,7 @@ def test_silence_before_the_load_counts_after_it(world: World, load: float) -> N
     assert world.look()
     assert SECONDS / 2 <= world.now - 1000 < 0.6 * SECONDS, "probably dead"
     world.now += load
-    assert world.acquire(lookout=world.lookout).epoch == 2
+    assert world.acquire(watch=world.watch).epoch == 2
     assert SECONDS <= world.now - 1000 < 1.2 * SECONDS, "the whole silence, and no more"
 
 
@@ -126,19 +126,19 @@ def test_a_holder_that_wakes_during_the_load_keeps_its_slot(world: World) -> Non
     assert world.look()
     frozen.renew()
     woken = world.now
-    assert world.acquire(lookout=world.lookout).epoch == 2
+    assert world.acquire(watch=world.watch).epoch == 2
     assert world.now - woken >= SECONDS, "silent for a whole lease's time again"
 
 
 def test_a_slot_begun_again_during_the_load_is_watched_afresh(world: World) -> None:
     """The new lease's version equals that of the old one, which stood still for long."""
-    world.ledger.specify(0, {"params": {}, "recipe": {}})
+    world.ledger.slot(0).specify(make_spec())
     world.acquire()
     assert world.look()
     redo(world.ledger, 0)
     world.acquire()
     begun = world.now
-    world.acquire(lookout=world.lookout)
+    world.acquire(watch=world.watch)
     assert world.now - begun >= SECONDS
 
 

@@ -29,6 +29,7 @@ from job.store.retries import Fault, FaultKind, Limits
 from job.sweep.definition import parse_definition
 from job.training.memory import T4_USABLE_BYTES, MemoryPlan
 from job.training.shape import model_shape
+from tests.ledger.documents import make_result, make_spec
 from tests.plan.test_command import MISTRAL_7B
 
 BASE = BaseModel("base", "/base", "sha256:0", MISTRAL_7B)
@@ -119,12 +120,8 @@ def test_what_trials_did_is_believed_as_it_is_and_an_estimate_grows_with_the_gpu
     settings = _settings(num_gpus=4)
     estimate = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
     assert estimate.fast == pytest.approx(4 * 350, rel=0.03)
-    ledger.specify(0, {"params": {}, "recipe": {"planned_steps": 10}})
-    result = {
-        "status": "completed", "eval_loss": 1.0, "steps": 10, "adapter_key": "a", "curve": [],
-        "gpu_seconds": 1.0, "tokens_per_second": 500.0,
-    }  # fmt: skip
-    ledger.commit(0, result)
+    ledger.slot(0).specify(make_spec())
+    ledger.slot(0).commit(make_result(tokens_per_second=500.0))
     measured = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
     assert (measured.slow, measured.fast) == pytest.approx((475, 525)), "of all its GPUs together"
 

@@ -130,11 +130,13 @@ def die(reason):
 patience = Patience(seconds=0.3, first_step_seconds=0.3, tick_seconds=0.05)
 stop = Stop(15)
 watchdog = Watchdog(stop, die, patience=patience)
-watchdog.last_act = lambda reason: print("lease released", flush=True) or time.sleep({last_act})
+def act(reason):
+    print("lease released", flush=True)
+    time.sleep({last_act})
 watchdog.start()
 def the_place_where_it_hangs():
     {hang}
-with watchdog.phase("training", by_bytes=False):
+with watchdog.acting_before_the_end(act), watchdog.phase("training", by_bytes=False):
     the_place_where_it_hangs()
 """
 

@@ -13,6 +13,7 @@ from job.report.findings import findings
 from job.report.importance import MIN_TRIALS, importances
 from job.report.overview import Overview, SlotView
 from job.sweep.distributions import FloatRange
+from tests.ledger.documents import make_identity
 
 PARAMETERS: dict[str, Any] = {
     "learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3},
@@ -28,7 +29,7 @@ def _overview(views: list[SlotView]) -> Overview:
         "metric": {"name": "eval/loss", "goal": "minimize"},
         "parameters": PARAMETERS,
     }
-    return Overview("s", "/out", {"JOB_SWEEP_FILE": sweep}, tuple(views))
+    return Overview("s", "/out", make_identity(JOB_SWEEP_FILE=sweep), tuple(views))
 
 
 def _trial(slot: int, loss: float, state: Any = "completed", **params: Any) -> SlotView:

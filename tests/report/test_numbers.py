@@ -17,7 +17,6 @@ from rich.console import Console, RenderableType
 
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
 from job.report import charts
 from job.report.attempts_table import attempts_table
 from job.report.commands import describe_best
@@ -25,9 +24,9 @@ from job.report.findings import findings
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, to_prometheus
-from job.store.documents import read_document, swap_document
 from job.store.local import LocalStore
 from job.sweep.distributions import Choice, FloatRange
+from tests.ledger.documents import make_identity, make_result, make_spec
 
 SWEEP = {
     "method": "random",
@@ -37,7 +36,7 @@ SWEEP = {
         "lora_r": {"values": [8, 16]},
     },
 }
-RESULT = {"adapter_sha256": "ab", "base_model": "base", "base_model_revision": "1"}
+RESULT = make_result()
 
 
 def _trial(slot: int, loss: float, rate: float, *, rank: int = 8, **given: Any) -> SlotView:
@@ -51,7 +50,7 @@ def _trial(slot: int, loss: float, rate: float, *, rank: int = 8, **given: Any) 
 OVERVIEW = Overview(
     "s",
     "/out",
-    {"JOB_SWEEP_FILE": SWEEP},
+    make_identity(JOB_SWEEP_FILE=SWEEP),
     (
         _trial(0, 2.0, 1e-5, gpu_seconds=1800.0, wasted_gpu_seconds=900.0, committed_at="2"),
         _trial(
@@ -105,7 +104,7 @@ def test_the_summary_counts_and_prices_what_was_spent() -> None:
 
 def test_a_pipe_in_a_value_makes_no_further_column() -> None:
     view = SlotView(0, "running", params={"schedule": "a|b"})
-    text = markdown(Overview("s", "/out", {}, (view,)), usd_per_hour=None)
+    text = markdown(Overview("s", "/out", None, (view,)), usd_per_hour=None)
     assert "| a\\|b |" in text
 
 
@@ -189,12 +188,12 @@ def test_trials_that_broke_are_told_with_the_way_out() -> None:
         SlotView(2, "infeasible", "one sample alone does not fit"),
         SlotView(3, "diverged", "loss at step 5"),
     ]
-    notes = findings(Overview("s", "/out", {"JOB_SWEEP_FILE": SWEEP}, tuple(views)))
+    notes = findings(Overview("s", "/out", make_identity(JOB_SWEEP_FILE=SWEEP), tuple(views)))
     assert notes[0] == "slot 1 is given up: 10 attempts in a row ended; `job redo 1` begins it anew"
     assert "1 of 3 trials could not run: one sample alone does not fit" in notes
     assert any(note.startswith("1 of 3 trials diverged: lower") for note in notes)
     assert "<code>job redo 1</code> begins" in html_page(
-        Overview("s", "/out", {}, tuple(views)), usd_per_hour=None
+        Overview("s", "/out", None, tuple(views)), usd_per_hour=None
     )
 
 
@@ -207,7 +206,7 @@ def test_what_best_prints_is_where_the_adapter_is() -> None:
 def _at_work(folder: Path) -> Ledger:
     """A slot whose first attempt ended and whose second one is at work."""
     ledger = Ledger(LocalStore(folder), "s")
-    ledger.specify(0, {"params": {}, "recipe": {"planned_steps": 10}})
+    ledger.slot(0).specify(make_spec())
     for step in (3, 7):
         lease = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None)
         assert lease is not None
@@ -239,9 +238,8 @@ def test_a_holder_is_shown_while_it_holds_and_no_clock_runs_backwards(tmp_path: 
     assert view.node
     assert view.gpu_seconds == pytest.approx(500)
     assert view.wasted_gpu_seconds == pytest.approx(150), "the first attempt saved nothing"
-    lease = read_document(ledger.store, lease_key(ledger, 0))
-    assert lease is not None
-    content = lease.content | {"state": "released"}
-    swap_document(ledger.store, lease_key(ledger, 0), content, lease.version)
+    stored = ledger.slot(0).lease()
+    assert stored is not None
+    ledger.slot(0).swap_lease(stored.lease.changed(state="released"), stored.version)
     (waiting,) = read_overview(ledger, 1).slots
     assert (waiting.state, waiting.node, waiting.lease_age_seconds) == ("waiting", None, None)

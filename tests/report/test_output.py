@@ -17,13 +17,9 @@ from job.report.findings import findings
 from job.report.overview import Overview, SlotView
 from job.report.page import html_page, markdown
 from job.store.local import LocalStore
+from tests.ledger.documents import make_identity, make_result, make_spec
 
 ROOT = Path(__file__).parents[2]
-SPEC = {"params": {"lora_r": 8}, "recipe": {"planned_steps": 10}}
-RESULT = {
-    "status": "completed", "eval_loss": 1.25, "steps": 10, "adapter_key": "a", "curve": [],
-    "gpu_seconds": 60.0, "adapter_sha256": "ab", "base_model": "b", "base_model_revision": "1",
-}  # fmt: skip
 SWEEP = {
     "method": "bayes",
     "metric": {"name": "eval/loss", "goal": "minimize"},
@@ -35,9 +31,9 @@ SWEEP = {
 @pytest.mark.parametrize("words", ["status", "status --json", "status --watch", "report", "best"])
 def test_a_full_disk_behind_stdout_is_named(words: str, unbuffered: str, tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path / "out"), "s")
-    ledger.open_sweep({"base_model": "b"})
-    ledger.specify(0, SPEC)
-    ledger.commit(0, RESULT)
+    ledger.open_sweep(make_identity())
+    ledger.slot(0).specify(make_spec())
+    ledger.slot(0).commit(make_result())
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "job", *words.split()],
@@ -55,7 +51,7 @@ def test_a_full_disk_behind_stdout_is_named(words: str, unbuffered: str, tmp_pat
 
 def test_both_reports_say_how_the_adapter_is_fetched_and_count_one_trial() -> None:
     view = SlotView(0, "completed", params={"lora_r": 8}, eval_loss=1.25, step=10, planned_steps=10)
-    identity = {"JOB_SWEEP_FILE": SWEEP}
+    identity = make_identity(JOB_SWEEP_FILE=SWEEP)
     overview = Overview("s", "/out", identity, (view,))
     for text in (markdown(overview, usd_per_hour=None), html_page(overview, usd_per_hour=None)):
         assert "job best --download adapter" in text

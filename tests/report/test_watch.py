@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,12 +22,9 @@ from job.ledger.ledger import Ledger
 from job.report.commands import show_status
 from job.settings import Settings
 from job.store.local import LocalStore
+from tests.ledger.documents import make_result, make_spec
 
-SPEC: dict[str, Any] = {"params": {"lora_r": 8}, "recipe": {"planned_steps": 10}}
-RESULT: dict[str, Any] = {
-    "status": "completed", "eval_loss": 1.25, "steps": 10, "adapter_key": "a", "curve": [],
-    "gpu_seconds": 60.0,
-}  # fmt: skip
+SPEC = make_spec(params={"lora_r": 8})
 
 
 def test_the_watch_ends_once_no_slot_can_change(
@@ -36,23 +32,23 @@ def test_the_watch_ends_once_no_slot_can_change(
 ) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
     settings = Settings(dataset_uri="rows", output_uri=str(tmp_path), num_trials=4)
-    ledger.commit(3, RESULT)  # damaged: without a spec
+    ledger.slot(3).commit(make_result(ledger.slot(3).folder))  # damaged: without a spec
     lease = None
 
     def drawn() -> None:  # and nobody at work on it
         for slot in (0, 1, 2):
-            ledger.specify(slot, SPEC)
+            ledger.slot(slot).specify(SPEC)
 
     def taken() -> None:
         nonlocal lease
         lease = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None)
-        ledger.exclude(1, "wrong rows")
-        ledger.close(2, "no progress")
+        ledger.slot(1).exclude("wrong rows")
+        ledger.slot(2).give_up("no progress")
 
     def committed() -> None:
         assert lease is not None
         lease.release()
-        ledger.commit(0, RESULT)
+        ledger.slot(0).commit(make_result(eval_loss=1.25))
 
     acts = [drawn, taken, committed]
     waits: list[float] = []
@@ -73,7 +69,7 @@ def test_into_a_pipe_only_news_is_printed(
 ) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
     settings = Settings(dataset_uri="rows", output_uri=str(tmp_path), num_trials=1)
-    ledger.specify(0, SPEC)
+    ledger.slot(0).specify(SPEC)
     lease = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None)
     assert lease is not None
     printed: list[list[str]] = []
@@ -98,7 +94,7 @@ def test_into_a_pipe_only_news_is_printed(
 @pytest.mark.parametrize("on_a_terminal", [False, True])
 def test_an_interrupt_ends_the_watch_quietly(tmp_path: Path, on_a_terminal: bool) -> None:
     ledger = Ledger(LocalStore(tmp_path / "out"), "s")
-    ledger.specify(0, SPEC)
+    ledger.slot(0).specify(SPEC)
     ours, theirs = pty.openpty() if on_a_terminal else os.pipe()
     watch = subprocess.Popen(
         [sys.executable, "-m", "job", "status", "--watch"],

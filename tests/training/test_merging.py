@@ -11,9 +11,10 @@ import pytest
 
 from job.errors import OutageError, SettingsError
 from job.ledger.folders import seal_folder, upload_folder
-from job.store.documents import Json
+from job.ledger.records import Result
 from job.store.local import LocalStore
 from job.winner.adapter import merge
+from tests.ledger.documents import make_result
 from tests.tiny_model import make_base, make_recipe
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -59,7 +60,7 @@ def test_the_merged_models_logits_are_those_of_base_and_adapter(tmp_path: Path) 
     assert {p.dtype for p in weights.parameters()} == {torch.float16}
 
 
-def _committed(tmp_path: Path, store: LocalStore) -> Json:
+def _committed(tmp_path: Path, store: LocalStore) -> Result:
     """The result of a slot whose adapter is in the store, and its base in a folder."""
     import torch
 
@@ -72,7 +73,7 @@ def _committed(tmp_path: Path, store: LocalStore) -> Json:
     sealed = seal_folder("sweeps/s/slots/0000/adapter", tmp_path / "adapter")
     upload_folder(store, sealed, tmp_path / "adapter")
     adapter = {"adapter_key": sealed.key, "adapter_sha256": sealed.sha256}
-    return {"base_model": str(base), "base_model_revision": "", **adapter}
+    return make_result(base_model=str(base), base_model_revision="", **adapter)
 
 
 def test_a_volume_too_small_for_the_merged_model_is_one_line_and_nothing_stays(

@@ -14,8 +14,7 @@ import pytest
 
 from benchmarks.sigterm import Case, measure
 from job.ledger.ledger import Ledger
-from job.ledger.watch import lease_key
-from job.store.documents import read_document
+from job.ledger.records import Lease, Result
 from job.store.local import LocalStore
 from tests.throttled import BLOCK, BigTraining, ThrottledStore
 from tests.workers import check_accounts, make_inputs, start_worker, wait_for
@@ -30,11 +29,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lease(out: Path) -> dict[str, Any]:
-    ledger = Ledger(LocalStore(out), "s")
-    lease = read_document(ledger.store, lease_key(ledger, 0))
-    assert lease is not None
-    return lease.content
+def _lease(out: Path) -> Lease:
+    stored = Ledger(LocalStore(out), "s").slot(0).lease()
+    assert stored is not None
+    return stored.lease
 
 
 def _stopped_at(
@@ -61,13 +59,13 @@ def _stopped_at(
     return code, time.monotonic() - started
 
 
-def _finish(inputs: dict[str, Any], out: Path) -> dict[str, Any]:
+def _finish(inputs: dict[str, Any], out: Path) -> Result:
     training = BigTraining(1, lambda _: None, num_steps=20).training()
     store = LocalStore(out)
     given = inputs | {"output_uri": str(out)}
     assert wait_for(start_worker(given, lambda: store, training=training)) == 0
     check_accounts(Ledger(store, "s"), 0)
-    result = Ledger(store, "s").result(0)
+    result = Ledger(store, "s").slot(0).result()
     assert result is not None
     return result
 
@@ -79,9 +77,9 @@ def test_sigterm_during_an_upload_saves_the_last_step_behind_it(
     assert code == 75
     assert seconds < 4
     lease = _lease(tmp_path)
-    assert lease["checkpoints"][0]["step"] == lease["attempt"]["step"]
-    assert lease["attempt"]["exit_code"] == 75
-    assert _finish(inputs, tmp_path)["attempts"] == 2
+    assert lease.checkpoints[0].step == lease.attempt.step
+    assert lease.attempt.exit_code == 75
+    assert _finish(inputs, tmp_path).attempts == 2
 
 
 def test_sigterm_during_an_upload_that_leaves_no_time_for_another_lets_it_stand(
@@ -94,15 +92,15 @@ def test_sigterm_during_an_upload_that_leaves_no_time_for_another_lets_it_stand(
     assert code == 75
     assert seconds < 3, "it does not wait for what cannot end in time"
     lease = _lease(tmp_path)
-    assert lease["checkpoints"][0]["step"] < lease["attempt"]["step"]
+    assert lease.checkpoints[0].step < (lease.attempt.step or 0)
 
 
 def test_sigterm_during_the_commit_is_a_commit(inputs: dict[str, Any], tmp_path: Path) -> None:
     code, _ = _stopped_at(inputs, tmp_path, "commit", megabytes=1, rate=100, num_steps=3)
     assert code == 0
-    result = Ledger(LocalStore(tmp_path), "s").result(0)
+    result = Ledger(LocalStore(tmp_path), "s").slot(0).result()
     assert result is not None
-    assert result["steps"] == 3
+    assert result.steps == 3
     check_accounts(Ledger(LocalStore(tmp_path), "s"), 0)
 
 
@@ -146,11 +144,11 @@ def test_a_checkpoint_on_a_full_volume_ends_in_74_and_the_one_before_stands(
         )
     assert code == 74
     lease = _lease(out)
-    assert "JOB_WORK_DIR" in lease["attempt"]["reason"]
-    assert "No space left" in lease["attempt"]["reason"]
-    saved = lease["checkpoints"][0]["step"]
-    assert 0 < saved < lease["attempt"]["step"]
-    kept = out / lease["checkpoints"][0]["key"] / "adapter.safetensors"
+    assert "JOB_WORK_DIR" in str(lease.attempt.reason)
+    assert "No space left" in str(lease.attempt.reason)
+    saved = lease.checkpoints[0].step
+    assert 0 < saved < (lease.attempt.step or 0)
+    kept = out / lease.checkpoints[0].key / "adapter.safetensors"
     assert kept.stat().st_size == len(BLOCK)
     _finish(inputs, out)
-    assert _lease(out)["attempt"]["first_step"] == saved, "the next attempt goes on from there"
+    assert _lease(out).attempt.first_step == saved, "the next attempt goes on from there"

@@ -9,11 +9,11 @@ import pytest
 from job.errors import SlotError
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
+from job.ledger.records import Checkpoint
 from job.settings import Settings
 from job.store.local import LocalStore
 from job.trial.slots import budget_spent, check_progress, check_undrawn, slots
-
-SPEC: dict[str, object] = {"params": {}, "recipe": {}}
+from tests.ledger.documents import make_result, make_spec
 
 
 @pytest.fixture
@@ -38,40 +38,41 @@ def test_a_slot_without_progress_is_closed_with_69(
 ) -> None:
     lease = _lease(ledger, fruitless=fruitless, startless=startless)
     with pytest.raises(SlotError, match="slot 0 is given up"):
-        check_progress(ledger, lease)
-    assert ledger.state(0) == "failed"
+        check_progress(lease)
+    assert ledger.slot(0).state() == "failed"
     with pytest.raises(SlotError, match="slot 0 was given up: .* attempts in a row"):
         slots(_settings(completion_index=0), ledger)
     assert slots(_settings(), ledger) == [1, 2], "the others go on"
 
 
 def test_preemptions_alone_close_no_slot(ledger: Ledger) -> None:
-    check_progress(ledger, _lease(ledger, fruitless=2, startless=9))
-    assert ledger.is_open(0)
+    check_progress(_lease(ledger, fruitless=2, startless=9))
+    assert ledger.slot(0).is_open()
 
 
 def test_a_checkpoint_without_a_spec_is_damage_and_never_redrawn(ledger: Ledger) -> None:
-    check_undrawn(ledger, _lease(ledger))
+    check_undrawn(_lease(ledger))
     with pytest.raises(SlotError, match="damaged: it has checkpoints but no spec"):
-        check_undrawn(ledger, _lease_again(ledger))
+        check_undrawn(_lease_again(ledger))
 
 
 def _lease_again(ledger: Ledger):  # type: ignore[no-untyped-def]
     other = acquire(ledger, [1], lease_seconds=30, should_stop=lambda: None)
     assert other is not None
-    other.renew(checkpoints=[{"key": "k", "sha256": "0", "step": 1, "best": None}])
+    key = other.slot.key("checkpoints/1-1")
+    other.renew(checkpoints=(Checkpoint(key=key, sha256="0", step=1, best=None),))
     return other
 
 
 def test_a_result_without_a_spec_is_damage(ledger: Ledger) -> None:
-    ledger.commit(0, {"status": "completed"})
+    ledger.slot(0).commit(make_result())
     with pytest.raises(SlotError, match="no spec"):
         slots(_settings(completion_index=0), ledger)
 
 
 def test_the_sweep_budget_counts_committed_and_running_slots(ledger: Ledger) -> None:
-    ledger.specify(1, SPEC)
-    ledger.commit(1, {"status": "completed", "gpu_seconds": 5400.0})
+    ledger.slot(1).specify(make_spec())
+    ledger.slot(1).commit(make_result(ledger.slot(1).folder, gpu_seconds=5400.0))
     lease = _lease(ledger, gpu_seconds_before=1000.0)
     lease.report(gpu_seconds=800.0)
     lease.renew()

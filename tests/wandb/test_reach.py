@@ -16,6 +16,7 @@ import pytest
 from job.ledger.ledger import Ledger
 from job.store.local import LocalStore
 from job.wandb.client import silence_of
+from tests.ledger.documents import make_identity, make_result, make_spec
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +79,10 @@ def test_a_report_to_a_silent_w_and_b_ends_at_once_also_for_slots_beyond_num_tri
     tmp_path: Path,
 ) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    ledger.open_sweep({})
+    ledger.open_sweep(make_identity())
     for slot in (0, 1):
-        ledger.specify(slot, {"params": {}, "recipe": {}})
-    ledger.commit(1, {"status": "completed"})
+        ledger.slot(slot).specify(make_spec())
+    ledger.slot(1).commit(make_result(ledger.slot(1).folder))
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     environ = {

@@ -18,13 +18,17 @@ from unittest import mock
 import pytest
 
 from job.errors import CredentialsError, OutageError
+from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
+from job.ledger.records import Result, Spec
 from job.ledger.redo import redo
+from job.ledger.slot import Slot
 from job.process.stop import Stop
 from job.settings import Settings
 from job.store.local import LocalStore
 from job.wandb.confirmed import FAILURES, catch_up, mirror_all
 from job.wandb.run import Mirror, open_run, place_of
+from tests.ledger.documents import make_result, make_spec
 from tests.wandb.fake_wandb import FakeRun, FakeWandb
 from tests.wandb.workers import eventually
 
@@ -63,30 +67,30 @@ def settings(tmp_path: Path, wandb: FakeWandb) -> Settings:
     )
 
 
-def _spec(run_id: str) -> dict[str, Any]:
-    return {
-        "wandb_run_id": run_id, "recipe": {"lora_r": 8}, "data_digest": "d", "code_version": "1",
-        "params": {},
-    }  # fmt: skip
+def _spec(run_id: str) -> Spec:
+    return make_spec(wandb_run_id=run_id)
 
 
-def _result(ledger: Ledger, slot: int, folder: Path) -> dict[str, Any]:
+def _result(slot: Slot, folder: Path) -> Result:
     """A result whose history is in the store."""
-    key, path = f"{ledger.slot_prefix(slot)}/history.jsonl", folder / "history.jsonl"
+    key, path = slot.key("history.jsonl"), folder / "history.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    ledger.store.upload(key, path)
-    return {"status": "completed", "eval_loss": 1.0, "adapter_key": None, "history_key": key}
+    slot.store.upload(key, path)
+    return make_result(slot.folder, eval_loss=1.0, history_key=key).changed(adapter_key=None)
 
 
 def _commit(ledger: Ledger, folder: Path, *slots: int) -> None:
-    for slot in slots:
-        ledger.specify(slot, _spec(f"run-{slot}"))
-        ledger.commit(slot, _result(ledger, slot, folder))
+    for slot in map(ledger.slot, slots):
+        slot.specify(_spec(f"run-{slot.number}"))
+        slot.commit(_result(slot, folder))
 
 
 def _mirrored(ledger: Ledger) -> list[int]:
-    keys = (f"{ledger.slot_prefix(slot)}/mirror.json" for slot in range(5))
-    return [slot for slot, key in enumerate(keys) if ledger.store.get(key) is not None]
+    return [number for number in range(5) if _is_mirrored(ledger.slot(number))]
+
+
+def _is_mirrored(slot: Slot) -> bool:
+    return slot.store.get(slot.key("mirror.json")) is not None
 
 
 def _failing(*slots: int, error: str = "error 500") -> Callable[[str], None]:
@@ -120,7 +124,7 @@ def test_a_slot_whose_history_is_gone_stops_no_other(
     settings: Settings, ledger: Ledger, tmp_path: Path
 ) -> None:
     _commit(ledger, tmp_path, 0, 1)
-    ledger.store.delete(f"{ledger.slot_prefix(0)}/history.jsonl")
+    ledger.store.delete(f"{ledger.slot(0).folder}/history.jsonl")
     _catch_up(settings, ledger)
     assert _mirrored(ledger) == [1]
 
@@ -162,20 +166,24 @@ def test_a_redo_meanwhile_is_not_taken_for_mirrored(
     _commit(ledger, tmp_path, 0, 1)
     wandb.on_init = lambda run_id: redo(ledger, 1) if run_id == "run-0" else None
     mirror(settings, ledger)
-    assert ledger.generation(1) == 1
+    assert ledger.slot(1).generation == 1
     assert _mirrored(ledger) == [0]
-    assert _mirrored(ledger.pin(1, 0)) == [0, 1]
-    spec = ledger.spec(1)
+    assert _is_mirrored(ledger.slot(1).earlier()[0])
+    spec = ledger.slot(1).spec()
     assert spec is not None
-    ledger.commit(1, _result(ledger, 1, tmp_path))
+    ledger.slot(1).commit(_result(ledger.slot(1), tmp_path))
     mirror(settings, ledger)
     assert _mirrored(ledger) == [0, 1]
-    assert set(wandb.runs) == {"run-0", "run-1", spec["wandb_run_id"]}
+    assert set(wandb.runs) == {"run-0", "run-1", spec.wandb_run_id}
 
 
-def test_a_run_of_another_slot_is_never_written_to(settings: Settings, wandb: FakeWandb) -> None:
+def test_a_run_of_another_slot_is_never_written_to(
+    settings: Settings, ledger: Ledger, wandb: FakeWandb
+) -> None:
     """A call that W&B left hanging still has its run open in this process."""
-    first, second = (place_of(settings, "s", slot, _spec(f"run-{slot}")) for slot in (0, 1))
+    first, second = (
+        place_of(settings, ledger.slot(number), _spec(f"run-{number}")) for number in (0, 1)
+    )
     run = open_run(first, upload_seconds=1)
     before = dict(run.config)
     assert before["slot"] == 0
@@ -203,7 +211,9 @@ def test_a_slot_left_hanging_does_not_get_the_rows_of_the_next(
 
 def _mirror_of(settings: Settings, ledger: Ledger, stop: Stop, folder: Path) -> Mirror:
     """The mirror of an attempt that has trained to its end."""
-    mirror = Mirror(settings, ledger, 0, _spec("run-0"), None, is_ours=lambda: True, stop=stop)
+    lease = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None)
+    assert lease is not None
+    mirror = Mirror(settings, lease, _spec("run-0"), None, stop=stop)
     mirror.follow(folder / "history.jsonl")
     return mirror
 
@@ -211,7 +221,7 @@ def _mirror_of(settings: Settings, ledger: Ledger, stop: Stop, folder: Path) -> 
 def test_a_slow_upload_at_the_end_is_no_hang_to_the_watchdog(
     settings: Settings, ledger: Ledger, wandb: FakeWandb, tmp_path: Path
 ) -> None:
-    result, stop = _result(ledger, 0, tmp_path), Stop(15)
+    result, stop = _result(ledger.slot(0), tmp_path), Stop(15)
     signs = []
 
     def upload(_: FakeRun) -> None:
@@ -231,7 +241,7 @@ def test_a_slow_upload_at_the_end_is_no_hang_to_the_watchdog(
 def test_a_sigterm_during_the_last_upload_is_heard_at_once(
     settings: Settings, ledger: Ledger, wandb: FakeWandb, tmp_path: Path
 ) -> None:
-    result, stop, returned = _result(ledger, 0, tmp_path), Stop(15), threading.Event()
+    result, stop, returned = _result(ledger.slot(0), tmp_path), Stop(15), threading.Event()
     heard = []
 
     def stall(_: FakeRun) -> None:

@@ -8,29 +8,30 @@ import pytest
 
 from job.errors import SlotError, StoreError
 from job.ledger.folders import seal_folder, upload_folder
-from job.store.documents import Json
+from job.ledger.records import Result
 from job.store.local import LocalStore
 from job.winner.adapter import download
+from tests.ledger.documents import make_result
 
 SLOT = 7
 
 
 @pytest.fixture
-def result(tmp_path: Path) -> Json:
+def result(tmp_path: Path) -> Result:
     """A committed trial's adapter, in the store under `out`."""
     folder = tmp_path / "sent"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)))
     sealed = seal_folder("sweeps/s/slots/0007/adapter", folder)
     upload_folder(LocalStore(tmp_path / "out"), sealed, folder)
-    return {"adapter_key": sealed.key, "adapter_sha256": sealed.sha256}
+    return make_result(adapter_key=sealed.key, adapter_sha256=sealed.sha256)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "deleted", "all deleted", "a folder"])
 def test_a_damaged_adapter_names_its_slot_and_what_helps(
-    tmp_path: Path, result: Json, damage: str
+    tmp_path: Path, result: Result, damage: str
 ) -> None:
-    path = tmp_path / "out" / str(result["adapter_key"]) / "adapter_model.safetensors"
+    path = tmp_path / "out" / str(result.adapter_key) / "adapter_model.safetensors"
     if damage == "flipped":
         path.write_bytes(b"\x01" + path.read_bytes()[1:])
     else:
@@ -48,7 +49,7 @@ def test_a_damaged_adapter_names_its_slot_and_what_helps(
     assert not [*tmp_path.glob("*best*")], "nothing half-fetched stays"
 
 
-def test_a_store_that_fails_is_not_the_slots_damage(tmp_path: Path, result: Json) -> None:
+def test_a_store_that_fails_is_not_the_slots_damage(tmp_path: Path, result: Result) -> None:
     class Failing(LocalStore):
         def download(self, key: str, path: Path) -> None:
             raise StoreError(f"{self.uri}/{key}: still failing after 20 minutes")

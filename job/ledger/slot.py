@@ -1,0 +1,200 @@
+"""`Slot`: one slot of a sweep in one generation; its documents, each read and written as a record.
+
+A slot is begun again (`job redo`) as its next generation, in a folder of its own. A `Slot` stays
+with the generation it was made for, whatever others begin meanwhile: that is the second fence
+beside the lease, for what an attempt wrote before a redo is never taken for what comes after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from job.errors import DamagedError, SlotError
+from job.ledger.records import Account, Closure, Lease, Record, Result, Spec, damage
+from job.store.base import Store
+from job.store.documents import Document, create_document, read_document, swap_document
+
+if TYPE_CHECKING:
+    from job.ledger.ledger import Ledger
+
+SlotState = Literal["empty", "specified", "committed", "failed", "excluded"]
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class StoredLease(NamedTuple):
+    """A lease as it stands in the store, the version to swap it by, and whether we wrote it."""
+
+    lease: Lease
+    version: str
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One slot in one generation. A damaged document raises `SlotError`, which says what helps."""
+
+    ledger: Ledger
+    number: int
+    generation: int  # how often the slot was begun again
+
+    @property
+    def store(self) -> Store:
+        """Where the slot's documents lie."""
+        return self.ledger.store
+
+    @property
+    def folder(self) -> str:
+        """The key under which all of this generation lies, without a trailing slash."""
+        inside = f"/redo-{self.generation}" if self.generation else ""
+        return f"{self.ledger.folder}/slots/{self.number:04d}{inside}"
+
+    def key(self, name: str) -> str:
+        """The key of a document or a folder of this slot."""
+        return f"{self.folder}/{name}"
+
+    def earlier(self) -> list[Slot]:
+        """The slot in each generation before this one."""
+        return [replace(self, generation=generation) for generation in range(self.generation)]
+
+    def is_current(self) -> bool:
+        """The slot was not begun again since this generation."""
+        return self.generation == self.ledger.slot(self.number).generation
+
+    def spec(self) -> Spec | None:
+        """What the slot computes; None if it was never drawn."""
+        return self._read("spec.json", Spec)
+
+    def specify(self, spec: Spec) -> Spec:
+        """Write the slot's spec once; return the one that holds, ours or an earlier one."""
+        return self._create("spec.json", spec)[0]
+
+    def result(self) -> Result | None:
+        """The slot's commit; None if it is open."""
+        result = self._read("result.json", Result)
+        if result is not None:
+            self._check_own("result.json", result.adapter_key, result.history_key)
+        return result
+
+    def commit(self, result: Result) -> bool:
+        """Commit the slot; False if another attempt committed it before, which then holds."""
+        return self._create("result.json", result)[1]
+
+    def failure(self) -> str | None:
+        """Why the slot was given up; None if it was not."""
+        closure = self._read("failed.json", Closure)
+        return closure.reason if closure else None
+
+    def give_up(self, reason: str) -> None:
+        """Close the slot for good: it makes no progress."""
+        self._create("failed.json", Closure(reason=reason))
+
+    def exclusion(self) -> str | None:
+        """Why a person took the slot out of the sweep; None if nobody did."""
+        closure = self._read("excluded.json", Closure)
+        return closure.reason if closure else None
+
+    def exclude(self, reason: str) -> bool:
+        """Take the slot out of the sweep; False if it was taken out before."""
+        return self._create("excluded.json", Closure(reason=reason))[1]
+
+    def is_open(self) -> bool:
+        """Neither committed, nor given up, nor excluded."""
+        return (self.result(), self.failure(), self.exclusion()) == (None, None, None)
+
+    def state(self) -> SlotState:
+        """Where the slot stands."""
+        if self.exclusion() is not None:
+            return "excluded"
+        if self.result() is not None:
+            return "committed"
+        if self.failure() is not None:
+            return "failed"
+        return "specified" if self.spec() is not None else "empty"
+
+    def lease(self) -> StoredLease | None:
+        """Who holds the slot, or held it last; None if nobody ever did."""
+        key = self.key("lease.json")
+        with self._damage_told():
+            document = read_document(self.store, key)
+        return self._stored_lease(document) if document else None
+
+    def create_lease(self, lease: Lease) -> StoredLease:
+        """Write the slot's first lease; return the one that stands there now."""
+        key = self.key("lease.json")
+        with self._damage_told():
+            document = create_document(self.store, key, lease.to_json())
+        return self._stored_lease(document)
+
+    def swap_lease(self, lease: Lease, version: str) -> StoredLease:
+        """Replace the lease if its version is `version`; return the one that stands there now."""
+        key = self.key("lease.json")
+        with self._damage_told():
+            document = swap_document(self.store, key, lease.to_json(), version)
+        return self._stored_lease(document)
+
+    def write_account(self, account: Account) -> None:
+        """Create an attempt's document, or complete it if it is open; twice is harmless."""
+        key = self.key(f"attempts/{account.epoch}-{account.owner}.json")
+        with self._damage_told():
+            document = create_document(self.store, key, account.to_json())
+            if account.state == "ended" and document.content.get("state") == "open":
+                swap_document(self.store, key, account.to_json(), document.version)
+
+    def accounts(self) -> list[Account]:
+        """What the documents of the slot's attempts say, for people: they are found by listing."""
+        keys = self.store.list(self.key("attempts/"))
+        with self._damage_told():
+            documents = [(key, read_document(self.store, key)) for key in keys]
+        return [self._checked(key, document, Account) for key, document in documents if document]
+
+    def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
+        with self._damage_told():
+            document = read_document(self.store, self.key(name))
+        return self._checked(self.key(name), document, kind) if document else None
+
+    def _create(self, name: str, record: AnyRecord) -> tuple[AnyRecord, bool]:
+        """Create a document once; the record that holds, and whether it is ours."""
+        with self._damage_told():
+            document = create_document(self.store, self.key(name), record.to_json())
+        return self._checked(self.key(name), document, type(record)), document.ours
+
+    def _stored_lease(self, document: Document) -> StoredLease:
+        lease = self._checked(self.key("lease.json"), document, Lease)
+        for checkpoint in lease.checkpoints:
+            self._check_own("lease.json", checkpoint.key, checkpoint.best)
+        return StoredLease(lease, document.version, document.ours)
+
+    def _check_own(self, name: str, *keys: str | None) -> None:
+        """Refuse a document that names another slot's folder: what it names is deleted one day."""
+        for key in keys:
+            if key is not None and not key.startswith(f"{self.folder}/"):
+                with self._damage_told():
+                    where = f"{self.store.uri}/{self.key(name)}"
+                    raise SlotError(f"{where}: damaged, it names {key}, which is not this slot's")
+
+    def _checked(self, key: str, document: Document, kind: type[AnyRecord]) -> AnyRecord:
+        with self._damage_told():
+            try:
+                return kind.model_validate(document.content)
+            except ValidationError as error:
+                what = f"{self.store.uri}/{key}: damaged, {damage(error)}"
+                raise SlotError(what) from error
+
+    @contextlib.contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """A damaged document is told with its slot and what helps."""
+        try:
+            yield
+        except (SlotError, DamagedError) as error:
+            way_out = begin_again(self.number)
+            raise SlotError(f"slot {self.number}: {error}; {way_out}") from error
+
+
+def begin_again(number: int) -> str:
+    """The way out of a damaged slot."""
+    return f"`job redo {number}` begins it again"
