@@ -1,0 +1,177 @@
+"""One key of one document removed, null or spoiled: that slot is damaged, and nobody else's.
+
+The sweep is made by the real path with fake training.
+`pytest tests/ledger/test_spoiled_documents.py`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.command_line import parse
+from job.errors import ExitCode, JobError, PreemptedError
+from job.ledger.garbage import collect
+from job.ledger.ledger import Ledger
+from job.ledger.redo import redo
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
+from job.report.commands import show_best, show_status, write_report
+from job.settings import Settings
+from job.store.local import LocalStore
+from job.trial.run import run_trial_on
+from tests.fake_training import FAKE_TRAINING
+from tests.workers import make_inputs
+
+OTHER = 2  # the slot whose trial has to be committed, whatever is spoiled
+SPOILED = {"null": None, "text": "spoilt", "number": -17.5, "list": [[1]], "object": {"a": 1}}
+SPOILS = list(SPOILED)[1:]
+# Of slot 0, which is committed, of slot 1, which has a checkpoint, and of the sweep; with the least
+# number of cases in each.
+DOCUMENTS = {
+    "slots/0000/spec.json": 90, "slots/0000/result.json": 130, "slots/0000/lease.json": 90,
+    "slots/0001/spec.json": 90, "slots/0001/lease.json": 120, "sweep.json": 140,
+}  # fmt: skip
+
+
+class StopsAtStep2:
+    """The uploads of an attempt that is told to end in its second step."""
+
+    def __init__(self, uploads: Any, stop: Stop) -> None:
+        self._uploads, self._stop = uploads, stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._uploads, name)
+
+    def report(self, **progress: Any) -> None:
+        self._uploads.report(**progress)
+        if progress.get("step") == 2:
+            self._stop.set()
+
+
+def _stopped(attempt: Any, uploads: Any, work_dir: Path) -> Any:
+    return FAKE_TRAINING.fit(attempt, StopsAtStep2(uploads, attempt.stop), work_dir)  # type: ignore[arg-type]
+
+
+def _never(reason: str) -> None:
+    raise AssertionError(reason)
+
+
+def _trial(given: dict[str, Any], out: Path, slot: int, **training: Any) -> None:
+    stop, settings = Stop(15), Settings(**given, completion_index=slot)
+    fake = replace(FAKE_TRAINING, **training)
+    run_trial_on(LocalStore(out), settings, stop, fake, Watchdog(stop, _never))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("sweep")
+    given = make_inputs(folder) | {"max_steps": 4, "num_trials": 3, "lease_seconds": 60}
+    _trial(given, folder / "out", 0)
+    with pytest.raises(PreemptedError):
+        _trial(given, folder / "out", 1, fit=_stopped)
+    return folder / "out", given
+
+
+def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every key, in nested objects as well, and in the first entry of every list."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield (*path, key)
+            yield from _places(value, (*path, key))
+    elif isinstance(content, list) and content:
+        yield (*path, 0)
+        yield from _places(content[0], (*path, 0))
+
+
+def _cases(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The document with each key removed, null, and spoiled in two of the ways by turns."""
+    for turn, path in enumerate(_places(content)):
+        for how in ("removed", "null", *(SPOILS[(turn + 2 * n) % len(SPOILS)] for n in (0, 1))):
+            spoiled = copy.deepcopy(content)
+            inner: Any = spoiled
+            for key in path[:-1]:
+                inner = inner[key]
+            if how == "removed":
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = SPOILED[how]
+            yield f"{'.'.join(map(str, path))} {how}", spoiled
+
+
+def _newest(path: Path) -> Path:
+    """The file of a document's newest version."""
+    return max(path.parent.glob(f"{path.name}*"), key=lambda found: (len(found.name), found.name))
+
+
+def _everything(given: dict[str, Any], out: Path) -> int:
+    """Look at the sweep and change it as people do; how the other slot's trial ended.
+
+    Raises whatever is no `JobError`.
+    """
+    settings, ledger = Settings(**given), Ledger(LocalStore(out), "s")
+    verbs = {"status": show_status, "report": write_report, "best": show_best}
+    looks = ("status", "status --attempts", "status --json", f"report --output {out}", "best",
+             f"best --download {out}/adapter")  # fmt: skip
+
+    def run(line: str) -> int:
+        options = parse(line.split())
+        return _code(lambda: verbs[options.verb](options, settings, ledger))
+
+    options = {"dry_run": False, "old_generations": True, "unused_hours": 0, "say": print}
+    for line in looks:
+        run(line)
+    _code(lambda: collect(ledger, **options))
+    code = _code(lambda: _trial(given, out, OTHER))
+    for number in (0, 1):
+        _code(partial(redo, ledger, number))
+    run("status")
+    return code
+
+
+def _code(act: Callable[[], object]) -> int:
+    try:
+        act()
+    except JobError as error:
+        return int(error.exit_code)
+    return 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_spoiled_key_is_its_own_slots_damage_and_no_bug(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket, given = made
+    caplog.set_level(logging.CRITICAL, "job")
+    content = json.loads(_newest(bucket / "sweeps/s" / name).read_text())
+    content.pop("nonce")
+    codes: list[int] = []  # of the other slot's trial
+    wrong = []
+    for number, (case, spoiled) in enumerate(_cases(content)):
+        out = tmp_path / f"out-{number}"
+        shutil.copytree(bucket, out)
+        _newest(out / "sweeps/s" / name).write_text(json.dumps(spoiled))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                codes.append(_everything(given, out))
+        except Exception as error:
+            wrong.append(f"{case}: {error!r}")
+        shutil.rmtree(out)
+    assert wrong == []
+    assert len(codes) >= DOCUMENTS[name]
+    if name == "sweep.json":  # a trial that cannot be compared with the others is not begun
+        assert set(codes) == {ExitCode.OK, ExitCode.SETTINGS}
+    else:
+        assert set(codes) == {ExitCode.OK}
