@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,7 +22,6 @@ from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
-FOLLOWERS_SECONDS = 3.0  # between the ends of two processes of a trial that has several
 TRIES_PER_SLOT = 3  # of `queue`, for a slot that fails; back-off as below between them
 BACK_OFF_SECONDS = (5.0, 30.0)
 TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
@@ -38,14 +35,10 @@ class Supervisor:
         grace_seconds: float,
         hearing: HeartbeatLimits | None = None,
         *,
-        num_gpus: int = 1,
         of_queue: bool = False,
     ) -> None:
         self._role = ["--of-queue"] if of_queue else []
         self._hearing = hearing
-        self._num_gpus = num_gpus
-        self._followers: dict[int, int] = {}  # ranks above 0 that run, by process id
-        self._failed_rank: tuple[int, int] | None = None  # and its exit code
         self.last_words: str | None = None  # of the last trial, where it said none itself
         self._end = threading.Event()
         self._grace_seconds = grace_seconds
@@ -64,42 +57,20 @@ class Supervisor:
         if self.told_to_end:
             self.last_words = "told to end before the trial began"
             return ExitCode.PREEMPTED
-        with tempfile.TemporaryDirectory(prefix="meeting-") as meeting:
-            ear = HeartbeatMonitor(self._hearing)
-            pulse = ["--pulse-fd", str(ear.write_end)]
-            command = [*TRIAL_COMMAND, *pulse, *self._crew(0, meeting), *self._role]
-            self._child = subprocess.Popen(
-                command, env=_on_gpu(environ, 0), process_group=0, pass_fds=(ear.write_end,)
-            )
-            ear.listen(self._child.pid)
-            self._start_followers(environ, meeting)
-            if self.told_to_end:  # the signal came between two children
-                self._signal_group(signal.SIGTERM)
-            status = self._wait(self._child.pid)
-            ear.close()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
-            for follower in self._followers:
-                if _ends_soon(follower):  # a driver may hold on to a killed process for a while
-                    os.waitpid(follower, 0)
-            self._child = None
+        ear = HeartbeatMonitor(self._hearing)
+        command = [*TRIAL_COMMAND, "--pulse-fd", str(ear.write_end), *self._role]
+        self._child = subprocess.Popen(
+            command, env=_on_one_gpu(environ), process_group=0, pass_fds=(ear.write_end,)
+        )
+        ear.listen(self._child.pid)
+        if self.told_to_end:  # the signal came between two children
+            self._signal_group(signal.SIGTERM)
+        status = self._wait(self._child.pid)
+        ear.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
+        self._child = None
         return self._exit_code(os.waitstatus_to_exitcode(status), hung=ear.found_silent)
-
-    def _crew(self, rank: int, meeting: str) -> list[str]:
-        """How a trial's process is told of the others."""
-        return ["--rank", str(rank), "--meeting", meeting] if self._num_gpus > 1 else []
-
-    def _start_followers(self, environ: Mapping[str, str], meeting: str) -> None:
-        """The other ranks, in rank 0's process group; it alone owns slot, lease and SIGTERM."""
-        assert self._child is not None
-        self._followers, self._failed_rank = {}, None
-        for rank in range(1, self._num_gpus):
-            command = [*TRIAL_COMMAND, *self._crew(rank, meeting)]
-            follower = subprocess.Popen(
-                command, env=_on_gpu(environ, rank), process_group=self._child.pid
-            )
-            self._followers[follower.pid] = rank
-            follower.returncode = 0  # reaped by _wait, not by Popen
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless and until told to end."""
@@ -111,14 +82,6 @@ class Supervisor:
             pid, status = os.wait()
             if pid == child:
                 return status
-            rank, code = self._followers.pop(pid, None), os.waitstatus_to_exitcode(status)
-            # If rank 0 is ending, too, the others only lost their connection to it.
-            if rank is not None and code != 0 and not _ends_soon(child):
-                log.error("rank %d ended with %d; the trial cannot go on without it", rank, code)
-                self._failed_rank = (rank, code)
-                if not self.told_to_end:  # else the deadline stands already
-                    signal.setitimer(signal.ITIMER_REAL, max(0.1, self._grace_seconds))
-                    self._signal_group(signal.SIGTERM)  # rank 0 saves what it has
 
     def _exit_code(self, code: int, *, hung: bool) -> int:
         self.last_words = None
@@ -126,10 +89,6 @@ class Supervisor:
             if code != ExitCode.PREEMPTED:  # killed, or its last line was about another code
                 self.last_words = "told to end; the next attempt goes on from the last checkpoint"
             return ExitCode.PREEMPTED
-        if self._failed_rank is not None and code != ExitCode.OK:
-            rank, code = self._failed_rank
-            self.last_words = f"rank {rank}, another GPU of the trial, ended with {code}, see above"
-            return code if code in list(ExitCode) else ExitCode.BUG
         if hung:
             self.last_words = "hang: the trial ran no Python any more and was killed, see above"
             return ExitCode.OUTAGE
@@ -166,7 +125,7 @@ def run_one(settings: Settings) -> tuple[int, str | None]:
 
     Exit code, and the last line where the trial could not say its end itself.
     """
-    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus)
+    supervisor = Supervisor(settings.grace_seconds)
     return supervisor.run(_trial_environ()), supervisor.last_words
 
 
@@ -177,7 +136,7 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     holds, puts it to the end of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times, with a
     wait in between. The code is 0 if every slot ended well, else the last one that did not.
     """
-    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus, of_queue=True)
+    supervisor = Supervisor(settings.grace_seconds, of_queue=True)
     wait = wait or supervisor.wait
     line = deque(range(settings.num_trials))
     tries = dict.fromkeys(line, 0)
@@ -210,21 +169,10 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     return ExitCode.OK, f"queue: all {settings.num_trials} slots are done"
 
 
-def _on_gpu(environ: Mapping[str, str], rank: int) -> dict[str, str]:
-    """One process, one card: the cards of a bigger node belong to other ranks or other trials."""
-    given = environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [str(rank)] * (rank + 1) if given is None else given.split(",")
-    # Fewer than asked for: a rank without a card ends with 72 and says so.
-    return {**environ, "CUDA_VISIBLE_DEVICES": visible[rank] if rank < len(visible) else ""}
-
-
-def _ends_soon(pid: int) -> bool:
-    """Whether a child of ours is gone, or will be within `FOLLOWERS_SECONDS`."""
-    descriptor = os.pidfd_open(pid)
-    try:
-        return bool(select.select([descriptor], [], [], FOLLOWERS_SECONDS)[0])
-    finally:
-        os.close(descriptor)
+def _on_one_gpu(environ: Mapping[str, str]) -> dict[str, str]:
+    """One trial, one card: the other cards of a bigger node belong to other trials."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "0")
+    return {**environ, "CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
 
 
 def _trial_environ(slot: int | None = None) -> dict[str, str]:

@@ -135,12 +135,9 @@ def _pace(settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryP
     measured = [v.tokens_per_second for v in views if v.judged and v.tokens_per_second]
     if measured:
         return pace_of_trials(measured)
-    one = (
-        pace_on_this_cpu(shape)
-        if settings.device == "cpu"
-        else pace_on_a_t4(shape, memory.recompute)
-    )
-    return one.on_gpus(settings.num_gpus)
+    if settings.device == "cpu":
+        return pace_on_this_cpu(shape)
+    return pace_on_a_t4(shape, memory.recompute)
 
 
 def _memory_numbers(memory: MemoryPlan) -> dict[str, Any]:

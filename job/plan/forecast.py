@@ -33,13 +33,6 @@ class Pace:
     fast: float
     basis: str
 
-    def on_gpus(self, number: int) -> Pace:
-        """Of several GPUs that share the steps: at best the sum, at worst half of it."""
-        if number == 1:
-            return self
-        basis = f"{self.basis}; {number} GPUs"
-        return Pace(max(self.slow, self.slow * number / 2), self.fast * number, basis)
-
 
 @dataclass(frozen=True)
 class Workload:

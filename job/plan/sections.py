@@ -41,7 +41,7 @@ def describe_trial(work: Workload, pace: Pace, taken: Span) -> str:
 
 
 def describe_cost(settings: Settings, trial: Span) -> str:
-    sweep = trial.times(settings.num_trials * settings.num_gpus)
+    sweep = trial.times(settings.num_trials)
     processor = "CPU" if settings.device == "cpu" else "GPU"
     time = f"{span(sweep.short, sweep.long)} of {processor}"
     if (price := settings.gpu_hourly_usd) is None:

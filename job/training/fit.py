@@ -14,7 +14,6 @@ from job.errors import GpuError
 from job.ledger.records import Recipe
 from job.log import log
 from job.progress import size
-from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
 from job.training.eta import Pace
 from job.training.gpu_faults import gpu_faults_told
@@ -42,7 +41,6 @@ class FitInputs:
     budget_seconds: float | None = None  # of training clock, for the forecast
     stop_asked: Callable[[], str | None] = lambda: None  # that a person ends the trial
     card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # README.md of the best one
-    crew: CrewPlan | None = None  # several GPUs of this node share the steps
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,8 @@ def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
 def _train(
     trainer: Trainer, inputs: FitInputs, course: Recorder, should_stop: Callable[[], None]
 ) -> TrainOutcome:
-    if inputs.crew is not None:
-        tables = (inputs.train_table, inputs.eval_table)
-        trainer.crew = Crew.gather(inputs.crew, trainer.recipe, tables, trainer.device, should_stop)
     with course:
-        outcome = train(
+        return train(
             trainer,
             inputs.train_table,
             inputs.eval_table,
@@ -149,6 +144,3 @@ def _train(
             on_best=course.on_best,
             should_stop=should_stop,
         )
-    if trainer.crew is not None:  # on no other way out: followers may be waiting for a sum
-        trainer.crew.dismiss()
-    return outcome

@@ -12,7 +12,7 @@ from job.errors import GpuError
 # torch.OutOfMemoryError is the allocator's own. What is loaded or made outside of it (kernels on
 # first use, a library's handle) fails by these words in a RuntimeError.
 OUT_OF_MEMORY = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-FAULTS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "NCCL error")
+FAULTS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")
 
 
 def is_gpu_fault(error: BaseException) -> bool:

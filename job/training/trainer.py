@@ -15,7 +15,6 @@ from torch.nn.utils import clip_grad_norm_
 from job.data.samples import SampleTable
 from job.ledger.records import Recipe
 from job.training.batching import MicroBatch, pack, samples_of_step
-from job.training.crew import TOTALS, Crew, Kind, Order, split_evenly, sum_up
 from job.training.footprint import Recompute
 from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, target_nll
@@ -48,7 +47,6 @@ class Trainer:
         recompute: Recompute = "none",
     ) -> None:
         self.model = model
-        self.crew: Crew | None = None  # rank 0's followers
         self.recipe = recipe
         self.device, self.dtype = device, model_dtype(model)
         self.set_plan(token_budget, recompute)
@@ -83,8 +81,9 @@ class Trainer:
         indices = samples_of_step(self.recipe, len(table), state.step)
         num_targets = table.targets_of(indices)
         # Dropout must not depend on what ran before, or a resumed trial would differ.
-        seed = derive_seed(self.recipe.seed, "step", state.step)
-        total = self._shared("step", table, indices, should_stop, seed=seed, targets=num_targets)
+        torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
+        batches = pack(table, indices, self._row_budget)
+        total = self.accumulate(batches, num_targets, should_stop)
         grad_norm = self._update(state)
         train_loss = float(total) / num_targets
         state.step += 1
@@ -99,31 +98,25 @@ class Trainer:
         return StepReport(state.step, train_loss, learning_rate, grad_norm, num_tokens, seconds)
 
     def take_step(self, batches: Sequence[MicroBatch], state: TrainState) -> None:
-        """Update the weights from given micro-batches, on this rank alone."""
+        """Update the weights from given micro-batches, whatever step it is."""
         num_targets = sum(len(batch.targets) for batch in batches)
-        self._accumulate(batches, num_targets, _never)
+        self.accumulate(batches, num_targets)
         self._update(state)
 
-    def compute_step(
-        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
-    ) -> torch.Tensor:
-        """A rank's share of a step: its summed NLL; its gradients stand in the parameters."""
-        torch.manual_seed(order.seed + rank)
-        batches = pack(table, order.shares[rank], self._row_budget)
-        return self._accumulate(batches, order.num_targets, should_stop)
-
     @out_of_memory_by_one_name()
-    def compute_nll(
-        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
+    def accumulate(
+        self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop = _never
     ) -> torch.Tensor:
-        """A rank's share of an evaluation: its summed NLL."""
-        self.model.eval()
-        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.no_grad():
-            for batch in pack(table, order.shares[rank], self._row_budget):
-                should_stop()
-                total += self._nll(batch)
+        """Gradients of the mean over `num_targets` targets; return the summed NLL, fp32."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for batch in batches:
+            should_stop()
+            nll = self._nll(batch)
+            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
+            total += nll.detach()
         return total
 
     def heaviest(self, table: SampleTable) -> MicroBatch:
@@ -161,7 +154,7 @@ class Trainer:
     ) -> float:
         """eval/loss: summed NLL over all target tokens divided by their number, fp32 sums."""
         started = time.monotonic()
-        total = self._shared("evaluate", table, list(range(len(table))), should_stop)
+        total = self._summed_nll(table, should_stop)
         loss = float(total) / table.num_target_tokens
         state.clock_seconds += time.monotonic() - started
         return loss
@@ -196,46 +189,15 @@ class Trainer:
         with autocast(self.device, self.dtype):
             return target_nll(self.model, batch.to(self.device))
 
-    def _shared(
-        self,
-        kind: Kind,
-        table: SampleTable,
-        indices: list[int],
-        should_stop: ShouldStop,
-        *,
-        seed: int = 0,
-        targets: int = 1,
-    ) -> torch.Tensor:
-        """Have all ranks compute their share of `indices`; their sum."""
-        compute = self.compute_step if kind == "step" else self.compute_nll
-        plan = (self.token_budget, self.recompute)
-        if self.crew is None:
-            return compute(table, Order(kind, [indices], *plan, seed, targets), 0, should_stop)
-        shares = split_evenly(table.lengths[indices].tolist(), indices, self.crew.size)
-        order = Order(kind, shares, *plan, seed, targets, self.scaler.state_dict())
-        self.crew.give(order, self.parameters)
-        total, failed = torch.zeros((), dtype=TOTALS[kind], device=self.device), False
-        try:
-            total = compute(table, order, 0, should_stop)
-        except torch.OutOfMemoryError:
-            failed = True
-        sum_up(total, self.parameters if kind == "step" else None, failed=failed)
-        return total
-
     @out_of_memory_by_one_name()
-    def _accumulate(
-        self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop
-    ) -> torch.Tensor:
-        """Gradients of the mean over `num_targets` targets; the summed NLL."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.train()
-        # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for batch in batches:
-            should_stop()
-            nll = self._nll(batch)
-            self.scaler.scale(nll / num_targets).backward()  # type: ignore[no-untyped-call]
-            total += nll.detach()
+    def _summed_nll(self, table: SampleTable, should_stop: ShouldStop) -> torch.Tensor:
+        self.model.eval()
+        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            for batch in pack(table, range(len(table)), self._row_budget):
+                should_stop()
+                total += self._nll(batch)
         return total
 
     @out_of_memory_by_one_name()

@@ -30,9 +30,7 @@ class AttemptClock:
         self._started = time.monotonic() - load_seconds
         self._ended: float | None = None
         self._budget_seconds = settings.trial_budget_hours * 3600
-        self._num_gpus = settings.num_gpus
         lease.measure = self._measure
-        lease.report(num_gpus=self._num_gpus)
         lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
 
     def gpu_seconds(self) -> float:
@@ -44,7 +42,7 @@ class AttemptClock:
         if state.clock_seconds >= self._budget_seconds:
             return "JOB_TRIAL_BUDGET_HOURS is spent"
         before = float(self._lease.content.get("seconds_before", 0.0))
-        if before + self._own_seconds() / self._num_gpus >= 2 * self._budget_seconds:
+        if before + self._own_seconds() >= 2 * self._budget_seconds:
             return "overrun: all attempts together took twice JOB_TRIAL_BUDGET_HOURS"
         return None
 
@@ -57,7 +55,7 @@ class AttemptClock:
         self._ended = time.monotonic()
         lease = self._lease.content
         trained = state.clock_seconds - lease["attempt"]["clock_before"]
-        useful = round(self._num_gpus * (trained + self.load_seconds), 1)
+        useful = round(trained + self.load_seconds, 1)
         self._lease.report(useful_seconds=useful)
         own = {**lease, "attempt": lease["attempt"] | self._measure() | {"useful_seconds": useful}}
         wasted = lease["wasted_gpu_seconds_before"] + wasted_gpu_seconds(own)
@@ -67,7 +65,7 @@ class AttemptClock:
         return {"gpu_seconds": self._own_seconds()}
 
     def _own_seconds(self) -> float:
-        return round(self._num_gpus * ((self._ended or time.monotonic()) - self._started), 1)
+        return round((self._ended or time.monotonic()) - self._started, 1)
 
 
 def outcome(fitted: Fit, clock: AttemptClock) -> Json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,9 @@ if TYPE_CHECKING:
     from job.training.fit import Fit
 
 
-def real_training(meeting: Path | None = None) -> Training:
-    """torch, peft and bitsandbytes, as far as a trial needs them.
-
-    `meeting`: the folder where the processes of `JOB_NUM_GPUS` meet; this one is their rank 0.
-    """
-    return Training(_open_device, _load_base, partial(_fit, meeting=meeting))
+def real_training() -> Training:
+    """torch, peft and bitsandbytes, as far as a trial needs them."""
+    return Training(_open_device, _load_base, _fit)
 
 
 def _open_device(settings: Settings) -> torch.device:
@@ -45,19 +41,11 @@ def _load_base(base: BaseModel, device: torch.device) -> Any:
     return load_base(base.location, base.hub_revision, device)
 
 
-def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Path | None) -> Fit:
+def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
     # torch: not before there is something to train
-    from job.training.crew import CrewPlan
     from job.training.fit import FitInputs, fit
 
-    settings, base, recipe = (
-        attempt.settings,
-        attempt.base,
-        Recipe.model_validate(attempt.spec["recipe"]),
-    )
-    crew = None
-    if meeting is not None:
-        crew = CrewPlan(meeting, settings.num_gpus, base.location, base.hub_revision)
+    settings, recipe = attempt.settings, Recipe.model_validate(attempt.spec["recipe"])
     inputs = FitInputs(
         base=attempt.model,
         train_table=attempt.data.train,
@@ -70,7 +58,6 @@ def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path, *, meeting: Pat
         max_adapter_bytes=int(settings.max_adapter_mb * 1e6),
         stop_asked=attempt.stop_asked,
         card=partial(_card, attempt),
-        crew=crew,
     )
     return fit(
         recipe,
@@ -91,7 +78,7 @@ def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
         Samples(
             longest=int(lengths.max()),
             mean=float(lengths.mean()),
-            per_step=math.ceil(recipe.samples_per_step / settings.num_gpus),
+            per_step=recipe.samples_per_step,
         ),
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,

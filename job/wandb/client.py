@@ -212,12 +212,11 @@ def _is_bad_key(error: Exception) -> bool:
     return "error 401" in str(error) or "API key must" in str(error)
 
 
-def leave(exit_code: int, *, has_ranks: bool = False) -> None:
+def leave(exit_code: int) -> None:
     """Have the process end with this code and without wandb's exit hook, if wandb was used.
 
     The hook would wait for the network, and tell W&B that a run which goes on elsewhere has failed.
-    Exit hooks run last one first, so this one ends the process before wandb's. It also comes before
-    the end of the threads that speak with other ranks, which may abort (gloo: 4 of 8).
+    Exit hooks run last one first, so this one ends the process before wandb's.
     """
 
     def end() -> None:
@@ -225,7 +224,7 @@ def leave(exit_code: int, *, has_ranks: bool = False) -> None:
         sys.stderr.flush()
         os._exit(exit_code)
 
-    if has_ranks or "wandb" in sys.modules:
+    if "wandb" in sys.modules:
         atexit.register(end)
 
 
