@@ -80,7 +80,7 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         if step <= state.step:
             continue
         attempt.clock._started -= SECONDS_A_STEP * (step - state.step)  # claimed, not spent
-        attempt.check()
+        attempt.should_stop()
         _advance(state, recipe, step, history)
         if status == "diverged" and step > recipe.planned_steps / 2:
             state.curve[-1], state.diverged = (step, math.nan), True

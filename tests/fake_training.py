@@ -58,7 +58,7 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
 
     try:
         while state.step < recipe.planned_steps and (not state.step or not attempt.stop_asked()):
-            attempt.check()
+            attempt.should_stop()
             time.sleep(STEP_SECONDS)  # a step takes time, or nothing could fall into one
             _count_step()
             value = hashlib.sha256(f"{value}{state.step}".encode()).hexdigest()

@@ -144,7 +144,8 @@ def test_a_deaf_trial_is_killed_with_all_it_started(tmp_path: Path) -> None:
 def test_an_orphan_that_process_1_inherits_is_reaped_and_is_not_the_trials_end(
     tmp_path: Path,
 ) -> None:
-    script = 'sh -c "(sleep 0.2; exit 70) &"; sleep 1; cat /proc/$PPID/task/$PPID/children > $OUT/children; exit 0'
+    look = "cat /proc/$PPID/task/$PPID/children > $OUT/children"
+    script = f'sh -c "(sleep 0.2; exit 70) &"; sleep 1; {look}; exit 0'
     code, _, err = _run("run as process 1", script, tmp_path)
     assert code == ExitCode.OK, err
     assert len((tmp_path / "children").read_text().split()) == 1, "the trial alone is left"

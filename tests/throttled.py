@@ -114,7 +114,7 @@ class BigTraining:
         marked = False
         try:
             while state.step < self.num_steps:
-                attempt.check()
+                attempt.should_stop()
                 time.sleep(STEP_SECONDS)
                 state.step += 1
                 state.clock_seconds += STEP_SECONDS
@@ -135,5 +135,5 @@ class BigTraining:
             self.mark("evaluation")
         ends = time.monotonic() + self.eval_seconds
         while time.monotonic() < ends:
-            attempt.check()
+            attempt.should_stop()
             time.sleep(0.2)

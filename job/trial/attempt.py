@@ -58,7 +58,7 @@ class Attempt:
         """That somebody ended the trial on W&B, in words."""
         return "stopped on W&B" if self.mirror.stop_requested.is_set() else None
 
-    def check(self) -> None:
+    def should_stop(self) -> None:
         """Raise `PreemptedError` if this attempt has to end: asked between micro-batches."""
         if self.lease.lost:
             self.lease.ensure_held()

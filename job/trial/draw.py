@@ -82,7 +82,7 @@ def draw_for(
         frozen = freeze(params, wandb={"wandb_run_id": run_id, "wandb_sweep": str(path)})
         return bool(frozen["wandb_run_id"] == run_id)
 
-    agent_run = draw(settings, definition, begin, check=check)
+    agent_run = draw(settings, definition, begin, should_stop=check)
     spec = ledger.spec(slot)
     if spec is None:
         return None

@@ -35,7 +35,7 @@ def sweep_name(settings: Settings) -> str:
 
 
 def load_sweep(
-    settings: Settings, store: Store, check: Callable[[], None]
+    settings: Settings, store: Store, should_stop: Callable[[], None]
 ) -> tuple[SweepDefinition, str]:
     """The sweep's definition and its name in the bucket.
 
@@ -48,7 +48,9 @@ def load_sweep(
         return load_sweep_file(settings), sweep
     check_wanted(settings)
     frozen = (Ledger(store, sweep).identity() or {}).get("JOB_SWEEP_FILE")
-    definition = parse_definition(frozen) if frozen else read_sweep(settings, check).definition
+    definition = (
+        parse_definition(frozen) if frozen else read_sweep(settings, should_stop).definition
+    )
     if settings.sweep_file is not None:
         check_same(
             definition,

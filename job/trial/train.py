@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
+from job.data.samples import Tables
 from job.ledger.records import Recipe
 from job.ledger.uploads import Publisher
 from job.process.gpu import preflight
@@ -44,29 +45,26 @@ def _load_base(base: BaseModel, device: torch.device) -> Any:
 def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
     # torch: not before there is something to train
     from job.training.fit import FitInputs, fit
+    from job.training.loop import Ending
 
     settings, recipe = attempt.settings, Recipe.model_validate(attempt.spec["recipe"])
+    if attempt.spec["measure_step_0"]:
+        recipe = recipe.changed(eval_steps=(0, *recipe.eval_steps))
     inputs = FitInputs(
         base=attempt.model,
-        train_table=attempt.data.train,
-        eval_table=attempt.data.eval.head(settings.eval_rows),
+        tables=Tables(attempt.data.train, attempt.data.eval.head(settings.eval_rows)),
         memory=_plan_memory(attempt, recipe),
-        budget_seconds=settings.trial_budget_hours * 3600,
-        out_of_time=attempt.clock.out_of_time,
-        stop_early=partial(_stop_early, attempt),
-        measure_step_0=attempt.spec["measure_step_0"],
+        ending=Ending(
+            should_stop=attempt.should_stop,
+            out_of_time=attempt.clock.out_of_time,
+            stop_asked=attempt.stop_asked,
+            hopeless=partial(_hopeless, attempt),
+        ),
         max_adapter_bytes=int(settings.max_adapter_mb * 1e6),
-        stop_asked=attempt.stop_asked,
+        budget_seconds=settings.trial_budget_hours * 3600,
         card=partial(_card, attempt),
     )
-    return fit(
-        recipe,
-        inputs,
-        device=attempt.device,
-        work_dir=work_dir,
-        keeper=publisher,
-        should_stop=attempt.check,
-    )
+    return fit(recipe, inputs, device=attempt.device, work_dir=work_dir, keeper=publisher)
 
 
 def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
@@ -101,7 +99,7 @@ def _card(attempt: Attempt, state: TrainState) -> str:
     return adapter_card(origin, eval_loss=state.best_loss, step=state.step)
 
 
-def _stop_early(attempt: Attempt, state: TrainState) -> str | None:
+def _hopeless(attempt: Attempt, state: TrainState) -> str | None:
     """`stop_early`, which may wait for the store as long as an outage is borne."""
     with attempt.watchdog.phase("the store", outage_minutes=attempt.settings.outage_minutes):
         return stop_early(attempt.definition, attempt.ledger, attempt.settings, state)

@@ -129,7 +129,7 @@ def _mirror_and_say(
     confirmed = call(
         f"mirroring slot {found.slot}",
         lambda: mirror_slot(settings, found.ledger, found.slot, found.spec, found.result),
-        check=check,
+        should_stop=check,
         seconds=seconds,
     )
     if confirmed:
