@@ -6,9 +6,8 @@ import torch
 
 from job.errors import GpuError
 from job.log import log
+from job.process.gpu import MIN_CAPABILITY
 from job.training.gpu_faults import gpu_faults_told
-
-MIN_CAPABILITY = (7, 0)  # the first cards with fp16 tensor cores; a T4 is (7, 5)
 
 
 @gpu_faults_told()

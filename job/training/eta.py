@@ -13,7 +13,7 @@ SLOW_STEPS = 5
 EVAL_SHARE_OF_A_STEP = 0.5
 
 
-class Pace:
+class StepTimer:
     """Counts an attempt's steps; says once, after `FORECAST_AFTER` of them, when they will end."""
 
     def __init__(self, recipe: Recipe, eval_tokens: int, budget_seconds: float | None) -> None:
@@ -24,7 +24,7 @@ class Pace:
         self._tokens = 0
         self._seconds = 0.0
 
-    def step(self, state: TrainState, num_tokens: int, seconds: float) -> str | None:
+    def count(self, state: TrainState, num_tokens: int, seconds: float) -> str | None:
         """Count a step that took `seconds`; the forecast, if it is time for it."""
         self._num_steps += 1
         if self._num_steps > SLOW_STEPS:

@@ -15,7 +15,7 @@ from job.ledger.records import Recipe
 from job.log import log
 from job.progress import size
 from job.training.device import peak_memory_bytes
-from job.training.eta import Pace
+from job.training.eta import StepTimer
 from job.training.gpu_faults import gpu_faults_told
 from job.training.loop import Ending, TrainOutcome, train
 from job.training.memory import MemoryPlan
@@ -73,8 +73,8 @@ def fit(
         reason = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
         peak = peak_memory_bytes(device)
         return Fit("infeasible", reason, TrainState(), work_dir / HISTORY_FILE, peak)
-    pace = Pace(recipe, len(inputs.tables.eval.input_ids), inputs.budget_seconds)
-    recorder = Recorder(trainer, keeper, work_dir, pace, inputs.card)
+    timer = StepTimer(recipe, len(inputs.tables.eval.input_ids), inputs.budget_seconds)
+    recorder = Recorder(trainer, keeper, work_dir, timer, inputs.card)
     infeasible = _too_large(trainer, inputs)
     if infeasible is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
         infeasible = warm_up(trainer, inputs.tables.train, inputs.memory)

@@ -13,7 +13,7 @@ from job.errors import PreemptedError
 from job.log import log
 from job.progress import StepProgress
 from job.training.device import peak_memory_bytes
-from job.training.eta import Pace
+from job.training.eta import StepTimer
 from job.training.model import adapter_state, save_adapter
 from job.training.state import HISTORY_FILE, StepReport, TrainState, read_state, write_state
 from job.training.trainer import Trainer
@@ -60,7 +60,7 @@ class Recorder:
         trainer: Trainer,
         keeper: Keeper,
         work_dir: Path,
-        pace: Pace,
+        timer: StepTimer,
         card: Callable[[TrainState], str],
     ) -> None:
         self.history_path = work_dir / HISTORY_FILE
@@ -68,7 +68,7 @@ class Recorder:
         self._trainer = trainer
         self._keeper = keeper
         self._work_dir = work_dir
-        self._pace = pace
+        self._timer = timer
         self._card = card
         self._saved_step = -1
         if keeper.resume_dir is None:
@@ -107,7 +107,7 @@ class Recorder:
         )
         rate = report.num_tokens / report.seconds
         self._progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
-        if line := self._pace.step(self.state, report.num_tokens, report.seconds):
+        if line := self._timer.count(self.state, report.num_tokens, report.seconds):
             log.info("%s", line)
         trained = self.state.clock_seconds - self._first_clock
         self._keeper.report(

@@ -18,7 +18,7 @@ from job.data.samples import SampleTable
 from job.data.table_files import Counts
 from job.ledger.ledger import Ledger
 from job.plan import warnings
-from job.plan.command import _pace
+from job.plan.command import _throughput
 from job.plan.forecast import Span
 from job.plan.sections import describe_cost
 from job.plan.workload import Costliest, memory_of, workload_of
@@ -107,7 +107,7 @@ def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
     ledger, shape = Ledger(LocalStore(tmp_path), "s"), model_shape(MISTRAL_7B)
     assert shape is not None
     settings = _settings()
-    estimate = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
+    estimate = _throughput(settings, ledger, shape, MemoryPlan(64, "all"))
     assert estimate.fast == pytest.approx(350, rel=0.03)
     ledger.specify(0, {"params": {}, "recipe": {"planned_steps": 10}})
     result = {
@@ -115,7 +115,7 @@ def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
         "gpu_seconds": 1.0, "tokens_per_second": 500.0,
     }  # fmt: skip
     ledger.commit(0, result)
-    measured = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
+    measured = _throughput(settings, ledger, shape, MemoryPlan(64, "all"))
     assert (measured.slow, measured.fast) == pytest.approx((475, 525))
 
 
