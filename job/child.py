@@ -22,9 +22,12 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_as_child(settings: Settings, pulse_fd: int | None, *, die: Callable[[str], None]) -> str:
-    """Run one trial; its last line. `die` ends the process with the reason for which it hangs."""
+    """Run one trial and return its last line; `die` ends a process that hangs, given the reason.
+
+    Raises the `JobError` that ended the trial, after SIGTERM as `Stop.on_the_way_down` says.
+    """
     _end_with_parent()
-    faulthandler.enable()  # our parent sends SIGABRT if this process runs no Python any more
+    faulthandler.enable()  # prints all stacks at SIGABRT, which our parent sends if we hang
     stop = Stop(settings.grace_seconds)
     for number in ENDING:
         signal.signal(number, stop.set)
@@ -40,6 +43,6 @@ def run_as_child(settings: Settings, pulse_fd: int | None, *, die: Callable[[str
 
 
 def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM when our parent dies, even by SIGKILL (Linux; see prctl(2))."""
+    """Have the kernel send us SIGTERM when our parent dies, even by SIGKILL (Linux, prctl(2))."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -1,7 +1,7 @@
 """Process 1: a small parent that runs each trial as a child, and passes signals and codes on.
 
-The parent imports no torch, so it answers a signal at once, also while the child sits in a long
-C call, in which Python runs no signal handler (measured: 4 s).
+The parent imports no torch and waits for nothing but its child, so it answers a signal at once. The
+child cannot: while it is in a C call, Python runs no signal handler (4 s were measured).
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
-TRIES_PER_SLOT = 3  # of `queue`, for a slot that fails; back-off as below between them
-BACK_OFF_SECONDS = (5.0, 30.0)
+TRIES_PER_SLOT = 3  # how often `queue` tries a slot that fails
+BACK_OFF_SECONDS = (5.0, 30.0)  # between those tries
 TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
 
 
 class Supervisor:
-    """Runs children one at a time; on SIGTERM or SIGINT ends the running one within the grace."""
+    """Runs trials one at a time; at SIGTERM or SIGINT it ends the running one within the grace.
+
+    `grace_seconds` is the time from signal to exit, `hearing` says how long a trial may be silent.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class Supervisor:
     ) -> None:
         self._role = ["--of-queue"] if of_queue else []
         self._hearing = hearing
-        self.last_words: str | None = None  # of the last trial, where it said none itself
+        self.last_words: str | None = None  # the last trial's, if it could not say them itself
         self._end = threading.Event()
         self._grace_seconds = grace_seconds
         self._child: subprocess.Popen[bytes] | None = None
@@ -49,7 +52,7 @@ class Supervisor:
 
     @property
     def told_to_end(self) -> bool:
-        """SIGTERM or SIGINT came."""
+        """Whether SIGTERM or SIGINT came."""
         return self._end.is_set()
 
     def run(self, environ: Mapping[str, str]) -> int:
@@ -73,11 +76,11 @@ class Supervisor:
         return self._exit_code(os.waitstatus_to_exitcode(status), hung=ear.found_silent)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, unless and until told to end."""
+        """Sleep until `seconds` are over or we are told to end."""
         self._end.wait(seconds)
 
     def _wait(self, child: int) -> int:
-        """Reap until `child` has ended: process 1 inherits every orphan of the container."""
+        """Wait for `child`, return its status; reap others, as process 1 inherits all orphans."""
         while True:
             pid, status = os.wait()
             if pid == child:
@@ -123,14 +126,14 @@ class Supervisor:
 def run_one(settings: Settings) -> tuple[int, str | None]:
     """Run the slot that the environment names, or the first open one.
 
-    Exit code, and the last line where the trial could not say its end itself.
+    Returns the exit code, and the last line of the log if the trial could not write it itself.
     """
     supervisor = Supervisor(settings.grace_seconds)
     return supervisor.run(_trial_environ()), supervisor.last_words
 
 
 def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -> tuple[int, str]:
-    """Run all slots one after another, a fresh process each; exit code and last line.
+    """Run all slots one after another, a process for each; return exit code and last line.
 
     64, 65 and 77 end the queue; 69 goes on with the next slot; 75, a slot that another worker
     holds, puts it to the end of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times, with a
@@ -170,14 +173,14 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
 
 
 def _on_one_gpu(environ: Mapping[str, str]) -> dict[str, str]:
-    """One trial, one card: the other cards of a bigger node belong to other trials."""
+    """Show a trial one card only: the others of a bigger node belong to other trials."""
     visible = environ.get("CUDA_VISIBLE_DEVICES", "0")
     return {**environ, "CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
 
 
 def _trial_environ(slot: int | None = None) -> dict[str, str]:
     environ = dict(os.environ)
-    # Ours tokenises in bulk before training and forks nothing afterwards.
+    # Tokenising in threads is safe here: no process is forked after it.
     environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if slot is not None:
         environ["JOB_COMPLETION_INDEX"] = str(slot)

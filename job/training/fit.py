@@ -1,4 +1,4 @@
-"""One trial's training, from files on disk to the best adapter, over any number of attempts."""
+"""`fit`: the training of one attempt, from the loaded base model to the best adapter."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from job.training.warmup import warm_up
 
 @dataclass(frozen=True)
 class FitInputs:
-    """What a training run needs to know beside its recipe."""
+    """What `fit` needs beside the recipe."""
 
     base: Any  # from load_base()
     tables: Tables
     memory: MemoryPlan
     ending: Ending
     max_adapter_bytes: int
-    budget_seconds: float | None = None  # of training clock, for the forecast
-    card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # README.md of the best one
+    budget_seconds: float | None = None  # of training clock: for the planned end in the log only
+    card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # writes README.md beside it
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training run leaves."""
+    """How a training run ended, and what it leaves."""
 
-    status: str  # completed, truncated, diverged or infeasible
+    status: str  # completed, truncated, stopped, diverged or infeasible
     reason: str
     state: TrainState
     history_path: Path  # a JSON line for every optimizer step and evaluation
@@ -93,7 +93,7 @@ def fit(
 
 
 def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
-    """The base with its adapter, ready to train. Raises `torch.OutOfMemoryError`."""
+    """Attach a new adapter to the base model. Raises `torch.OutOfMemoryError`."""
     model = add_adapters(inputs.base, recipe)
     num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
     log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
@@ -107,7 +107,7 @@ def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
 
 
 def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
-    """Why the adapter, saved in fp16, is over its limit; None if it is not."""
+    """Say why the adapter, saved in fp16, is over its size limit; None if it is not."""
     num_bytes = 2 * sum(parameter.numel() for parameter in trainer.parameters)
     if num_bytes <= inputs.max_adapter_bytes:
         return None

@@ -1,4 +1,4 @@
-"""The training loop: evaluate when it is due, decide whether to end, take a step."""
+"""The training loop: evaluate where the recipe says so, end if there is a reason, take a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from job.ledger.records import Recipe
 from job.log import log
 from job.training.recorder import Recorder
 from job.training.state import TrainState
-from job.training.trainer import ShouldStop, Trainer
+from job.training.trainer import ShouldStop, Trainer, never_stop
 
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 Result = TypeVar("Result")
@@ -23,22 +23,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """How training ended; the state says where the best adapter, the trial's, was published."""
+    """How training ended; `state` says where the best adapter, the trial's result, is kept."""
 
     status: Status
     reason: str
     state: TrainState
 
 
-def _never_stop() -> None:
-    """A `should_stop` that never stops."""
-
-
 @dataclass(frozen=True)
 class Ending:
-    """What can end a trial before its planned end. Each function returns a reason, or None."""
+    """What can end a trial before its planned end; a function that returns None lets it go on."""
 
-    should_stop: ShouldStop = _never_stop  # raises to end the trial between two micro-batches
+    should_stop: ShouldStop = never_stop  # raises to end the trial between two micro-batches
     out_of_time: Callable[[TrainState], str | None] = lambda _: None  # asked before every step
     stop_asked: Callable[[], str | None] = lambda: None  # by a person; asked before every step
     hopeless: Callable[[TrainState], str | None] = lambda _: None  # asked after an evaluation
@@ -93,12 +89,12 @@ def _evaluate(
 
 
 def _judge(loss: float, state: TrainState) -> bool:
-    """Enter an eval/loss into the curve; say whether it is the best after a step."""
+    """Enter an eval/loss into the curve; True if it is the lowest of those after a step."""
     state.curve.append((state.step, loss))
     if not math.isfinite(loss):
         state.diverged = True
     if state.step == 0 or state.diverged:
-        return False  # step 0 is the untuned model: nothing to keep, nothing to lose patience over
+        return False  # step 0 is the untuned model: no adapter to keep, no step that did not help
     if loss < state.best_loss:
         state.best_loss, state.best_step = loss, state.step
         state.evals_without_improvement = 0
@@ -110,7 +106,7 @@ def _judge(loss: float, state: TrainState) -> bool:
 def _end(
     recipe: Recipe, state: TrainState, *, cut_short: str | None, stopped: str | None
 ) -> tuple[Status, str] | None:
-    """Status and reason, if training ends here."""
+    """Decide whether training ends at this step: the status and the reason, or None."""
     if state.diverged:
         return "diverged", f"eval/loss at step {state.step}"
     if state.step >= recipe.planned_steps:
@@ -125,16 +121,16 @@ def _end(
 
 
 def easing_on_oom(trainer: Trainer, action: Callable[[], Result]) -> Result:
-    """Run `action`; out of GPU memory, take the next smaller plan and run it again from its start.
+    """Run `action`; whenever it runs out of GPU memory, ease the trainer's plan and run it again.
 
-    Raises `torch.OutOfMemoryError` if there is none.
+    Raises `torch.OutOfMemoryError` if the plan cannot be eased any further.
     """
     while True:
         try:
             return action()
         except torch.OutOfMemoryError as error:
             failure = str(error).partition("\n")[0]
-        # Outside the handler: the exception's traceback keeps the failed step's tensors alive.
+        # Outside the handler: inside it the traceback keeps the failed step's tensors alive.
         if not trainer.ease():
             raise torch.OutOfMemoryError(failure)
         log.warning(

@@ -1,4 +1,4 @@
-"""A trial's real training: what of the job it is given, and torch, imported when it is needed."""
+"""The real training of a trial: what `fit` is given of an attempt. Imports torch in functions."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 
 def real_training() -> Training:
-    """torch, peft and bitsandbytes, as far as a trial needs them."""
+    """The training with torch, PEFT and bitsandbytes, as `run_trial` uses it."""
     return Training(_open_device, _load_base, _fit)
 
 
 def _open_device(settings: Settings) -> torch.device:
     preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
-    from job.training.device import open_device  # torch: not for a slot that is done
+    from job.training.device import (
+        open_device,
+    )  # not at the top: a slot that is done needs no torch
 
     return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
 
@@ -43,7 +45,6 @@ def _load_base(base: BaseModel, device: torch.device) -> Any:
 
 
 def _fit(attempt: Attempt, publisher: Publisher, work_dir: Path) -> Fit:
-    # torch: not before there is something to train
     from job.training.fit import FitInputs, fit
     from job.training.loop import Ending
 
@@ -100,6 +101,6 @@ def _card(attempt: Attempt, state: TrainState) -> str:
 
 
 def _hopeless(attempt: Attempt, state: TrainState) -> str | None:
-    """`stop_early`, which may wait for the store as long as an outage is borne."""
+    """Say why `early_terminate` ends the trial, or None; a failing store may be waited for."""
     with attempt.watchdog.phase("the store", outage_minutes=attempt.settings.outage_minutes):
         return stop_early(attempt.definition, attempt.ledger, attempt.settings, state)
