@@ -12,8 +12,6 @@ if __name__ == "__main__":
     def _end_at_once(*_: object) -> None:
         """75 with its last line, wherever an import stands: no lock, no buffer, no log yet."""
         verb = sys.argv[1] if sys.argv[1:] else "run"
-        if "--rank" in sys.argv[:-1] and sys.argv[sys.argv.index("--rank") + 1] != "0":
-            sys.exit(75)  # rank 0 speaks for all
         is_trial = verb in ("run", "trial", "queue")
         outlook = b" before the trial began" if is_trial else b""
         words = b"exit 75 (preempted): told to end%s\n" % outlook
@@ -105,13 +103,11 @@ def _queue(_options: argparse.Namespace) -> int:
 
 
 def _trial(options: argparse.Namespace) -> int:
-    from job.child import follow_rank_0, run_as_child
+    from job.child import run_as_child
 
     settings = _settings()
-    if options.rank:  # one more GPU of a trial; the last words are rank 0's
-        return follow_rank_0(settings, options.rank, options.meeting)
     try:
-        line = run_as_child(settings, options.pulse_fd, options.meeting, die=_end_hung)
+        line = run_as_child(settings, options.pulse_fd, die=_end_hung)
     except HeldError as error:
         if not options.of_queue:
             raise

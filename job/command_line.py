@@ -97,8 +97,6 @@ def _path(text: str) -> Path:
 def _trial(parser: ArgumentParser) -> None:
     # Given by the parent.
     parser.add_argument("--pulse-fd", type=int, help=SUPPRESS)
-    parser.add_argument("--rank", type=int, default=0, help=SUPPRESS)
-    parser.add_argument("--meeting", type=Path, help=SUPPRESS)
     parser.add_argument("--of-queue", action="store_true", help=SUPPRESS)
 
 

@@ -144,9 +144,6 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto: the CUDA GPU, exit 72 without one; cpu has to be asked for"
     )
-    num_gpus: Annotated[int, Field(ge=1, le=16)] = Field(
-        1, description="GPUs of one node that share a trial's steps"
-    )
     gpu_memory_gb: Positive | None = Field(None, description="GiB; caps a bigger card to a T4's")
     work_dir: LocalPath = Field(Path("/tmp/job"), description="writable folder for all caches")  # noqa: S108
     wandb_artifact: Literal["none", "reference", "upload"] = Field(
@@ -236,6 +233,12 @@ def variable(field: str) -> str:
     return alias if isinstance(alias, str) else PREFIX + field.upper()
 
 
+# Settings of earlier versions, each with what to use instead.
+GONE = {
+    "JOB_NUM_GPUS": "a trial trains on one GPU; on a node with several, run one `job queue` for"
+    " each, with CUDA_VISIBLE_DEVICES=0, 1, ...",
+}
+
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -268,6 +271,9 @@ def _unknown_variables(environ: Mapping[str, str], *, strict: bool) -> tuple[lis
     errors, warnings = [], []
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in known:
+            continue
+        if name in GONE:
+            errors.append(f"{name}: is gone: {GONE[name]}")
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if close:

@@ -1,18 +1,16 @@
 """Process 1: a small parent that runs each trial as a child, and passes signals and codes on.
 
-The parent imports no torch, so it answers a signal at once, also while the child sits in a long
-C call, in which Python runs no signal handler (measured: 4 s).
+The parent imports no torch and waits for nothing but its child, so it answers a signal at once. The
+child cannot: while it is in a C call, Python runs no signal handler (4 s were measured).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,29 +22,27 @@ from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
-FOLLOWERS_SECONDS = 3.0  # between the ends of two processes of a trial that has several
-TRIES_PER_SLOT = 3  # of `queue`, for a slot that fails; back-off as below between them
-BACK_OFF_SECONDS = (5.0, 30.0)
+TRIES_PER_SLOT = 3  # how often `queue` tries a slot that fails
+BACK_OFF_SECONDS = (5.0, 30.0)  # between those tries
 TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
 
 
 class Supervisor:
-    """Runs children one at a time; on SIGTERM or SIGINT ends the running one within the grace."""
+    """Runs trials one at a time; at SIGTERM or SIGINT it ends the running one within the grace.
+
+    `grace_seconds` is the time from signal to exit, `hearing` says how long a trial may be silent.
+    """
 
     def __init__(
         self,
         grace_seconds: float,
         hearing: HeartbeatLimits | None = None,
         *,
-        num_gpus: int = 1,
         of_queue: bool = False,
     ) -> None:
         self._role = ["--of-queue"] if of_queue else []
         self._hearing = hearing
-        self._num_gpus = num_gpus
-        self._followers: dict[int, int] = {}  # ranks above 0 that run, by process id
-        self._failed_rank: tuple[int, int] | None = None  # and its exit code
-        self.last_words: str | None = None  # of the last trial, where it said none itself
+        self.last_words: str | None = None  # the last trial's, if it could not say them itself
         self._end = threading.Event()
         self._grace_seconds = grace_seconds
         self._child: subprocess.Popen[bytes] | None = None
@@ -56,7 +52,7 @@ class Supervisor:
 
     @property
     def told_to_end(self) -> bool:
-        """SIGTERM or SIGINT came."""
+        """Whether SIGTERM or SIGINT came."""
         return self._end.is_set()
 
     def run(self, environ: Mapping[str, str]) -> int:
@@ -64,61 +60,31 @@ class Supervisor:
         if self.told_to_end:
             self.last_words = "told to end before the trial began"
             return ExitCode.PREEMPTED
-        with tempfile.TemporaryDirectory(prefix="meeting-") as meeting:
-            ear = HeartbeatMonitor(self._hearing)
-            pulse = ["--pulse-fd", str(ear.write_end)]
-            command = [*TRIAL_COMMAND, *pulse, *self._crew(0, meeting), *self._role]
-            self._child = subprocess.Popen(
-                command, env=_on_gpu(environ, 0), process_group=0, pass_fds=(ear.write_end,)
-            )
-            ear.listen(self._child.pid)
-            self._start_followers(environ, meeting)
-            if self.told_to_end:  # the signal came between two children
-                self._signal_group(signal.SIGTERM)
-            status = self._wait(self._child.pid)
-            ear.close()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
-            for follower in self._followers:
-                if _ends_soon(follower):  # a driver may hold on to a killed process for a while
-                    os.waitpid(follower, 0)
-            self._child = None
+        ear = HeartbeatMonitor(self._hearing)
+        command = [*TRIAL_COMMAND, "--pulse-fd", str(ear.write_end), *self._role]
+        self._child = subprocess.Popen(
+            command, env=_on_one_gpu(environ), process_group=0, pass_fds=(ear.write_end,)
+        )
+        ear.listen(self._child.pid)
+        if self.told_to_end:  # the signal came between two children
+            self._signal_group(signal.SIGTERM)
+        status = self._wait(self._child.pid)
+        ear.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
+        self._child = None
         return self._exit_code(os.waitstatus_to_exitcode(status), hung=ear.found_silent)
 
-    def _crew(self, rank: int, meeting: str) -> list[str]:
-        """How a trial's process is told of the others."""
-        return ["--rank", str(rank), "--meeting", meeting] if self._num_gpus > 1 else []
-
-    def _start_followers(self, environ: Mapping[str, str], meeting: str) -> None:
-        """The other ranks, in rank 0's process group; it alone owns slot, lease and SIGTERM."""
-        assert self._child is not None
-        self._followers, self._failed_rank = {}, None
-        for rank in range(1, self._num_gpus):
-            command = [*TRIAL_COMMAND, *self._crew(rank, meeting)]
-            follower = subprocess.Popen(
-                command, env=_on_gpu(environ, rank), process_group=self._child.pid
-            )
-            self._followers[follower.pid] = rank
-            follower.returncode = 0  # reaped by _wait, not by Popen
-
     def wait(self, seconds: float) -> None:
-        """Sleep, unless and until told to end."""
+        """Sleep until `seconds` are over or we are told to end."""
         self._end.wait(seconds)
 
     def _wait(self, child: int) -> int:
-        """Reap until `child` has ended: process 1 inherits every orphan of the container."""
+        """Wait for `child`, return its status; reap others, as process 1 inherits all orphans."""
         while True:
             pid, status = os.wait()
             if pid == child:
                 return status
-            rank, code = self._followers.pop(pid, None), os.waitstatus_to_exitcode(status)
-            # If rank 0 is ending, too, the others only lost their connection to it.
-            if rank is not None and code != 0 and not _ends_soon(child):
-                log.error("rank %d ended with %d; the trial cannot go on without it", rank, code)
-                self._failed_rank = (rank, code)
-                if not self.told_to_end:  # else the deadline stands already
-                    signal.setitimer(signal.ITIMER_REAL, max(0.1, self._grace_seconds))
-                    self._signal_group(signal.SIGTERM)  # rank 0 saves what it has
 
     def _exit_code(self, code: int, *, hung: bool) -> int:
         self.last_words = None
@@ -126,10 +92,6 @@ class Supervisor:
             if code != ExitCode.PREEMPTED:  # killed, or its last line was about another code
                 self.last_words = "told to end; the next attempt goes on from the last checkpoint"
             return ExitCode.PREEMPTED
-        if self._failed_rank is not None and code != ExitCode.OK:
-            rank, code = self._failed_rank
-            self.last_words = f"rank {rank}, another GPU of the trial, ended with {code}, see above"
-            return code if code in list(ExitCode) else ExitCode.BUG
         if hung:
             self.last_words = "hang: the trial ran no Python any more and was killed, see above"
             return ExitCode.OUTAGE
@@ -164,20 +126,20 @@ class Supervisor:
 def run_one(settings: Settings) -> tuple[int, str | None]:
     """Run the slot that the environment names, or the first open one.
 
-    Exit code, and the last line where the trial could not say its end itself.
+    Returns the exit code, and the last line of the log if the trial could not write it itself.
     """
-    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus)
+    supervisor = Supervisor(settings.grace_seconds)
     return supervisor.run(_trial_environ()), supervisor.last_words
 
 
 def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -> tuple[int, str]:
-    """Run all slots one after another, a fresh process each; exit code and last line.
+    """Run all slots one after another, a process for each; return exit code and last line.
 
     64, 65 and 77 end the queue; 69 goes on with the next slot; 75, a slot that another worker
     holds, puts it to the end of the line; 70, 72 and 74 are tried `TRIES_PER_SLOT` times, with a
     wait in between. The code is 0 if every slot ended well, else the last one that did not.
     """
-    supervisor = Supervisor(settings.grace_seconds, num_gpus=settings.num_gpus, of_queue=True)
+    supervisor = Supervisor(settings.grace_seconds, of_queue=True)
     wait = wait or supervisor.wait
     line = deque(range(settings.num_trials))
     tries = dict.fromkeys(line, 0)
@@ -210,26 +172,15 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     return ExitCode.OK, f"queue: all {settings.num_trials} slots are done"
 
 
-def _on_gpu(environ: Mapping[str, str], rank: int) -> dict[str, str]:
-    """One process, one card: the cards of a bigger node belong to other ranks or other trials."""
-    given = environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [str(rank)] * (rank + 1) if given is None else given.split(",")
-    # Fewer than asked for: a rank without a card ends with 72 and says so.
-    return {**environ, "CUDA_VISIBLE_DEVICES": visible[rank] if rank < len(visible) else ""}
-
-
-def _ends_soon(pid: int) -> bool:
-    """Whether a child of ours is gone, or will be within `FOLLOWERS_SECONDS`."""
-    descriptor = os.pidfd_open(pid)
-    try:
-        return bool(select.select([descriptor], [], [], FOLLOWERS_SECONDS)[0])
-    finally:
-        os.close(descriptor)
+def _on_one_gpu(environ: Mapping[str, str]) -> dict[str, str]:
+    """Show a trial one card only: the others of a bigger node belong to other trials."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "0")
+    return {**environ, "CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
 
 
 def _trial_environ(slot: int | None = None) -> dict[str, str]:
     environ = dict(os.environ)
-    # Ours tokenises in bulk before training and forks nothing afterwards.
+    # Tokenising in threads is safe here: no process is forked after it.
     environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if slot is not None:
         environ["JOB_COMPLETION_INDEX"] = str(slot)

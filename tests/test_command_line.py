@@ -41,7 +41,6 @@ def test_what_is_not_said_is_the_harmless_choice() -> None:
     assert (parse(["gc"]).dry_run, parse(["gc"]).old_generations) == (False, False)
     assert parse(["status"]).prometheus is None
     assert str(parse(["status", "--prometheus"]).prometheus) == "-", "to the terminal"
-    assert parse(["trial"]).rank == 0
 
 
 def test_an_unknown_word_is_64_and_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +101,7 @@ def test_what_a_verb_cannot_do_without_is_no_option(
     ("words", "said"),
     [
         ([], "exit 75 (preempted): told to end before the trial began\n"),
-        (["trial", "--rank", "0"], "exit 75 (preempted): told to end before the trial began\n"),
-        (["trial", "--rank", "1"], ""),
+        (["trial", "--of-queue"], "exit 75 (preempted): told to end before the trial began\n"),
         (["status"], "exit 75 (preempted): told to end\n"),
     ],
 )

@@ -23,8 +23,7 @@ RESOLVED = {
 FREE = {
     "output_uri", "sweep_name", "num_trials", "completion_index", "trial_budget_hours",
     "sweep_budget_gpu_hours", "gpu_hourly_usd", "checkpoint_minutes", "lease_seconds",
-    "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "num_gpus", "gpu_memory_gb",
-    "work_dir",
+    "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "gpu_memory_gb", "work_dir",
     "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "wandb_entity",
     "wandb_project", "wandb_mode", "hf_token",
 }  # fmt: skip
@@ -94,6 +93,15 @@ def test_an_unknown_variable_is_a_warning_unless_strict(monkeypatch: pytest.Monk
     assert warnings == ["JOB_NAME: unknown variable, ignored"]
     (line,) = _mistakes(monkeypatch, JOB_STRICT="1")
     assert line.startswith("JOB_NAME: unknown variable, refused under JOB_STRICT=1; the nearest is")
+
+
+@pytest.mark.parametrize("value", ["1", "4"])
+def test_a_setting_that_is_gone_says_what_to_use_instead(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_NUM_GPUS=value)
+    assert line.startswith("JOB_NUM_GPUS: is gone: a trial trains on one GPU;")
+    assert "one `job queue` for each, with CUDA_VISIBLE_DEVICES" in line
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:

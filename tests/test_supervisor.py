@@ -21,7 +21,7 @@ from tests.tiers import slow
 
 # A parent whose trials are `sh -c SCRIPT`; waits of the queue are recorded instead of slept.
 PARENT = """
-import json, os, sys
+import ctypes, json, os, sys
 from job import supervisor
 from job.log import set_up_logging
 from job.process.heartbeat import HeartbeatLimits
@@ -31,8 +31,11 @@ supervisor.TRIAL_COMMAND = (sys.executable if python else "sh", "-c", sys.argv[2
 set_up_logging("text")
 settings, _ = load_settings()
 waits = []
+if "as process 1" in sys.argv[1]:
+    PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>: orphans below become this process' children
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 if sys.argv[1].startswith("run"):
-    silence = 60 if "patiently" in sys.argv[1] else 0.4
+    silence = 0.4 if sys.argv[1] == "run" else 60
     hearing = HeartbeatLimits(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
     parent = supervisor.Supervisor(settings.grace_seconds, hearing)
     code = parent.run(dict(os.environ))
@@ -135,6 +138,27 @@ def test_a_deaf_trial_is_killed_with_all_it_started(tmp_path: Path) -> None:
     assert err.endswith("told to end; the next attempt goes on from the last checkpoint\n")
     orphan = int((tmp_path / "orphan").read_text())
     assert not Path(f"/proc/{orphan}").exists() or "Z" in Path(f"/proc/{orphan}/stat").read_text()
+
+
+@pytest.mark.slow
+def test_an_orphan_that_process_1_inherits_is_reaped_and_is_not_the_trials_end(
+    tmp_path: Path,
+) -> None:
+    look = "cat /proc/$PPID/task/$PPID/children > $OUT/children"
+    script = f'sh -c "(sleep 0.2; exit 70) &"; sleep 1; {look}; exit 0'
+    code, _, err = _run("run as process 1", script, tmp_path)
+    assert code == ExitCode.OK, err
+    assert len((tmp_path / "children").read_text().split()) == 1, "the trial alone is left"
+
+
+@pytest.mark.parametrize(
+    ("given", "card"), [(None, "0"), ("3,1", "3"), ("GPU-4f2c", "GPU-4f2c"), ("", "")]
+)
+def test_a_trial_sees_one_card(tmp_path: Path, given: str | None, card: str) -> None:
+    script = 'echo "${CUDA_VISIBLE_DEVICES-unset}" > $OUT/card'
+    visible = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    assert _run("run", script, tmp_path, **visible)[0] == ExitCode.OK
+    assert (tmp_path / "card").read_text() == f"{card}\n"
 
 
 LOG = 'echo "$JOB_COMPLETION_INDEX" >> $OUT/slots; '

@@ -1,4 +1,4 @@
-"""What the parent waits for: slots of other workers, a rank that dies on the way down.
+"""What the parent waits for: slots of other workers, and its own wait when it is told to end.
 
 `pytest tests/test_supervisor_waits.py`
 """
@@ -60,28 +60,6 @@ def test_a_sigterm_while_the_queue_waits_ends_it_at_once_with_75(
     _, err = parent.communicate(timeout=60)
     assert parent.returncode == ExitCode.PREEMPTED, err
     assert time.monotonic() - started < 0.8 * wait_seconds
-
-
-@pytest.mark.slow
-def test_a_rank_that_dies_at_sigterm_moves_no_deadline(tmp_path: Path) -> None:
-    """Rank 0 hears nothing, rank 1 ends with a code of its own 3 s before the kill."""
-    # Of the words after the script, $2 is rank 0's option and $1 another rank's number.
-    script = (
-        'if [ "$1" = 1 ]; then trap "exit 72" TERM; until [ -e $OUT/deaf ]; do sleep 0.05; done; '
-        + READY
-        + 'sleep 60 & wait; fi; trap "" TERM; : > $OUT/deaf; while :; do sleep 1; done'
-    )
-    os.mkfifo(tmp_path / "ready")
-    settings = {"JOB_NUM_TRIALS": "1", "JOB_NUM_GPUS": "2", "JOB_GRACE_SECONDS": "7"}
-    parent = _start("queue", script, tmp_path, **settings)
-    _await_ready(tmp_path)
-    started = time.monotonic()
-    parent.send_signal(signal.SIGTERM)
-    _, err = parent.communicate(timeout=60)
-    code = parent.returncode
-    assert code == ExitCode.PREEMPTED, err
-    assert "rank 1 ended with 72" in err
-    assert time.monotonic() - started < 7, "killed 4 s after SIGTERM"
 
 
 @pytest.mark.slow

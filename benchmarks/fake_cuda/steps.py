@@ -81,7 +81,7 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     if "cap_gib" in request:
         card.limit_bytes = int(request["cap_gib"] * 2**30)
     infeasible = warm_up(trainer, table, plan)
-    rehearsed_bytes, standing_bytes = card.peak_bytes, card.held_bytes
+    warm_up_bytes, standing_bytes = card.peak_bytes, card.held_bytes
     state = TrainState()
     counted = {} if infeasible else _count(card, lambda: trainer.step(table, state))
     return {
@@ -89,7 +89,7 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
         "plan": str(plan),
         "predicted_bytes": plan.predicted.total if plan.predicted else None,
         "infeasible": infeasible,
-        "rehearsed_bytes": rehearsed_bytes,
+        "warm_up_bytes": warm_up_bytes,
         "standing_bytes": standing_bytes,
         "token_budget": trainer.token_budget,
         "recompute": trainer.recompute,

@@ -37,9 +37,9 @@ class BucketFiles:
             for name, info in self.objects
         ]
 
-    def rows(self, check_stop: Callable[[], None]) -> Iterator[Row]:
+    def rows(self, should_stop: Callable[[], None]) -> Iterator[Row]:
         for name, info in self.objects:
-            check_stop()
+            should_stop()
             with self._downloaded(info) as file:
                 yield from read_file(name, file, f"{self.bucket}/{info.key}")
 

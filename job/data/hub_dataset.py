@@ -36,8 +36,8 @@ class HubDataset:
     def versions(self) -> list[SourceVersion]:
         return [SourceVersion(f"{self.name}:{self.config or ''}:{SPLIT}", 0, self.commit)]
 
-    def rows(self, check_stop: Callable[[], None]) -> Iterator[Row]:
-        check_stop()
+    def rows(self, should_stop: Callable[[], None]) -> Iterator[Row]:
+        should_stop()
         number = 0
         # Arrow tables instead of rows: images and sounds stay the bytes they are.
         for table in self._load().with_format("arrow").iter(batch_size=_BATCH_ROWS):

@@ -28,9 +28,9 @@ class LocalFiles:
                 versions.append(SourceVersion(name, file.tell(), sha256))
         return versions
 
-    def rows(self, check_stop: Callable[[], None]) -> Iterator[Row]:
+    def rows(self, should_stop: Callable[[], None]) -> Iterator[Row]:
         for name in self.names:
-            check_stop()
+            should_stop()
             path = self.folder / name
             with explained(path), path.open("rb") as file:
                 yield from read_file(name, file, str(path))

@@ -36,10 +36,10 @@ class Source(Protocol):
     def versions(self) -> list[SourceVersion]:
         """Names, sizes and versions of the files, in the order of their names."""
 
-    def rows(self, check_stop: Callable[[], None]) -> Iterator[Row]:
+    def rows(self, should_stop: Callable[[], None]) -> Iterator[Row]:
         """Every row, files in the order of their names.
 
-        A line that is no row is yielded with its `problem`. `check_stop` is called before each
+        A line that is no row is yielded with its `problem`. `should_stop` is called before each
         file. Raises `DataError` where a file as a whole cannot be read, and what the bucket or
         the hub raises.
         """

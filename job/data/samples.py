@@ -1,4 +1,4 @@
-"""`SampleTable`: tokenised samples as three flat arrays, the form in which training takes data.
+"""`SampleTable`: tokenised samples as three flat arrays; `Tables`: the two that a trial uses.
 
 This module needs numpy only, so that `job.training` runs where pyarrow and datasets are absent.
 """
@@ -64,3 +64,11 @@ class SampleTable:
         offsets = self.offsets[: min(num_samples, len(self)) + 1]
         end = int(offsets[-1])
         return SampleTable(self.input_ids[:end], self.is_target[:end], offsets)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The samples that a trial trains on, and those of each evaluation."""
+
+    train: SampleTable
+    eval: SampleTable

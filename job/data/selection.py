@@ -22,7 +22,7 @@ from job.data.sampling import is_selected, row_hash
 from job.errors import DataError, OutageError, work_dir_error
 from job.progress import CountProgress
 
-CHECK_ROWS = 500  # between two looks at check_stop: about a second, of the 15 of a spot machine
+CHECK_ROWS = 500  # between two looks at should_stop: about a second, of the 15 of a spot machine
 _COLUMN_NAMES_LIMIT = 1000
 
 
@@ -67,13 +67,13 @@ class Selection:
     def __len__(self) -> int:
         return len(self._places)
 
-    def read(self, source: Source, check_stop: Callable[[], None]) -> None:
+    def read(self, source: Source, should_stop: Callable[[], None]) -> None:
         """Look at every row. Raises `DataError` for no rows and for too many unusable ones."""
         with CountProgress("data: reading", "rows") as progress:
-            for row in source.rows(check_stop):
+            for row in source.rows(should_stop):
                 self.num_rows += 1
                 if self.num_rows % CHECK_ROWS == 0:
-                    check_stop()
+                    should_stop()
                     progress.advance(CHECK_ROWS)
                 try:
                     self._consider(row)

@@ -19,10 +19,10 @@ from job.base_model import resolve_base_model
 from job.ledger.ledger import Ledger
 from job.plan import warnings
 from job.plan.forecast import (
-    Pace,
-    pace_of_trials,
-    pace_on_a_t4,
-    pace_on_this_cpu,
+    Throughput,
+    throughput_of_trials,
+    throughput_on_a_t4,
+    throughput_on_this_cpu,
     trial_seconds,
 )
 from job.plan.sections import (
@@ -101,10 +101,14 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.warnings += warnings.of_memory(memory)
     if shape is not None:
         work = workload_of(settings, data, costliest)
-        pace = _pace(settings, ledger, shape, memory)
-        span = trial_seconds(work, pace, memory.recompute)
-        plan.numbers |= {"trial_seconds": asdict(span), "pace": asdict(pace), "work": asdict(work)}
-        plan.sections["trial"] = describe_trial(work, pace, span)
+        throughput = _throughput(settings, ledger, shape, memory)
+        span = trial_seconds(work, throughput, memory.recompute)
+        plan.numbers |= {
+            "trial_seconds": asdict(span),
+            "pace": asdict(throughput),
+            "work": asdict(work),
+        }
+        plan.sections["trial"] = describe_trial(work, throughput, span)
         yield "trial"
         plan.sections["in all"] = describe_cost(settings, span)
         yield "in all"
@@ -129,18 +133,17 @@ def _try_store(store: Store) -> float:
     return RATE_PROBE_BYTES / seconds
 
 
-def _pace(settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryPlan) -> Pace:
+def _throughput(
+    settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryPlan
+) -> Throughput:
     """What committed trials of the sweep did; without one, an estimate."""
     views = read_overview(ledger, settings.num_trials).slots
     measured = [v.tokens_per_second for v in views if v.judged and v.tokens_per_second]
     if measured:
-        return pace_of_trials(measured)
-    one = (
-        pace_on_this_cpu(shape)
-        if settings.device == "cpu"
-        else pace_on_a_t4(shape, memory.recompute)
-    )
-    return one.on_gpus(settings.num_gpus)
+        return throughput_of_trials(measured)
+    if settings.device == "cpu":
+        return throughput_on_this_cpu(shape)
+    return throughput_on_a_t4(shape, memory.recompute)
 
 
 def _memory_numbers(memory: MemoryPlan) -> dict[str, Any]:

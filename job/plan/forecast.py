@@ -26,19 +26,12 @@ CPU_SHARE = (0.1, 0.3)
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Real training tokens a second, from slow to fast, and where the numbers come from."""
 
     slow: float
     fast: float
     basis: str
-
-    def on_gpus(self, number: int) -> Pace:
-        """Of several GPUs that share the steps: at best the sum, at worst half of it."""
-        if number == 1:
-            return self
-        basis = f"{self.basis}; {number} GPUs"
-        return Pace(max(self.slow, self.slow * number / 2), self.fast * number, basis)
 
 
 @dataclass(frozen=True)
@@ -61,35 +54,37 @@ class Span:
         return Span(self.short * factor, self.long * factor)
 
 
-def pace_on_a_t4(shape: ModelShape, recompute: Recompute) -> Pace:
+def throughput_on_a_t4(shape: ModelShape, recompute: Recompute) -> Throughput:
     """From the target and the lowest published figure."""
     needed = _flop_per_token(shape, recompute)
     slow, fast = (flops / needed for flops in T4_FLOPS)
-    return Pace(slow, fast, "a T4, by published figures and this project's target; not measured")
+    return Throughput(
+        slow, fast, "a T4, by published figures and this project's target; not measured"
+    )
 
 
-def pace_on_this_cpu(shape: ModelShape) -> Pace:
+def throughput_on_this_cpu(shape: ModelShape) -> Throughput:
     """From a matrix product of the model's width on this machine, timed now."""
     needed = _flop_per_token(shape, "none")
     slow, fast = (share * _matrix_flops(shape) / needed for share in CPU_SHARE)
-    return Pace(slow, fast, "this CPU, from a matrix product; rough")
+    return Throughput(slow, fast, "this CPU, from a matrix product; rough")
 
 
-def pace_of_trials(tokens_per_second: Sequence[float]) -> Pace:
+def throughput_of_trials(tokens_per_second: Sequence[float]) -> Throughput:
     """From what committed trials of the sweep did."""
     middle = median(tokens_per_second)
     count = len(tokens_per_second)
     trials = "trial" if count == 1 else "trials"
-    return Pace(0.95 * middle, 1.05 * middle, f"measured by {count} committed {trials}")
+    return Throughput(0.95 * middle, 1.05 * middle, f"measured by {count} committed {trials}")
 
 
-def trial_seconds(work: Workload, pace: Pace, recompute: Recompute) -> Span:
+def trial_seconds(work: Workload, throughput: Throughput, recompute: Recompute) -> Span:
     """Of the training clock: steps and evaluations, without starting and loading.
 
     An evaluation is one of the `2 + recomputed` forward passes that a training token costs.
     """
     tokens = work.train_tokens + work.eval_tokens / (2 + RECOMPUTED_SHARE[recompute])
-    return Span(tokens / pace.fast, tokens / pace.slow)
+    return Span(tokens / throughput.fast, tokens / throughput.slow)
 
 
 def _flop_per_token(shape: ModelShape, recompute: Recompute) -> float:

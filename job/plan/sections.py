@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
-from job.plan.forecast import Pace, Span, Workload
+from job.plan.forecast import Span, Throughput, Workload
 from job.report.importance import searched
 from job.report.notation import amount, span
 from job.settings import Settings
@@ -33,15 +33,15 @@ def describe_rows(data: PreparedData) -> str:
     )
 
 
-def describe_trial(work: Workload, pace: Pace, taken: Span) -> str:
+def describe_trial(work: Workload, throughput: Throughput, taken: Span) -> str:
     return (
-        f"{work.steps} steps, {amount(work.train_tokens)} tokens at {amount(pace.slow)} to"
-        f" {amount(pace.fast)} tokens/s ({pace.basis}): {span(taken.short, taken.long)}"
+        f"{work.steps} steps, {amount(work.train_tokens)} tokens at {amount(throughput.slow)} to"
+        f" {amount(throughput.fast)} tokens/s ({throughput.basis}): {span(taken.short, taken.long)}"
     )
 
 
 def describe_cost(settings: Settings, trial: Span) -> str:
-    sweep = trial.times(settings.num_trials * settings.num_gpus)
+    sweep = trial.times(settings.num_trials)
     processor = "CPU" if settings.device == "cpu" else "GPU"
     time = f"{span(sweep.short, sweep.long)} of {processor}"
     if (price := settings.gpu_hourly_usd) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,7 +58,7 @@ def memory_of(
     samples = Samples(
         longest=int(lengths.max()),
         mean=float(lengths.mean()),
-        per_step=math.ceil(per_step / settings.num_gpus),
+        per_step=per_step,
     )
     gib = settings.gpu_memory_gb
     usable = int(gib * 2**30) if gib else T4_USABLE_BYTES

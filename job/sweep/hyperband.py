@@ -83,7 +83,7 @@ def brackets(rule: Hyperband, *, up_to: int) -> list[int]:
     return found
 
 
-def should_stop(
+def is_hopeless(
     rule: Hyperband | None, history: Sequence[float], others: Sequence[Sequence[float]]
 ) -> bool:
     """Whether the trial with this history of eval/loss is among those W&B would stop now.

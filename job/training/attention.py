@@ -1,9 +1,9 @@
 """Causal attention within each sample of a packed row, without a mask and without FlashAttention.
 
-transformers' own way for a packed row is a (tokens x tokens) mask, with which every pair of tokens
-of the row is computed, also of different samples: with 8 samples in a row 16 times as much as
-needed. Here each sample is a call of its own, which skips what lies after a token. That a sample
-cannot see another one does not rest on a mask being right.
+For a packed row transformers makes a (tokens x tokens) mask, and SDPA then computes every pair of
+tokens, also of different samples: with 8 samples in a row 16 times as much as needed. Here each
+sample is a call of its own, which computes only pairs of a token and those before it. That samples
+cannot see each other does not depend on a mask.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ PACKED_ATTENTION = "packed_samples"
 
 
 def enable_packed_attention(model: Any) -> None:
-    """Let every later forward of `model` expect `sample_lengths` (a list of int) beside its row.
+    """Make every later forward of `model` take `sample_lengths` (a list of int) beside its row.
 
-    No mask function belongs to the name, so transformers builds no mask and does not look for
-    restarts in the position ids, which would wait for the GPU in every micro-batch.
+    No mask function is registered under this name, so transformers builds no mask. Nor does it look
+    for restarts in the position ids, which would wait for the GPU in every micro-batch.
     """
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     model.set_attn_implementation(PACKED_ATTENTION)
@@ -41,7 +41,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention output (1, tokens, heads, head_dim), as transformers' interface wants it."""
+    """Compute (1, tokens, heads, head_dim), the output that transformers' interface asks for."""
     assert attention_mask is None, "packed rows have no mask"
     assert sample_lengths is not None, "packed attention needs sample_lengths"
     assert sum(sample_lengths) == query.shape[2], "sample_lengths are not this row's"
@@ -64,14 +64,14 @@ def packed_attention(
     return (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)), None
 
 
-@lru_cache(maxsize=1)  # a row's layers and samples ask one after another, and keep the same tensor
+@lru_cache(maxsize=1)  # all layers and samples of a row ask for the same one, and share its memory
 def _window_mask(
     length: int, window: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """For samples longer than the family's window: (length, length), 0 where one sees, else -inf.
+    """Make the mask of a sample longer than the window: (length, length), 0 if seen, else -inf.
 
-    Numbers, and rows of a multiple of 8, because SDPA would make such a copy of anything else, once
-    a layer, and keep it for backward.
+    It holds numbers, not bools, and its rows lie multiples of 8 apart: of any other mask SDPA would
+    make such a copy in each layer, and keep it for backward.
     """
     position = torch.arange(length, dtype=torch.int32, device=device)
     distance = position[:, None] - position[None, :]

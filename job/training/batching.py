@@ -15,10 +15,10 @@ from job.training.recipe import derive_seed
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples one after another in one row; nothing is padded, nothing is masked.
+    """Samples one after another in one row, without padding and without a mask.
 
-    Position ids restart at 0 with every sample; `sample_lengths` is what keeps samples from seeing
-    each other (`attention.py`), on the host, so that no GPU has to be asked for it.
+    Position ids restart at 0 with every sample. `sample_lengths` keeps samples from seeing each
+    other (`attention.py`); it is on the host, so that reading it does not wait for the GPU.
     """
 
     input_ids: torch.Tensor  # (1, tokens) int64
@@ -29,9 +29,11 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
+        """The number of tokens of all samples together."""
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> MicroBatch:
+        """Copy the tensors to `device` without waiting for it."""
         return MicroBatch(
             self.input_ids.to(device, non_blocking=True),
             self.position_ids.to(device, non_blocking=True),
@@ -42,10 +44,10 @@ class MicroBatch:
 
 
 def samples_of_step(recipe: Recipe, num_samples: int, step: int) -> list[int]:
-    """Sample indices of optimizer step `step` (the first is 0), a function of (seed, step) alone.
+    """Choose the samples of optimizer step `step` (the first is 0) by (seed, step) alone.
 
-    The stream of samples is one seeded permutation an epoch after another; a step that crosses
-    the end of an epoch takes the rest of it and the beginning of the next.
+    Every epoch is a seeded permutation of all samples. A step that crosses the end of an epoch
+    takes the rest of it and the beginning of the next.
     """
     first = step * recipe.samples_per_step
     indices: list[int] = []
@@ -60,9 +62,9 @@ def samples_of_step(recipe: Recipe, num_samples: int, step: int) -> list[int]:
 
 
 def pack(table: SampleTable, indices: Sequence[int], token_budget: int) -> Iterator[MicroBatch]:
-    """Split samples, in order, into as few micro-batches of `token_budget` tokens as they fit.
+    """Pack samples, in their order, into micro-batches of at most `token_budget` tokens.
 
-    A single sample that is longer than the budget gets a micro-batch of its own.
+    A sample that is longer than the budget gets a micro-batch of its own.
     """
     group: list[int] = []
     tokens = 0
@@ -82,7 +84,7 @@ def _concatenate(table: SampleTable, indices: Sequence[int]) -> MicroBatch:
     input_ids = np.concatenate([table.input_ids[s] for s in slices]).astype(np.int64)
     is_target = np.concatenate([table.is_target[s] for s in slices])
     positions = np.concatenate([np.arange(s.stop - s.start) for s in slices])
-    where = np.flatnonzero(is_target)  # > 0: a sample's first token is never a target
+    where = np.flatnonzero(is_target)  # never 0: a sample's first token is no target
     return MicroBatch(
         torch.from_numpy(input_ids)[None],
         torch.from_numpy(positions.astype(np.int64))[None],

@@ -6,16 +6,15 @@ import torch
 
 from job.errors import GpuError
 from job.log import log
+from job.process.gpu import MIN_CAPABILITY
 from job.training.gpu_faults import gpu_faults_told
-
-MIN_CAPABILITY = (7, 0)  # the first cards with fp16 tensor cores; a T4 is (7, 5)
 
 
 @gpu_faults_told()
 def open_device(name: str, *, gpu_memory_gb: float | None) -> torch.device:
-    """The device for `JOB_DEVICE`; frees cached memory and caps the card at `gpu_memory_gb` GiB.
+    """Open the device that `JOB_DEVICE` names, its cache emptied, its memory capped.
 
-    Raises `GpuError` if a GPU is asked for and none can be used.
+    `gpu_memory_gb` is the cap in GiB. Raises `GpuError` if a GPU is asked for and none can be used.
     """
     if name == "cpu":
         log.info("device: CPU, fp32 (JOB_DEVICE=cpu)")
@@ -48,7 +47,7 @@ def open_device(name: str, *, gpu_memory_gb: float | None) -> torch.device:
 
 
 def usable_memory_bytes(device: torch.device, *, gpu_memory_gb: float | None) -> int | None:
-    """What this process' tensors may take in all: what it holds and what is free; None on a CPU."""
+    """The bytes that this process may hold, those it holds already included; None on a CPU."""
     if device.type == "cpu":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -57,5 +56,5 @@ def usable_memory_bytes(device: torch.device, *, gpu_memory_gb: float | None) ->
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Most GPU memory held so far; None on a CPU."""
+    """The most GPU memory that tensors took so far; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""When a trial will end, from its first steps' speed. Imports no torch."""
+"""The forecast of when a trial will end, from the speed of its first steps. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from datetime import UTC, datetime, timedelta
 from job.ledger.records import Recipe
 from job.training.state import TrainState
 
-FORECAST_AFTER = 20  # optimizer steps of an attempt; the first few are slow, so they are left out
-SLOW_STEPS = 5
-# An evaluation's token costs one product a weight, a step's two, and more where it recomputes.
+FORECAST_AFTER = 20  # optimizer steps of an attempt
+SLOW_STEPS = 5  # the first steps of an attempt, which are slow and therefore not counted
+# A token costs one product with each weight in an evaluation, and two (or three, where layers are
+# recomputed) in a step.
 EVAL_SHARE_OF_A_STEP = 0.5
 
 
-class Pace:
-    """Counts an attempt's steps; says once, after `FORECAST_AFTER` of them, when they will end."""
+class StepTimer:
+    """Times an attempt's steps and, once `FORECAST_AFTER` are done, forecasts the trial's end."""
 
     def __init__(self, recipe: Recipe, eval_tokens: int, budget_seconds: float | None) -> None:
         self._recipe = recipe
@@ -24,8 +25,8 @@ class Pace:
         self._tokens = 0
         self._seconds = 0.0
 
-    def step(self, state: TrainState, num_tokens: int, seconds: float) -> str | None:
-        """Count a step that took `seconds`; the forecast, if it is time for it."""
+    def count(self, state: TrainState, num_tokens: int, seconds: float) -> str | None:
+        """Count a step; return the forecast if this is the step to make it after, else None."""
         self._num_steps += 1
         if self._num_steps > SLOW_STEPS:
             self._tokens += num_tokens
@@ -54,10 +55,10 @@ def forecast(
     budget_seconds: float | None,
     now: datetime,
 ) -> str:
-    """One line: speed, planned end, and whether the budget will cut the trial short.
+    """Say in a line how fast the trial is, when it will end, and whether its budget is enough.
 
-    `step_seconds` and `step_tokens` are means over this attempt's steps; the time of an evaluation
-    is what earlier ones took, or estimated from the tokens.
+    `step_seconds` and `step_tokens` are means over this attempt's steps. An evaluation is taken to
+    last as long as those before it, or, if there was none, as its `eval_tokens` suggest.
     """
     tokens_per_second = step_tokens / step_seconds
     measured = state.clock_seconds - state.step_seconds
@@ -81,7 +82,7 @@ def forecast(
         return (
             f"{text}; {_hours(in_all)} of JOB_TRIAL_BUDGET_HOURS={budget_seconds / 3600:g} in all"
         )
-    # Evaluations fall at equal shares of the steps, so seconds pass evenly.
+    # Evaluations are spread evenly over the steps, so steps and seconds are in proportion.
     reached = state.step + int(steps_left * max(0.0, budget_seconds - state.clock_seconds) / left)
     return (
         f"{text}; JOB_TRIAL_BUDGET_HOURS={budget_seconds / 3600:g} will cut it short at about step"

@@ -1,4 +1,4 @@
-"""One trial's training, from files on disk to the best adapter, over any number of attempts."""
+"""`fit`: the training of one attempt, from the loaded base model to the best adapter."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from job.data.samples import SampleTable
+from job.data.samples import Tables
 from job.errors import GpuError
 from job.ledger.records import Recipe
 from job.log import log
 from job.progress import size
-from job.training.crew import Crew, CrewPlan
 from job.training.device import peak_memory_bytes
-from job.training.eta import Pace
+from job.training.eta import StepTimer
 from job.training.gpu_faults import gpu_faults_told
-from job.training.loop import TrainOutcome, train
+from job.training.loop import Ending, TrainOutcome, train
 from job.training.memory import MemoryPlan
 from job.training.model import add_adapters, trainable_parameters
 from job.training.recorder import Keeper, Recorder
@@ -29,27 +28,22 @@ from job.training.warmup import warm_up
 
 @dataclass(frozen=True)
 class FitInputs:
-    """What a training run needs to know beside its recipe."""
+    """What `fit` needs beside the recipe."""
 
     base: Any  # from load_base()
-    train_table: SampleTable
-    eval_table: SampleTable
+    tables: Tables
     memory: MemoryPlan
-    out_of_time: Callable[[TrainState], str | None]  # why the trial has to be cut short
-    stop_early: Callable[[TrainState], str | None]  # why the trial is not worth going on
-    measure_step_0: bool
+    ending: Ending
     max_adapter_bytes: int
-    budget_seconds: float | None = None  # of training clock, for the forecast
-    stop_asked: Callable[[], str | None] = lambda: None  # that a person ends the trial
-    card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # README.md of the best one
-    crew: CrewPlan | None = None  # several GPUs of this node share the steps
+    budget_seconds: float | None = None  # of training clock: for the planned end in the log only
+    card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # writes README.md beside it
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training run leaves."""
+    """How a training run ended, and what it leaves."""
 
-    status: str  # completed, truncated, diverged or infeasible
+    status: str  # completed, truncated, stopped, diverged or infeasible
     reason: str
     state: TrainState
     history_path: Path  # a JSON line for every optimizer step and evaluation
@@ -58,21 +52,15 @@ class Fit:
 
 @gpu_faults_told()
 def fit(
-    recipe: Recipe,
-    inputs: FitInputs,
-    *,
-    device: torch.device,
-    work_dir: Path,
-    keeper: Keeper,
-    should_stop: Callable[[], None],
+    recipe: Recipe, inputs: FitInputs, *, device: torch.device, work_dir: Path, keeper: Keeper
 ) -> Fit:
-    """Train from the keeper's checkpoint or from the start, keep the best adapter.
+    """Train from the keeper's checkpoint or from the start; keep the best adapter.
 
-    When `should_stop` raises `PreemptedError`, the state of the last optimizer step is kept first.
-    An adapter that cannot even be attached beside the base makes the trial infeasible; where it
-    was attached in an earlier attempt, it is this node's fault (`GpuError`).
+    Where `ending.should_stop` raises `PreemptedError`, the state after the last optimizer step is
+    kept first. An adapter that cannot even be attached beside the base makes the trial infeasible;
+    where it was attached in an earlier attempt, it is this node's fault (`GpuError`).
     """
-    should_stop()
+    inputs.ending.should_stop()
     try:
         trainer = _attach(recipe, inputs, device)
     except torch.OutOfMemoryError as error:
@@ -85,26 +73,27 @@ def fit(
         reason = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
         peak = peak_memory_bytes(device)
         return Fit("infeasible", reason, TrainState(), work_dir / HISTORY_FILE, peak)
-    pace = Pace(recipe, len(inputs.eval_table.input_ids), inputs.budget_seconds)
-    course = Recorder(trainer, keeper, work_dir, pace, inputs.card)
+    timer = StepTimer(recipe, len(inputs.tables.eval.input_ids), inputs.budget_seconds)
+    recorder = Recorder(trainer, keeper, work_dir, timer, inputs.card)
     infeasible = _too_large(trainer, inputs)
     if infeasible is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
-        infeasible = warm_up(trainer, inputs.train_table, inputs.memory)
+        infeasible = warm_up(trainer, inputs.tables.train, inputs.memory)
     if infeasible is not None:
-        outcome = TrainOutcome("infeasible", infeasible, course.state)
+        outcome = TrainOutcome("infeasible", infeasible, recorder.state)
     else:
-        outcome = _train(trainer, inputs, course, should_stop)
+        with recorder:
+            outcome = train(trainer, inputs.tables, recorder, inputs.ending)
     return Fit(
         status=outcome.status,
         reason=outcome.reason,
         state=outcome.state,
-        history_path=course.history_path,
+        history_path=recorder.history_path,
         peak_memory_bytes=peak_memory_bytes(device),
     )
 
 
 def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
-    """The base with its adapter, ready to train. Raises `torch.OutOfMemoryError`."""
+    """Attach a new adapter to the base model. Raises `torch.OutOfMemoryError`."""
     model = add_adapters(inputs.base, recipe)
     num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
     log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
@@ -118,7 +107,7 @@ def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
 
 
 def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
-    """Why the adapter, saved in fp16, is over its limit; None if it is not."""
+    """Say why the adapter, saved in fp16, is over its size limit; None if it is not."""
     num_bytes = 2 * sum(parameter.numel() for parameter in trainer.parameters)
     if num_bytes <= inputs.max_adapter_bytes:
         return None
@@ -126,29 +115,3 @@ def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
         f"adapter would be {size(num_bytes)}, limit is {size(inputs.max_adapter_bytes)}:"
         " lower lora_r or raise JOB_MAX_ADAPTER_MB"
     )
-
-
-def _train(
-    trainer: Trainer, inputs: FitInputs, course: Recorder, should_stop: Callable[[], None]
-) -> TrainOutcome:
-    if inputs.crew is not None:
-        tables = (inputs.train_table, inputs.eval_table)
-        trainer.crew = Crew.gather(inputs.crew, trainer.recipe, tables, trainer.device, should_stop)
-    with course:
-        outcome = train(
-            trainer,
-            inputs.train_table,
-            inputs.eval_table,
-            state=course.state,
-            measure_step_0=inputs.measure_step_0,
-            out_of_time=inputs.out_of_time,
-            stop_early=inputs.stop_early,
-            stop_asked=inputs.stop_asked,
-            on_step=course.on_step,
-            on_eval=course.on_eval,
-            on_best=course.on_best,
-            should_stop=should_stop,
-        )
-    if trainer.crew is not None:  # on no other way out: followers may be waiting for a sum
-        trainer.crew.dismiss()
-    return outcome

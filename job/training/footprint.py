@@ -1,8 +1,8 @@
-"""What a training step holds, part by part, from a model's shape alone. Imports no torch.
+"""The memory of a training step, predicted part by part from a model's shape. Imports no torch.
 
-Every line of `_layer_bytes` is a tensor that autograd keeps, found by tracing. Attention is ours
-(`attention.py`): K and V expanded to all heads, no mask. The CUDA kernels behind it (memory-
-efficient SDPA) keep the same tensors as the CPU's flash kernel: q, k, v, output, log-sum-exp.
+Every line of `_layer_bytes` is a tensor that autograd keeps, found by tracing. Attention is that of
+`attention.py`: K and V expanded to all heads, no mask. The CUDA kernel behind it (memory-efficient
+SDPA) keeps the same tensors as the CPU's flash kernel: q, k, v, output, log-sum-exp.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Literal
 
 from job.training.shape import ModelShape
 
-# Whose activations are computed again in backward: of all layers, of every second one, of none.
+# The layers whose activations are not kept for backward but computed again there.
 Recompute = Literal["all", "second", "none"]
 EVERY_N_LAYERS: dict[Recompute, int | None] = {"all": 1, "second": 2, "none": None}
-# 4 bits, an 8-bit scale for 64 weights, an fp32 one for 256 of those.
+# A weight has 4 bits, 64 weights share an 8-bit scale, and 256 scales share an fp32 one.
 QUANTISED_WEIGHT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of an element on a kind of device."""
+    """How much memory tensors take on one kind of device."""
 
-    compute: int  # weights that are not quantised, activations
-    masking: int  # tensors that dropout's backward makes: its result; on a CPU the scaled mask, too
-    norm: int  # what a norm keeps of its input: on CUDA that itself, else a copy in fp32
-    workspace: int  # cuBLAS's own, in all
+    compute: int  # bytes of an element of an activation or of a weight that is not quantised
+    masking: int  # tensors that dropout's backward makes: the result; on a CPU a scaled mask, too
+    norm: int  # bytes of an element of what a norm keeps: on CUDA its input, else a copy in fp32
+    workspace: int  # bytes that cuBLAS takes for itself
 
 
-# On sm75 8.125 MiB for a thread's handle, and backward runs in a thread of its own; 32 on sm90.
+# cuBLAS takes 8.125 MiB a thread on sm75 (32 on sm90), and backward runs in a second thread.
 FP16_CUDA = Precision(compute=2, masking=1, norm=2, workspace=2 * 8 * 2**20 + 2**18)
 FP32_CPU = Precision(compute=4, masking=2, norm=4, workspace=0)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one micro-batch is at most."""
+    """The largest micro-batch of a trial, and what is done with it."""
 
     num_tokens: int
     num_targets: int
@@ -51,8 +51,10 @@ class Footprint:
 
     weights: int  # 4-bit with their scales; embeddings, head and norms
     adapter: int  # adapter, gradients, AdamW's moments
-    activations: int  # what waits for backward
-    loss: int  # a chunk of logits and the gradients of the hidden states; 0 at another peak
+    activations: int  # tensors kept from forward to backward
+    loss: (
+        int  # a chunk of logits and the gradients of the hidden states; 0 if the peak is elsewhere
+    )
     workspace: int  # gradients in flight, a dequantised matrix, copies of the adapter; cuBLAS
 
     @property
@@ -61,15 +63,15 @@ class Footprint:
 
 
 def loss_chunk_targets(vocabulary: int) -> int:
-    """Targets whose logits are held at once: 64 MiB of fp32, but rows enough for a matrix product.
+    """The number of targets whose logits are held at once: 64 MiB of fp32.
 
-    512 for a vocabulary of 32 k; never under 256, which a T4's tensor cores still fill.
+    That is 512 for a vocabulary of 32 k, and never under 256, which keep a T4's tensor cores busy.
     """
     return max(256, 2**24 // vocabulary)
 
 
 def footprint(shape: ModelShape, work: Work, precision: Precision) -> Footprint:
-    """The step's peak is the higher of two: in the loss, or in a layer's backward."""
+    """Predict the peak of a step, which is either in the loss or in a layer's backward."""
     adapter_weights = shape.adapter_weights(work.lora_r)
     weights = int(
         shape.quantised_weights * QUANTISED_WEIGHT_BYTES + shape.plain_weights * precision.compute
@@ -90,23 +92,24 @@ def footprint(shape: ModelShape, work: Work, precision: Precision) -> Footprint:
     return max(in_loss, in_backward, key=lambda part: part.total)
 
 
-def _share_kept(work: Work, shape: ModelShape) -> int:
-    """Layers whose insides are kept from forward to backward."""
+def _num_layers_kept(work: Work, shape: ModelShape) -> int:
+    """The number of layers whose activations are kept from forward to backward."""
     every = EVERY_N_LAYERS[work.recompute]
     return shape.num_layers - (-(-shape.num_layers // every) if every else 0)
 
 
 def _layer_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
-    """What a layer keeps for its backward, per token."""
+    """The bytes that a layer keeps for its backward, for each token."""
     size = precision.compute
     norms = 2 * _norm_bytes(shape, precision)
-    # Inputs of adapters, of which q, k and v share one, and gate and up; a byte of each one's mask.
+    # Adapters keep their inputs (q, k and v share one, and so do gate and up), their dropout masks,
+    # of a byte an element, and what is `lora_r` wide between their two matrices.
     adapters = (2 * shape.hidden + shape.query + shape.intermediate) * size
     adapters += sum(inputs for inputs, _ in shape.matrices) if work.dropout else 0
     adapters += len(shape.matrices) * work.lora_r * size
     attention = 4 * shape.query * size + 4 * shape.num_heads  # q, k, v, output; log-sum-exp
     if shape.fused and shape.query == shape.key_value:
-        attention += 2 * shape.key_value * size  # v is a view: it keeps its neighbours q and k
+        attention += 2 * shape.key_value * size  # v is a view, which keeps q and k beside it alive
     if shape.normed_heads:
         heads = shape.query + shape.key_value
         attention += precision.norm * heads + 4 * heads // shape.head_dim
@@ -115,14 +118,14 @@ def _layer_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
 
 
 def _norm_bytes(shape: ModelShape, precision: Precision) -> int:
-    """A norm's input and 1/rms, per token."""
+    """The bytes that a norm keeps for each token: its input and 1/rms."""
     return precision.norm * shape.hidden + 4
 
 
 def _kept_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
-    """What all layers keep until backward, the final norm included."""
+    """The bytes that all layers and the final norm keep from forward to backward."""
     layer, norm = _layer_bytes(shape, work, precision), _norm_bytes(shape, precision)
-    whole = _share_kept(work, shape)
+    whole = _num_layers_kept(work, shape)
     boundaries = (shape.num_layers - whole) * shape.hidden * precision.compute
     rotary = 2 * shape.head_dim * precision.compute
     # Embeddings are frozen: nothing before the first layer's adapters needs a gradient.
@@ -131,7 +134,7 @@ def _kept_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
 
 
 def _loss_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
-    """Hidden states of the row and of its targets, their gradient, a chunk of logits."""
+    """The bytes of the loss: hidden states of all tokens and of targets, a gradient, one chunk."""
     size = precision.compute
     rows = min(work.num_targets, loss_chunk_targets(shape.vocabulary))
     in_fp32 = 4 * rows * shape.vocabulary
@@ -141,23 +144,24 @@ def _loss_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
 
 
 def _in_layer_backward(shape: ModelShape, work: Work, precision: Precision) -> int:
-    """Beyond what is kept: a recomputed layer, gradients in flight, a dequantised matrix.
+    """The bytes that a layer's backward takes beside all that is kept, at its highest.
 
-    All maxima lie in the feed-forward, where a layer's backward begins.
+    They are a recomputed layer, gradients in flight and a dequantised matrix. The highest point is
+    always in the feed-forward, where a layer's backward begins.
     """
     size, tokens, hidden = precision.compute, work.num_tokens, shape.hidden * precision.compute
     inner = shape.intermediate * size
     matrix = shape.intermediate * hidden
     freed = inner + (shape.intermediate if work.dropout else 0)  # the last adapter's input and mask
     backward = max(
-        tokens
-        * (
-            (1 + precision.masking) * inner + hidden
-        ),  # the last adapter's turn: its input's gradient, masked
-        tokens * (2 * inner - freed + hidden) + matrix,  # its base matrix's turn
-        tokens * (3 * inner - freed + hidden),  # both gradients and their sum
+        # The last adapter: its input's gradient, and that masked.
+        tokens * ((1 + precision.masking) * inner + hidden),
+        # The matrix beside that adapter, dequantised.
+        tokens * (2 * inner - freed + hidden) + matrix,
+        # The gradients of both, and their sum.
+        tokens * (3 * inner - freed + hidden),
     )
-    if shape.fused:  # gate and up, which are one matrix
+    if shape.fused:  # gate and up are one matrix, twice as large
         backward = max(backward, tokens * (3 * hidden - freed) + 2 * matrix)
     recomputed_last = work.recompute == "all" or (
         work.recompute == "second" and shape.num_layers % 2 == 1

@@ -1,4 +1,4 @@
-"""What CUDA's many errors mean: out of memory, or a card that failed."""
+"""Telling what an error of CUDA means: out of memory, or a card that failed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 from job.errors import GpuError
 
-# torch.OutOfMemoryError is the allocator's own. What is loaded or made outside of it (kernels on
-# first use, a library's handle) fails by these words in a RuntimeError.
+# torch.OutOfMemoryError is raised by torch's allocator. What takes memory outside of it (kernels at
+# their first use, a library's handle) fails with these words in a RuntimeError.
 OUT_OF_MEMORY = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-FAULTS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "NCCL error")
+FAULTS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")
 
 
 def is_gpu_fault(error: BaseException) -> bool:
-    """The card, its driver or a library of CUDA failed; not our code, and not the user's."""
+    """Whether the card, its driver or a library of CUDA failed: not this code, nor the settings."""
     return isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in FAULTS)
     )
@@ -24,7 +24,7 @@ def is_gpu_fault(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def out_of_memory_by_one_name() -> Iterator[None]:
-    """Raises `torch.OutOfMemoryError` for whatever was out of GPU memory."""
+    """Turn every error that means "out of GPU memory" into `torch.OutOfMemoryError`."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -37,7 +37,7 @@ def out_of_memory_by_one_name() -> Iterator[None]:
 
 @contextlib.contextmanager
 def gpu_faults_told() -> Iterator[None]:
-    """Raises `GpuError` where CUDA failed: another node may do better, another trial not."""
+    """Turn a failure of CUDA into `GpuError`: another node may do better, another trial not."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""A decoder's norms and gated feed-forwards, computed as they are but keeping less for backward."""
+"""Forward passes of norms and gated feed-forwards that keep less for backward; equal in value."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm, silu
 
-# Whose norm is weight * x / rms(x): not Gemma's, which is (1 + weight) * ...
+# Families whose norm is weight * x / rms(x). Gemma's is (1 + weight) * x / rms(x).
 RMS_NORMS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Granite")
 
 
 def enable_lean_layers(model: Any) -> None:
     """Replace the forward pass of RMSNorms and of SiLU-gated feed-forwards; for training only.
 
-    transformers writes a norm as seven operations and keeps its input in fp32 besides; PyTorch has
-    one kernel for it on CUDA. Of a feed-forward, silu(gate) is made again in backward: 11 % of what
-    a 7B keeps.
+    A norm of transformers is seven operations and keeps a copy of its input in fp32; here it is one
+    kernel of PyTorch's. In a feed-forward, silu(gate) is not kept but computed again in backward:
+    11 % of all that a 7B keeps.
     """
     for module in model.modules():
         kind = type(module).__name__
@@ -35,7 +35,7 @@ def _is_silu(activation: Any) -> bool:
 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    # Sums in fp32 by itself; on CUDA autocast would make an fp32 result of it.
+    # The kernel itself sums in fp32. With autocast, its result would be fp32 on CUDA.
     with torch.autocast(x.device.type, enabled=False):
         return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 

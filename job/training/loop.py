@@ -1,20 +1,21 @@
-"""The training loop: evaluate when it is due, decide whether to end, take a step."""
+"""The training loop: evaluate where the recipe says so, end if there is a reason, take a step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
-from job.data.samples import SampleTable
+from job.data.samples import SampleTable, Tables
 from job.errors import GpuError
 from job.ledger.records import Recipe
 from job.log import log
-from job.training.state import StepReport, TrainState
-from job.training.trainer import ShouldStop, Trainer
+from job.training.recorder import Recorder
+from job.training.state import TrainState
+from job.training.trainer import ShouldStop, Trainer, never_stop
 
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
 Result = TypeVar("Result")
@@ -22,57 +23,46 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """How training ended; the state says where the best adapter, the trial's, was published."""
+    """How training ended; `state` says where the best adapter, the trial's result, is kept."""
 
     status: Status
     reason: str
     state: TrainState
 
 
-def train(
-    trainer: Trainer,
-    train_table: SampleTable,
-    eval_table: SampleTable,
-    *,
-    state: TrainState,
-    measure_step_0: bool,
-    out_of_time: Callable[[TrainState], str | None],
-    stop_early: Callable[[TrainState], str | None],
-    on_step: Callable[[StepReport], None],
-    on_eval: Callable[[int, float, bool], None],
-    on_best: Callable[[], dict[str, Any]],
-    should_stop: ShouldStop,
-    stop_asked: Callable[[], str | None] = lambda: None,
-) -> TrainOutcome:
-    """Train to the planned end, to the end of patience, of the budget, or to divergence.
+@dataclass(frozen=True)
+class Ending:
+    """What can end a trial before its planned end; a function that returns None lets it go on."""
 
-    `on_step` and `on_eval` (step, eval/loss, is it the best so far) report; `on_best` publishes the
-    model's adapter and returns where; `should_stop` raises to end the trial between micro-batches;
-    `out_of_time` says why the trial has to be cut short, `stop_asked` that a person ends it,
-    `stop_early` why it is not worth going on (asked after an evaluation), or None. What comes next
-    is read off `state` alone, so it goes on exactly where a saved state stopped.
+    should_stop: ShouldStop = never_stop  # raises to end the trial between two micro-batches
+    out_of_time: Callable[[TrainState], str | None] = lambda _: None  # asked before every step
+    stop_asked: Callable[[], str | None] = lambda: None  # by a person; asked before every step
+    hopeless: Callable[[TrainState], str | None] = lambda _: None  # asked after an evaluation
+
+
+def train(trainer: Trainer, tables: Tables, recorder: Recorder, ending: Ending) -> TrainOutcome:
+    """Train to the planned end, to the end of patience, to a reason of `ending`, or to divergence.
+
+    What comes next is read off `recorder.state` alone, so a resumed trial goes on exactly where its
+    saved state stopped. A trial that is cut short has taken a step and is evaluated once more.
+    Raises what `ending.should_stop` raises, and `GpuError` where a card that had room has none.
     """
-    recipe = trainer.recipe
+    recipe, state, should_stop = trainer.recipe, recorder.state, ending.should_stop
     try:
         while True:
-            cut_short = out_of_time(state) if state.step > 0 else None
-            stopped = stop_asked() if state.step > 0 else None
-            planned = state.step in recipe.eval_steps or (measure_step_0 and state.step == 0)
-            measured = bool(state.curve) and state.curve[-1][0] == state.step
-            if (planned or cut_short or stopped) and not measured:
-                loss = easing_on_oom(
-                    trainer, lambda: trainer.evaluate(eval_table, state, should_stop)
-                )
-                is_best = _judge(loss, state)
-                on_eval(state.step, loss, is_best)
-                if is_best:
-                    state.best = on_best()
-            hopeless = stopped or (stop_early(state) if planned else None)
-            ending = _ending(recipe, state, cut_short=cut_short, hopeless=hopeless)
-            if ending is not None:
-                return TrainOutcome(*ending, state)
+            cut_short = ending.out_of_time(state) if state.step > 0 else None
+            stopped = ending.stop_asked() if state.step > 0 else None
+            planned = state.step in recipe.eval_steps
+            if planned or cut_short or stopped:
+                _evaluate(trainer, tables.eval, recorder, should_stop)
+            if planned and not stopped:
+                stopped = ending.hopeless(state)
+            if (end := _end(recipe, state, cut_short=cut_short, stopped=stopped)) is not None:
+                return TrainOutcome(*end, state)
             should_stop()
-            on_step(easing_on_oom(trainer, lambda: trainer.step(train_table, state, should_stop)))
+            recorder.on_step(
+                easing_on_oom(trainer, lambda: trainer.step(tables.train, state, should_stop))
+            )
             if state.diverged:
                 return TrainOutcome("diverged", f"loss or gradients at step {state.step}", state)
     except torch.OutOfMemoryError as error:
@@ -84,13 +74,27 @@ def train(
         return TrainOutcome("infeasible", "one sample alone does not fit the GPU's memory", state)
 
 
+def _evaluate(
+    trainer: Trainer, table: SampleTable, recorder: Recorder, should_stop: ShouldStop
+) -> None:
+    """Evaluate the adapter as it is and publish it if it is the best; at most once a step."""
+    state = recorder.state
+    if state.curve and state.curve[-1][0] == state.step:
+        return
+    loss = easing_on_oom(trainer, lambda: trainer.evaluate(table, state, should_stop))
+    is_best = _judge(loss, state)
+    recorder.on_eval(state.step, loss, is_best)
+    if is_best:
+        state.best = recorder.on_best()
+
+
 def _judge(loss: float, state: TrainState) -> bool:
-    """Enter an eval/loss into the curve; say whether it is the best after a step."""
+    """Enter an eval/loss into the curve; True if it is the lowest of those after a step."""
     state.curve.append((state.step, loss))
     if not math.isfinite(loss):
         state.diverged = True
     if state.step == 0 or state.diverged:
-        return False  # step 0 is the untuned model: nothing to keep, nothing to lose patience over
+        return False  # step 0 is the untuned model: no adapter to keep, no step that did not help
     if loss < state.best_loss:
         state.best_loss, state.best_step = loss, state.step
         state.evals_without_improvement = 0
@@ -99,34 +103,34 @@ def _judge(loss: float, state: TrainState) -> bool:
     return False
 
 
-def _ending(
-    recipe: Recipe, state: TrainState, *, cut_short: str | None, hopeless: str | None
+def _end(
+    recipe: Recipe, state: TrainState, *, cut_short: str | None, stopped: str | None
 ) -> tuple[Status, str] | None:
-    """Status and reason, if training ends here."""
+    """Decide whether training ends at this step: the status and the reason, or None."""
     if state.diverged:
         return "diverged", f"eval/loss at step {state.step}"
     if state.step >= recipe.planned_steps:
         return "completed", f"all {recipe.planned_steps} planned steps"
     if state.evals_without_improvement >= recipe.patience:
         return "completed", f"no better eval/loss in {recipe.patience} evaluations"
-    if hopeless:
-        return "stopped", hopeless
+    if stopped:
+        return "stopped", stopped
     if cut_short:
         return "truncated", cut_short
     return None
 
 
 def easing_on_oom(trainer: Trainer, action: Callable[[], Result]) -> Result:
-    """Run `action`; out of GPU memory, take the next smaller plan and run it again from its start.
+    """Run `action`; whenever it runs out of GPU memory, ease the trainer's plan and run it again.
 
-    Raises `torch.OutOfMemoryError` if there is none.
+    Raises `torch.OutOfMemoryError` if the plan cannot be eased any further.
     """
     while True:
         try:
             return action()
         except torch.OutOfMemoryError as error:
             failure = str(error).partition("\n")[0]
-        # Outside the handler: the exception's traceback keeps the failed step's tensors alive.
+        # Outside the handler: inside it the traceback keeps the failed step's tensors alive.
         if not trainer.ease():
             raise torch.OutOfMemoryError(failure)
         log.warning(

@@ -1,4 +1,4 @@
-"""The forward pass of a LoRA layer on a 4-bit matrix that keeps and moves less."""
+"""A forward pass of LoRA layers on 4-bit matrices that keeps and moves less than PEFT's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from peft.tuners.lora.bnb import Linear4bit
 from torch.autograd.function import once_differentiable
 
-ADAPTER = "default"  # the only one there is
+ADAPTER = "default"  # the name of the only adapter
 
 
 def enable_lean_lora(model: Any) -> None:
     """Give every LoRA layer on a 4-bit matrix the forward pass below; for training only.
 
-    PEFT's keeps what dropout gave, for every layer a tensor of its own: 30 % of all that a 7B keeps
-    for backward. Here a layer keeps its mask (a byte a number) and its input, which its neighbours
-    keep as well. And it adds to the base's output in one pass instead of four as wide as that
-    output. The values are PEFT's, but for the order of a sum. Merging and saving stay PEFT's.
+    In PEFT every layer keeps dropout's result: 30 % of all that a 7B keeps for backward. Here it
+    keeps dropout's mask (a byte an element) and its input, which its neighbours keep as well. And
+    it passes once over the base's output, where PEFT passes four times. The values are PEFT's, but
+    for the order of a sum. Merging and saving stay PEFT's.
     """
     for module in model.modules():
         if type(module) is Linear4bit:
@@ -26,7 +26,7 @@ def enable_lean_lora(model: Any) -> None:
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """base(x) + scaling * B(A(dropout(x))), scaled where it is `r` numbers wide."""
+    """Compute base(x) + scaling * B(A(dropout(x))), scaled where it is `r` numbers wide."""
     result: torch.Tensor = layer.base_layer(x)
     if layer.disable_adapters:
         return result
@@ -35,8 +35,8 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else down.dtype
     dropout = layer.lora_dropout[ADAPTER]
     p = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0
-    # Rows here, not in the function: a family may give it (rows, features), or write into what it
-    # gets, and neither would go with a view made inside.
+    # Flattened to rows out here: a family may pass (rows, features), or write into the output, and
+    # neither is possible with a view that the autograd function makes.
     out: torch.Tensor = _AddLowRank.apply(  # type: ignore[no-untyped-call]
         result.flatten(0, -2).to(dtype), x.flatten(0, -2).to(dtype), down, up,
         layer.scaling[ADAPTER], p,
@@ -45,6 +45,8 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class _AddLowRank(torch.autograd.Function):
+    """result + scaling * up(down(dropout(x))), keeping x and dropout's mask for backward."""
+
     @staticmethod
     def forward(  # noqa: PLR0917
         ctx: Any,
@@ -68,14 +70,14 @@ class _AddLowRank(torch.autograd.Function):
         of_low = (gradient @ up.to(x.dtype)).mul_(ctx.scaling)
         of_up = gradient.t() @ low
         of_x = None
-        if ctx.needs_input_grad[1]:  # not in the first layer: nothing before it learns
+        if ctx.needs_input_grad[1]:  # not in the first layer: nothing before it is trained
             of_x = _masked(of_low @ down.to(x.dtype), mask, ctx.keep_scale)
         of_down = of_low.t() @ _masked(x, mask, ctx.keep_scale)
         return gradient, of_x, of_down.to(down.dtype), of_up.to(up.dtype), None, None
 
 
 def _masked(rows: torch.Tensor, mask: torch.Tensor | None, keep_scale: float) -> torch.Tensor:
-    """What dropout made of `rows`."""
+    """Apply dropout with a mask that is given."""
     if mask is None:
         return rows
     dropped: torch.Tensor = torch.ops.aten.native_dropout_backward(rows, mask, keep_scale)

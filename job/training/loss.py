@@ -1,4 +1,4 @@
-"""Summed negative log-likelihood of target tokens, without ever holding a sample's full logits."""
+"""The summed negative log-likelihood of target tokens, without ever holding all their logits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from job.training.batching import MicroBatch
 from job.training.families import LogitScale, is_packed, logit_scale
 from job.training.footprint import loss_chunk_targets
 
-# Gradients are kept in fp16 until their factor, loss scale / targets of the step, is known: lifted
-# by 2^8, values from 2^-32 to 2^7 survive. A power of two costs no digit.
+# Gradients are kept in fp16 until the factor they are multiplied with, loss scale / targets of the
+# step, is known. Lifted by 2^8, values from 2^-32 to 2^7 survive; a power of two costs no digit.
 LIFT = 256.0
 
 
 def target_nll(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """Sum over the micro-batch's targets of -ln p(target), a fp32 scalar that backpropagates.
+    """Sum -ln p(target) over the micro-batch's targets: a fp32 scalar that backpropagates.
 
-    `model` is a `PeftModel` around a causal language model. Its logits would take 12 bytes a
-    token and vocabulary entry; here the backbone's hidden states at the target positions go
-    through the head in chunks. Families that we do not know take the plain way through the
-    model's own logits.
+    `model` is a `PeftModel` around a causal language model. Its logits would take 12 bytes for each
+    token and vocabulary entry; instead, the backbone's hidden states at the target positions go
+    through the head in chunks. Families that are not in `PACKED_FAMILIES` take the plain way,
+    through the model's own logits.
     """
     causal_lm = model.get_base_model()
     inputs: dict[str, Any] = {
@@ -42,7 +42,7 @@ def target_nll(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 
 def has_chunked_loss(causal_lm: Any) -> bool:
-    """The head is a plain matrix of a family whose logits we know how to make ourselves."""
+    """Whether the head is a plain matrix, and the family one whose logits we can compute."""
     return is_packed(causal_lm.config.model_type) and (
         type(causal_lm.get_output_embeddings()) is torch.nn.Linear  # not a quantised one
     )
@@ -57,12 +57,13 @@ def chunked_nll(
     scale: LogitScale,
     chunk_targets: int | None = None,
 ) -> torch.Tensor:
-    """Sum of -ln softmax(logits)[target]; fp32 (fp64 if `hidden` is), differentiable in `hidden`.
+    """Sum -ln softmax(logits)[target]: fp32 (fp64 if `hidden` is), differentiable in `hidden`.
 
-    Holds the logits of `chunk_targets` targets at a time. As the head is frozen, the gradient is
-    made in the forward pass, where the logits are at hand, and only multiplied in backward: the
-    head's product is not computed twice, as `checkpoint` would (the idea of Liger Kernel's fused
-    linear cross-entropy; for Qwen2.5-1.5B the head is 15 % of all weights).
+    Only `chunk_targets` targets' logits are held at a time. As the head is frozen, the gradient is
+    computed in the forward pass, where the logits are at hand, and only multiplied in backward. So
+    the product with the head is computed once, where torch's `checkpoint` would compute it twice
+    (an idea of Liger Kernel's fused linear cross-entropy, https://github.com/linkedin/Liger-Kernel;
+    for Qwen2.5-1.5B the head is 15 % of all weights).
     """
     chunk = chunk_targets or loss_chunk_targets(weight.shape[0])
     total: torch.Tensor = _ChunkedNll.apply(hidden, weight, bias, targets, scale, chunk)  # type: ignore[no-untyped-call]
@@ -90,7 +91,7 @@ class _ChunkedNll(torch.autograd.Function):
             total += nll
             if gradient is not None and logit_gradient is not None:
                 gradient[part] = logit_gradient.mul_(LIFT).to(weight.dtype) @ weight
-            del logit_gradient  # or two chunks would be held at once
+            del logit_gradient  # else two chunks would be held at once
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total
@@ -98,9 +99,9 @@ class _ChunkedNll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """`factor` holds the division by the step's targets: it meets fp32 before the fp16 cast.
+        """Multiply the gradient by `factor`, loss scale / targets of the step, in fp32; then cast.
 
-        Without it, a loss scale of 65,536 alone would overflow fp16.
+        In fp16, a loss scale of 65,536 would overflow before it is divided.
         """
         (gradient,) = ctx.saved_tensors
         scaled = gradient.to(factor.dtype).mul_(factor / LIFT).to(gradient.dtype)
@@ -113,7 +114,10 @@ def _chunk_nll(
     scale: LogitScale,
     wants_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Summed NLL and its gradient by `raw`; works in place, one (targets, vocabulary) in fp32."""
+    """Compute the summed NLL and its gradient with respect to `raw`, which may be overwritten.
+
+    Works in place: one (targets, vocabulary) tensor in fp32, and one more if logits are capped.
+    """
     logits = _at_least_fp32(raw)
     del raw
     slope = None
@@ -121,7 +125,7 @@ def _chunk_nll(
         logits = logits.mul_(scale.factor)
     if scale.cap is not None:
         logits = logits.div_(scale.cap).tanh_()
-        slope = 1 - logits.square() if wants_gradient else None  # of tanh
+        slope = 1 - logits.square() if wants_gradient else None  # the derivative of tanh
         logits = logits.mul_(scale.cap)
     at_target = logits.gather(1, targets[:, None])
     highest = logits.amax(1, keepdim=True)

@@ -1,6 +1,6 @@
-"""Which token budget and which recompute mode a trial trains with. Imports no torch.
+"""The choice of a trial's token budget and recompute mode, by predicted memory. Imports no torch.
 
-Reads config.json only: also for people who want to know before they pay for a GPU.
+It needs only the base model's config.json, so `job plan` can make it before a GPU is paid for.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from job.training.footprint import FP16_CUDA, Footprint, Recompute, Work, footpr
 from job.training.shape import ModelShape, model_shape
 
 CPU_TOKEN_BUDGET = 4096
-MAX_TOKEN_BUDGET = 8192  # beyond it a T4's matrix products gain nothing
-BUDGET_STEP = 256
-# Share of the usable memory that a predicted peak may take, 13.5 GB of a T4: the rest is for what
-# cannot be predicted, kernels' own memory and the allocator's gaps.
+MAX_TOKEN_BUDGET = 8192  # beyond it a T4's matrix products get no faster
+BUDGET_STEP = 256  # tokens between two budgets that are considered
+# Share of the usable memory that a predicted peak may take: 13.5 GB of a T4. The rest is left for
+# what cannot be predicted, such as kernels' own memory and gaps between the allocator's blocks.
 FILL = 0.86
-# Dequantising a weight (0.5 bytes read, 2 written at a T4's 240 GB/s) takes as long as its product
-# with so many tokens (2 FLOP each at 24 TFLOPS). Computed from the data sheet, not measured.
+# Dequantising a weight (0.5 bytes read, 2 written, at a T4's 240 GB/s) takes as long as multiplying
+# it with this many tokens (2 FLOP each at 24 TFLOPS). From the data sheet, not measured.
 TOKENS_PER_DEQUANTISATION = 125
 RECOMPUTED_SHARE: dict[Recompute, float] = {"none": 0.0, "second": 0.5, "all": 1.0}
-T4_USABLE_BYTES = int(14.6 * 2**30)  # what a T4's allocator gets at most
+T4_USABLE_BYTES = int(14.6 * 2**30)  # the most that torch's allocator gets on a T4
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What of the rows matters to memory and speed: lengths in tokens."""
+    """What a memory plan needs to know of the rows; lengths in tokens."""
 
     longest: int
     mean: float
@@ -38,14 +38,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a step may hold at once."""
+    """How much a micro-batch holds, and which layers' activations are recomputed in backward."""
 
     token_budget: int  # tokens of a micro-batch, at most (a longer sample goes alone)
     recompute: Recompute = "none"
     predicted: Footprint | None = None  # None: on a CPU, or a family that we cannot predict
     usable_bytes: int | None = None
     warm_up: bool = False  # try the heaviest micro-batch before the first step
-    relative_cost: float = math.nan  # seconds of a token, in forward passes that dequantise nothing
+    relative_cost: float = math.nan  # time of a token; 1 is a forward pass without dequantising
 
     def __str__(self) -> str:
         layers = {"none": "no layer", "second": "every second layer", "all": "all layers"}
@@ -66,11 +66,11 @@ def plan_memory(
     per_device_train_batch_size: int,
     usable_bytes: int | None,
 ) -> MemoryPlan:
-    """The fastest plan whose predicted peak fits `usable_bytes`; None stands for a CPU.
+    """Choose the fastest plan whose predicted peak fits `usable_bytes` (None stands for a CPU).
 
-    On a CPU memory is no concern and nothing is recomputed. For a family that we cannot predict:
-    the card's `per_device_train_batch_size` longest samples, all recomputed. Where nothing fits:
-    the smallest plan, which the rehearsal then tries.
+    On a CPU memory is no concern and nothing is recomputed. A family whose memory cannot be
+    predicted gets room for `per_device_train_batch_size` longest samples, with all layers
+    recomputed. Where no plan fits, it is the smallest one, which the warm-up then tries.
     """
     if usable_bytes is None:
         return MemoryPlan(CPU_TOKEN_BUDGET)
@@ -90,13 +90,13 @@ def plan_memory(
 def list_plans(
     shape: ModelShape, samples: Samples, *, lora_r: int, lora_dropout: float, usable_bytes: int
 ) -> list[MemoryPlan]:
-    """All budgets from the longest sample to a whole step, in each recompute mode."""
+    """List the plans of all budgets from the longest sample to a whole step, in every mode."""
     whole_step = min(MAX_TOKEN_BUDGET, samples.longest * samples.per_step)
     budgets = {samples.longest, *range(BUDGET_STEP, whole_step + 1, BUDGET_STEP)}
     plans = []
     for budget in sorted(b for b in budgets if b >= samples.longest):
         for recompute in RECOMPUTED_SHARE:
-            # Every token counted as a target: what a row holds beyond its targets is little.
+            # All tokens count as targets: the memory of those that are none is small.
             work = Work(budget, budget, lora_r, lora_dropout > 0, recompute)
             plans.append(
                 MemoryPlan(
@@ -112,9 +112,9 @@ def list_plans(
 
 
 def _relative_cost(budget: int, recompute: Recompute, samples: Samples) -> float:
-    """Forward, the way back to the adapters, and what is recomputed, each dequantising once.
+    """Estimate the time of a token: forward, backward and recomputing, each dequantises once.
 
-    As weights are frozen, backward costs one product a weight, as forward does.
+    As weights are frozen, backward costs one product with each weight, as forward does.
     """
     tokens_of_step = samples.mean * samples.per_step
     full = max(samples.mean, budget - samples.mean / 2)  # half a sample stays free on average
@@ -132,6 +132,6 @@ def _gib(size: int) -> str:
 
 
 def adapter_parameters(config: Mapping[str, Any], lora_r: int) -> int | None:
-    """Parameters of LoRA on all linear layers but the head; None for families we do not know."""
+    """Count the parameters of LoRA on all linear layers but the head; None: unknown family."""
     shape = model_shape(config)
     return shape.adapter_weights(lora_r) if shape else None

@@ -1,4 +1,4 @@
-"""A LoRA adapter added to its base's weights: one fp16 model that needs neither PEFT nor 4 bits."""
+"""Merging a LoRA adapter into its base: one fp16 model that needs neither PEFT nor bitsandbytes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from job.log import log
 from job.progress import size
 from job.training.model import load_base
 
-MAX_SHARD = "4GB"
+MAX_SHARD = "4GB"  # of a weight file
 
 
 def merge_adapter(location: str, revision: str | None, adapter: Path, folder: Path) -> None:
-    """Write base + adapter to `folder` as fp16 safetensors with the tokenizer beside them.
+    """Write base + adapter to `folder` as fp16 safetensors, with the tokenizer.
 
-    The base is quantised to 4 bits and back, as the adapter saw it in training: added to the
-    original 16-bit weights, it would correct rounding errors that are not there. Runs on the CPU
-    and takes a little over 2 bytes a parameter of memory.
+    The base is quantised to 4 bits and back, as it was in training: the adapter also corrects
+    rounding errors, which the original 16-bit weights do not have. Runs on the CPU and takes a
+    little over 2 bytes of memory for each parameter. Raises what `load_base` raises, and
+    `OutageError` if the volume of `folder` is full.
     """
     model = load_base(location, revision, torch.device("cpu"))
     model = model.dequantize(dtype=torch.float16).to(torch.float16)
@@ -36,6 +37,6 @@ def merge_adapter(location: str, revision: str | None, adapter: Path, folder: Pa
     except OSError as error:
         raise work_dir_error(folder, error) from error
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes for this user only
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     log.info("merged model: %s of fp16 weights and tokenizer", size(num_bytes))

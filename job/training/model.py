@@ -42,15 +42,15 @@ from job.training.recipe import derive_seed
 def load_base(
     location: str, revision: str | None, device: torch.device, *, dtype: torch.dtype | None = None
 ) -> Any:
-    """The base model in NF4 with double quantisation, frozen, in evaluation mode, on `device`.
+    """Load the base model in NF4 with double quantisation, frozen, in evaluation mode, on `device`.
 
-    It computes in `dtype`, by default `compute_dtype(device)`. A pre-quantised checkpoint keeps its
-    own 4-bit weights. Raises `SettingsError` if the files do not make a causal language model,
-    `OutageError` if they cannot be fetched, `GpuError`.
+    It computes in `dtype`, by default `compute_dtype(device)`. A checkpoint that is in 4 bits
+    already keeps its own weights. Raises `SettingsError` if the files do not make a causal language
+    model, `OutageError` if they cannot be fetched, `GpuError` if the card fails or is too small.
     """
     transformers_logging.disable_progress_bar()
-    # First choice on Hopper and newer, and it makes a plan, in half a second, for every pair of
-    # sample length and row length: packed rows hardly ever repeat one.
+    # cuDNN is SDPA's first choice on Hopper and newer, but it makes a plan, in half a second, for
+    # every pair of sample length and row length, and packed rows hardly ever repeat one.
     torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = dtype or compute_dtype(device)
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
@@ -92,7 +92,7 @@ def load_base(
 
 @contextlib.contextmanager
 def _collected_warnings(texts: list[str]) -> Iterator[None]:
-    """transformers goes on when a weight cannot be quantised, and tells the reason in a report."""
+    """Collect what transformers warns of: why it could not quantise a weight stands only there."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -107,9 +107,10 @@ def _collected_warnings(texts: list[str]) -> Iterator[None]:
 
 
 def _load_error(location: str, error: Exception, report: str = "") -> JobError:
-    """What a failed load means: this node's disk, network or card, or files that are no model.
+    """Tell what a failed load means: this node's disk, network or card, or files that are no model.
 
-    A hub's weights are downloaded here, not before: `resolve_base_model` looks at its config only.
+    The network, because a hub's weights are downloaded only now: `resolve_base_model` reads no more
+    than the config.
     """
     first_line = str(error).strip().partition("\n")[0]
     if is_volume_full(error):
@@ -168,36 +169,36 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
 
 
 def set_recompute(model: Any, recompute: Recompute) -> None:
-    """Which layers keep no activations from forward to backward, but compute them again."""
+    """Have some layers keep no activations from forward to backward, but compute them again."""
     causal_lm = model.get_base_model()
     every = EVERY_N_LAYERS[recompute]
     if every is None:
         causal_lm.activation_checkpointing_disable()
     else:
         causal_lm.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
-        # It makes embeddings require a gradient, which only reentrant checkpoints need: the first
-        # layer would go back to where nothing learns.
+        # Only reentrant checkpoints need embeddings that require a gradient: with one, backward
+        # would go on below the first adapter, where nothing is trained.
         causal_lm.disable_input_require_grads()
 
 
 def trainable_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The adapters' parameters by name, in the model's order."""
+    """The parameters that are trained, the adapters', by name and in the model's order."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:
-    """A copy on the CPU of the adapter's weights, fp32, named as PEFT saves them."""
+    """Copy the adapter's weights to the CPU, in fp32, under the names that PEFT saves them by."""
     state = get_peft_model_state_dict(model)
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def load_adapter_state(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Put weights from `adapter_state` back."""
+    """Load the weights that `adapter_state` copied."""
     set_peft_model_state_dict(model, state)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a safetensors file; `OutageError` if the work volume is full."""
+    """Write a safetensors file. Raises `OutageError` if the work volume is full."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:  # the library wraps the system's error
@@ -205,12 +206,11 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def save_adapter(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write `state` as a folder that `PeftModel.from_pretrained` takes, in fp16 (half the size)."""
+    """Write `state` in fp16 as a folder that `PeftModel.from_pretrained` can load."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
     write_tensors(folder / "adapter_model.safetensors", half)
     config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
-    # PEFT keeps names in sets, whose order differs between processes; equal adapters shall have
-    # equal bytes.
+    # Equal adapters have equal bytes: PEFT keeps names in sets, whose order differs by process.
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True))

@@ -1,4 +1,4 @@
-"""fp16 on a GPU, fp32 on a CPU, by construction: weights, autocast, loss scaling."""
+"""Weights, autocast and loss scaling: fp16 on a GPU, fp32 on a CPU, never bf16."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from job.errors import SettingsError
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """fp16 on CUDA, never bf16: a T4 (sm75) emulates bf16 without tensor cores. fp32 on CPU."""
+    """The dtype to compute in: fp16 on CUDA, as a T4 has no tensor cores for bf16; else fp32."""
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Make every weight and every 4-bit layer compute in `dtype`; `SettingsError` if one cannot.
+    """Convert all weights to `dtype`, and have all 4-bit layers compute in it.
 
-    Pre-quantised checkpoints carry bf16 in the quantisation state, the compute dtype, embeddings,
-    norms and head, and keep it whatever dtype from_pretrained() is asked for. What quantisation
-    states and buffers hold in fp32 stays so: rotary frequencies in fp16 would be off by half a
-    radian at position 1000.
+    Pre-quantised checkpoints have bf16 in their quantisation state, compute dtype, embeddings,
+    norms and head, whatever dtype `from_pretrained` is asked for. Fp32 in quantisation states and
+    buffers stays fp32: rotary frequencies in fp16 would be off by half a radian at position 1000.
+    Raises `SettingsError` if a weight is too large for fp16.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -30,8 +30,8 @@ def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
             module.compute_type_is_set = True
             _normalise_quant_state(module.weight.quant_state, dtype)
             if module.weight.device.type == "cpu":
-                # On CPUs with AVX512-BF16, the first forward in evaluation mode repacks the weight
-                # for a path without autograd, and later training forwards silently lose gradients.
+                # On CPUs with AVX512-BF16, bitsandbytes repacks the weight at its first forward in
+                # evaluation mode, for a path without autograd: training then loses its gradients.
                 module.support_avx512bf16_for_cpu = False
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not isinstance(parameter, bnb.nn.Params4bit):
@@ -50,7 +50,7 @@ def normalise_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def _normalise_quant_state(state: Any, dtype: torch.dtype) -> None:
-    """Weights are dequantised to `dtype`; the scales, quantised themselves, to fp32."""
+    """Have weights dequantised to `dtype`, and their scales, which are quantised, too, to fp32."""
     state.dtype = dtype
     scales = state.state2 if state.nested else state
     if state.nested:
@@ -62,18 +62,18 @@ def _normalise_quant_state(state: Any, dtype: torch.dtype) -> None:
 
 
 def model_dtype(model: Any) -> torch.dtype:
-    """What the base model of a `PeftModel` computes in."""
+    """The dtype that the base model of a `PeftModel` computes in."""
     dtype: torch.dtype = model.get_base_model().get_input_embeddings().weight.dtype
     return dtype
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """fp32 adapters between fp16 weights meet in fp16; nothing to do where all is fp32."""
+    """Autocast to fp16, in which fp32 adapters and fp16 weights meet; nothing where all is fp32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
 def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Lifts fp16 gradients over their smallest number, 6e-8; switched off for fp32."""
+    """A scaler that keeps fp16 gradients above fp16's smallest number, 6e-8; off for fp32."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -11,22 +11,22 @@ from job.ledger.records import Recipe
 def plan_steps(
     num_samples: int, samples_per_step: int, *, max_steps: int, num_epochs: float
 ) -> int:
-    """Optimizer steps of a trial: `num_epochs` passes, at most `max_steps`, at least one."""
+    """Plan a trial's optimizer steps: `num_epochs` passes, at most `max_steps`, at least one."""
     return max(1, min(max_steps, math.floor(num_epochs * num_samples / samples_per_step)))
 
 
 def plan_evaluations(planned_steps: int, evals_per_trial: int) -> tuple[int, ...]:
-    """Steps to evaluate after: equal shares of the planned steps, the last step among them."""
+    """Choose the steps to evaluate after: equal shares of the planned steps, up to the last."""
     shares = (math.ceil(planned_steps * k / evals_per_trial) for k in range(1, evals_per_trial + 1))
     return tuple(sorted(set(shares)))
 
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:
-    """The learning rate of optimizer step `step` (the first is 0).
+    """Compute the learning rate of optimizer step `step` (the first is 0).
 
-    The same numbers as transformers' `get_scheduler` of that name, whose warm-up is
-    `ceil(warmup_ratio * planned_steps)` steps (but never all of them); written as a function of
-    the step so that there is no scheduler state to save.
+    The numbers are those of transformers' `get_scheduler` of that name, with a warm-up of
+    `ceil(warmup_ratio * planned_steps)` steps (but never all of them). As a function of the step it
+    has no state to save.
     """
     warmup_steps = math.ceil(recipe.warmup_ratio * recipe.planned_steps)
     warmup_steps = min(warmup_steps, recipe.planned_steps - 1)
@@ -42,6 +42,6 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that is a stable function of `parts` (Python's own hash() is not)."""
+    """Derive a 63-bit seed from `parts`, the same in every process (Python's hash() is not)."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,4 +1,4 @@
-"""The course of a trial: its history, checkpoints and best adapters, kept as it goes along."""
+"""`Recorder`: a trial's history, checkpoints and best adapters, kept while it trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from job.errors import PreemptedError
 from job.log import log
 from job.progress import StepProgress
 from job.training.device import peak_memory_bytes
-from job.training.eta import Pace
+from job.training.eta import StepTimer
 from job.training.model import adapter_state, save_adapter
 from job.training.state import HISTORY_FILE, StepReport, TrainState, read_state, write_state
 from job.training.trainer import Trainer
@@ -22,7 +22,7 @@ CARD_FILE = "README.md"
 
 
 class Published(Protocol):
-    """Where a folder went."""
+    """A folder that was published, and where."""
 
     @property
     def key(self) -> str: ...
@@ -33,34 +33,38 @@ class Published(Protocol):
 
 
 class Keeper(Protocol):
-    """Who keeps what must survive this process. Folders given to it are its own to delete."""
+    """Keeps what must survive this process. It deletes the folders that are given to it."""
 
     @property
     def resume_dir(self) -> Path | None:
-        """A verified checkpoint to go on from."""
+        """The folder of a verified checkpoint to go on from; None to begin at step 0."""
 
     def is_due(self) -> bool:
-        """A checkpoint should be taken now."""
+        """Whether a checkpoint should be taken now."""
 
     def put_best(self, folder: Path) -> Published:
         """Keep the best adapter so far."""
 
     def put_checkpoint(self, folder: Path, step: int, best: str | None) -> None:
-        """Keep a checkpoint that refers to the best adapter under the key `best`."""
+        """Keep the checkpoint taken after `step`; `best` is the key of the best adapter so far."""
 
     def report(self, **progress: Any) -> None:
-        """Hear how far the attempt is."""
+        """Take note of how far the attempt has come, by name and JSON value."""
 
 
 class Recorder:
-    """Keeps and shows what happens; a context manager around the training."""
+    """Records what happens while a trial trains, and shows it; a context manager around `train`.
+
+    `state` is the trial's: new, or read from the keeper's checkpoint, from which the trainer's
+    tensors are restored, too. Left by a `PreemptedError`, the context keeps a last checkpoint.
+    """
 
     def __init__(
         self,
         trainer: Trainer,
         keeper: Keeper,
         work_dir: Path,
-        pace: Pace,
+        timer: StepTimer,
         card: Callable[[TrainState], str],
     ) -> None:
         self.history_path = work_dir / HISTORY_FILE
@@ -68,7 +72,7 @@ class Recorder:
         self._trainer = trainer
         self._keeper = keeper
         self._work_dir = work_dir
-        self._pace = pace
+        self._timer = timer
         self._card = card
         self._saved_step = -1
         if keeper.resume_dir is None:
@@ -82,7 +86,9 @@ class Recorder:
         keeper.report(first_step=self.state.step, step=self.state.step, trained_seconds=0.0)
 
     def __enter__(self) -> None:
-        self._history = self.history_path.open("a", buffering=1)  # whole lines: it is read along
+        self._history = self.history_path.open(
+            "a", buffering=1
+        )  # by lines: others read it meanwhile
         planned = self._trainer.recipe.planned_steps
         self._progress = StepProgress("training", planned)
         self._progress.__enter__()
@@ -94,6 +100,7 @@ class Recorder:
                 self._checkpoint()
 
     def on_step(self, report: StepReport) -> None:
+        """Record an optimizer step, and keep a checkpoint if one is due."""
         self._write(
             {
                 "step": report.step,
@@ -107,7 +114,7 @@ class Recorder:
         )
         rate = report.num_tokens / report.seconds
         self._progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
-        if line := self._pace.step(self.state, report.num_tokens, report.seconds):
+        if line := self._timer.count(self.state, report.num_tokens, report.seconds):
             log.info("%s", line)
         trained = self.state.clock_seconds - self._first_clock
         self._keeper.report(
@@ -121,6 +128,7 @@ class Recorder:
         return {} if peak is None else {"peak_memory_bytes": peak}
 
     def on_eval(self, step: int, loss: float, is_best: bool) -> None:
+        """Record an evaluation: the eval/loss after `step` optimizer steps."""
         self._write({"step": step, "eval/loss": loss})
         planned, note = self._trainer.recipe.planned_steps, ", the best so far" if is_best else ""
         log.info("step %d/%d: eval/loss %.4f%s", step, planned, loss, note)
@@ -128,6 +136,7 @@ class Recorder:
             self._keeper.report(eval_loss=loss)
 
     def on_best(self) -> dict[str, Any]:
+        """Publish the adapter as it is, with its card; return key, sha256 and bytes."""
         folder = self._work_dir / f"best-{self.state.step}"
         model = self._trainer.model
         save_adapter(model, adapter_state(model), folder)
@@ -136,7 +145,7 @@ class Recorder:
         return {"key": kept.key, "sha256": kept.sha256, "bytes": kept.size_bytes}
 
     def _checkpoint(self) -> None:
-        """Keep the state as it is between two optimizer steps, unless it is kept already."""
+        """Keep a checkpoint of the state between two optimizer steps, unless it is kept already."""
         if self._saved_step == self.state.step or self.state.diverged:
             return
         folder = self._work_dir / f"checkpoint-{self.state.step}"

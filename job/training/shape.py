@@ -1,4 +1,4 @@
-"""A decoder's dimensions and weights, read off its config.json. Imports no torch."""
+"""`ModelShape`: a decoder's dimensions and weights, from its config.json. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Whose layers hold what `footprint.py` counts: two RMSNorms, attention, a gated feed-forward.
+# Families whose layers are what `footprint.py` counts: two RMSNorms, attention, gated feed-forward.
 PLANNED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Numbers of features, heads and layers."""
+    """The numbers of features, heads and layers of a decoder."""
 
     hidden: int
     query: int  # heads x head_dim
@@ -23,12 +23,12 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     tied: bool  # the head is the embedding matrix
-    fused: bool  # Phi-3: one matrix for q, k, v and one for gate, up
-    normed_heads: bool  # Qwen3: an RMSNorm on q and on k
+    fused: bool  # q, k and v are one matrix, and gate and up (Phi-3)
+    normed_heads: bool  # q and k each go through an RMSNorm (Qwen3)
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of a layer's quantised matrices, each of which gets an adapter."""
+        """The (inputs, outputs) of a layer's quantised matrices, each of which gets an adapter."""
         hidden, inner = self.hidden, self.intermediate
         if self.fused:
             first: list[tuple[int, int]] = [(hidden, self.query + 2 * self.key_value)]
@@ -40,22 +40,23 @@ class ModelShape:
 
     @property
     def quantised_weights(self) -> int:
+        """The number of weights that are held in 4 bits: all linear layers but the head."""
         return self.num_layers * sum(i * o for i, o in self.matrices)
 
     @property
     def plain_weights(self) -> int:
-        """Embeddings, head and norms."""
+        """The number of weights that are not quantised: embeddings, head and norms."""
         head_norms = 2 * self.head_dim if self.normed_heads else 0
         norms = self.hidden + self.num_layers * (2 * self.hidden + head_norms)
         return (1 if self.tied else 2) * self.vocabulary * self.hidden + norms
 
     def adapter_weights(self, lora_r: int) -> int:
-        """LoRA on all linear layers but the head: r x (inputs + outputs) of each matrix."""
+        """The number of weights of an adapter: r x (inputs + outputs) for each quantised matrix."""
         return self.num_layers * lora_r * sum(i + o for i, o in self.matrices)
 
 
 def model_shape(config: Mapping[str, Any]) -> ModelShape | None:
-    """From config.json; None for a family whose memory we cannot predict."""
+    """Read the shape off a config.json; None for a family that is not in `PLANNED_FAMILIES`."""
     family = config.get("model_type")
     if family not in PLANNED_FAMILIES:
         return None
@@ -76,4 +77,4 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape | None:
             normed_heads=family == "qwen3",
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None  # a config that leaves its family's defaults out
+        return None  # the config leaves out what its family has by default

@@ -1,4 +1,4 @@
-"""What an optimizer step changes, copied away and put back: in memory or in a folder."""
+"""`Snapshot`: a copy of all that an optimizer step changes, in memory or in a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """On the CPU, fp32."""
+    """Adapter, optimizer and loss scale at one moment; the tensors are fp32 on the CPU."""
 
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]  # named <moment>.<weight>; empty before the first update
@@ -25,14 +25,14 @@ class Snapshot:
     scaler: dict[str, Any]  # loss scale and its growth; empty where there is none
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the tensors as safetensors; return the rest, as JSON."""
+        """Write the tensors to `folder` as safetensors; return everything else, for JSON."""
         write_tensors(folder / ADAPTER_FILE, self.weights)
         write_tensors(folder / OPTIMIZER_FILE, self.moments)
         return {"num_updates": self.num_updates, "scaler": self.scaler}
 
 
 def read_snapshot(folder: Path, saved: dict[str, Any]) -> Snapshot:
-    """What `write` wrote; `saved` is what it returned."""
+    """Read a snapshot from its folder; `saved` is what `Snapshot.write` returned."""
     weights, moments = load_file(folder / ADAPTER_FILE), load_file(folder / OPTIMIZER_FILE)
     return Snapshot(weights, moments, saved["num_updates"], saved["scaler"])
 
@@ -40,7 +40,7 @@ def read_snapshot(folder: Path, saved: dict[str, Any]) -> Snapshot:
 def take_snapshot(
     model: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> Snapshot:
-    """Copies: later steps do not change them."""
+    """Copy weights, moments and loss scale; later steps do not change the copy."""
     named = trainable_parameters(model)
     weights = {n: p.detach().to("cpu", copy=True) for n, p in named.items()}
     moments: dict[str, torch.Tensor] = {}
@@ -60,7 +60,7 @@ def put_back(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """The next step then computes what it would have computed after `take_snapshot`."""
+    """Restore what `take_snapshot` copied; the next step then computes what it would have then."""
     named = trainable_parameters(model)
     assert snapshot.weights.keys() == named.keys(), "the checkpoint is of another adapter"
     optimizer.zero_grad(set_to_none=True)
@@ -69,7 +69,7 @@ def put_back(
         parameter.data.copy_(snapshot.weights[name])
         if snapshot.moments:
             moments = {key: snapshot.moments[f"{key}.{name}"] for key in MOMENTS}
-            # The fused AdamW counts where its weights are, the others on the CPU.
+            # The fused AdamW keeps its count of updates on the GPU, any other AdamW on the CPU.
             device = parameter.device if optimizer.defaults["fused"] else None
             optimizer.state[parameter] = {
                 "step": torch.tensor(snapshot.num_updates, device=device),

@@ -1,4 +1,4 @@
-"""`TrainState`: what survives from one optimizer step to the next, beside the tensors."""
+"""`TrainState`: what a trial carries from one optimizer step to the next, beside its tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepReport:
 
 @dataclass
 class TrainState:
-    """The course of a trial so far. Adapter and optimizer tensors are the `Trainer`'s."""
+    """How a trial went so far. Adapter and optimizer tensors are kept by the `Trainer`."""
 
     step: int = 0  # optimizer steps done
     best_step: int | None = None
@@ -36,42 +36,43 @@ class TrainState:
     evals_without_improvement: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)  # (step, eval/loss)
     clock_seconds: float = 0.0  # training clock: steps and evaluations that count, nothing else
-    step_seconds: float = 0.0  # of it: optimizer steps
-    skipped_in_a_row: int = 0
-    tokens: int = 0  # real tokens trained on
+    step_seconds: float = 0.0  # the part of the training clock that optimizer steps took
+    skipped_in_a_row: int = 0  # the latest steps, if their gradients overflowed
+    tokens: int = 0  # tokens trained on; there is no padding
     diverged: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no infinity: no best loss yet is null."""
+        """The state as JSON; an infinite `best_loss`, which JSON cannot hold, becomes null."""
         best_loss = self.best_loss if math.isfinite(self.best_loss) else None
         return {**asdict(self), "best_loss": best_loss}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
+        """The state that `to_json` wrote."""
         best_loss = math.inf if content["best_loss"] is None else content["best_loss"]
         curve = [(step, loss) for step, loss in content["curve"]]
         return cls(**{**content, "best_loss": best_loss, "curve": curve})
 
 
 def write_state(folder: Path, state: TrainState, trainer: dict[str, Any]) -> None:
-    """Write `state.json`: the state, and what the trainer adds to its tensors."""
+    """Write `state.json`; `trainer` is what `Trainer.save` returned."""
     content = {"schema": SCHEMA, "state": state.to_json(), "trainer": trainer}
     (folder / STATE_FILE).write_text(json.dumps(content, indent=1, allow_nan=False))
 
 
 def read_state(folder: Path) -> tuple[TrainState, dict[str, Any]]:
-    """What `write_state` wrote."""
+    """Read the state, and what `Trainer.restore` needs, from a checkpoint's folder."""
     content = json.loads((folder / STATE_FILE).read_text())
     return TrainState.from_json(content["state"]), content["trainer"]
 
 
 def saved_clock_seconds(folder: Path) -> float:
-    """The training clock in a checkpoint."""
+    """Read the training clock of a checkpoint."""
     return read_state(folder)[0].clock_seconds
 
 
 def unreadable(folder: Path) -> str | None:
-    """Why this version of the code cannot go on from a verified checkpoint; None if it can."""
+    """Say why this version of the code cannot go on from a checkpoint; None if it can."""
     schema = json.loads((folder / STATE_FILE).read_text()).get("schema")
     if schema == SCHEMA:
         return None

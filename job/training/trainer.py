@@ -1,4 +1,4 @@
-"""`Trainer`: a model with its optimizer and scaler; a step, an evaluation, save and restore."""
+"""`Trainer`: a model with its optimizer and loss scaler, and what can be done with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch.nn.utils import clip_grad_norm_
 from job.data.samples import SampleTable
 from job.ledger.records import Recipe
 from job.training.batching import MicroBatch, pack, samples_of_step
-from job.training.crew import TOTALS, Crew, Kind, Order, split_evenly, sum_up
 from job.training.footprint import Recompute
 from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, target_nll
@@ -28,10 +27,10 @@ from job.training.state import StepReport, TrainState
 MIN_TOKEN_BUDGET = 16  # below it every sample goes alone, and a smaller budget changes nothing
 MAX_SKIPPED_STEPS = 20  # in a row; the scaler's first few skips are normal
 
-ShouldStop = Callable[[], None]
+ShouldStop = Callable[[], None]  # raises to stop; asked before every micro-batch
 
 
-def _never() -> None:
+def never_stop() -> None:
     """A `should_stop` that never stops."""
 
 
@@ -48,7 +47,6 @@ class Trainer:
         recompute: Recompute = "none",
     ) -> None:
         self.model = model
-        self.crew: Crew | None = None  # rank 0's followers
         self.recipe = recipe
         self.device, self.dtype = device, model_dtype(model)
         self.set_plan(token_budget, recompute)
@@ -65,17 +63,20 @@ class Trainer:
         self.scaler = loss_scaler(device, self.dtype)
 
     def set_plan(self, token_budget: int, recompute: Recompute) -> None:
-        """What a micro-batch may hold from now on; changes rounding and dropout's masks only."""
+        """Set how many tokens a micro-batch may hold, and which layers are recomputed, from now on.
+
+        Changes only the rounding of sums and dropout's masks.
+        """
         self.token_budget, self.recompute = token_budget, recompute
         set_recompute(self.model, recompute)
 
     def step(
-        self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
+        self, table: SampleTable, state: TrainState, should_stop: ShouldStop = never_stop
     ) -> StepReport:
-        """One optimizer step on the samples of `state.step`. Raises `torch.OutOfMemoryError`.
+        """Take the optimizer step number `state.step` (the first is 0) and count it in `state`.
 
-        Whatever is raised, also by `should_stop`, weights, moments and `state` are those before
-        the step; partial gradients are dropped.
+        Raises `torch.OutOfMemoryError` and what `should_stop` raises; weights, moments and `state`
+        are then those before the step, and partial gradients are dropped.
         """
         started = time.monotonic()
         learning_rate = learning_rate_at(self.recipe, state.step)
@@ -83,8 +84,9 @@ class Trainer:
         indices = samples_of_step(self.recipe, len(table), state.step)
         num_targets = table.targets_of(indices)
         # Dropout must not depend on what ran before, or a resumed trial would differ.
-        seed = derive_seed(self.recipe.seed, "step", state.step)
-        total = self._shared("step", table, indices, should_stop, seed=seed, targets=num_targets)
+        torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
+        batches = pack(table, indices, self._row_budget)
+        total = self.accumulate(batches, num_targets, should_stop)
         grad_norm = self._update(state)
         train_loss = float(total) / num_targets
         state.step += 1
@@ -99,134 +101,20 @@ class Trainer:
         return StepReport(state.step, train_loss, learning_rate, grad_norm, num_tokens, seconds)
 
     def take_step(self, batches: Sequence[MicroBatch], state: TrainState) -> None:
-        """Update the weights from given micro-batches, on this rank alone."""
+        """Update the weights once from given micro-batches, at the learning rate as it is."""
         num_targets = sum(len(batch.targets) for batch in batches)
-        self._accumulate(batches, num_targets, _never)
+        self.accumulate(batches, num_targets)
         self._update(state)
 
-    def compute_step(
-        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
-    ) -> torch.Tensor:
-        """A rank's share of a step: its summed NLL; its gradients stand in the parameters."""
-        torch.manual_seed(order.seed + rank)
-        batches = pack(table, order.shares[rank], self._row_budget)
-        return self._accumulate(batches, order.num_targets, should_stop)
-
     @out_of_memory_by_one_name()
-    def compute_nll(
-        self, table: SampleTable, order: Order, rank: int, should_stop: ShouldStop = _never
+    def accumulate(
+        self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop = never_stop
     ) -> torch.Tensor:
-        """A rank's share of an evaluation: its summed NLL."""
-        self.model.eval()
-        # On the device, as in a step; in fp64, so that the number of micro-batches does not show.
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.no_grad():
-            for batch in pack(table, order.shares[rank], self._row_budget):
-                should_stop()
-                total += self._nll(batch)
-        return total
+        """Add up the gradients of `batches`, of their summed NLL divided by `num_targets`.
 
-    def heaviest(self, table: SampleTable) -> MicroBatch:
-        """The micro-batch that takes the most memory: the longest samples that share a row."""
-        longest_first = np.argsort(table.lengths)[::-1].tolist()
-        return next(pack(table, longest_first, self._row_budget))
-
-    def ease(self) -> bool:
-        """After a failed step: need less memory from now on. False if there is nothing to ease.
-
-        Recomputing costs a third more, a smaller budget mostly less; but only after recomputing
-        does one sample alone take the least, so this order is sure to come down to it.
+        Returns the summed negative log-likelihood in nats, a fp32 scalar on the device. Raises
+        `torch.OutOfMemoryError`.
         """
-        if self.recompute != "all":
-            self.set_plan(self.token_budget, "second" if self.recompute == "none" else "all")
-        elif self.token_budget >= MIN_TOKEN_BUDGET:
-            self.set_plan(self.token_budget // 2, "all")
-        else:
-            return False
-        self.optimizer.zero_grad(set_to_none=True)
-        for parameter, moments in list(self.optimizer.state.items()):
-            if "exp_avg_sq" not in moments:  # made last: memory ran out while they were made
-                del self.optimizer.state[parameter]
-        # An OOM between unscaling and the update would leave the scaler refusing the next step.
-        old = self.scaler.state_dict()
-        self.scaler = loss_scaler(self.device, self.dtype)
-        if old:
-            self.scaler.load_state_dict(old)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return True
-
-    def evaluate(
-        self, table: SampleTable, state: TrainState, should_stop: ShouldStop = _never
-    ) -> float:
-        """eval/loss: summed NLL over all target tokens divided by their number, fp32 sums."""
-        started = time.monotonic()
-        total = self._shared("evaluate", table, list(range(len(table))), should_stop)
-        loss = float(total) / table.num_target_tokens
-        state.clock_seconds += time.monotonic() - started
-        return loss
-
-    def snapshot(self) -> Snapshot:
-        """Weights, moments and loss scale as they are now."""
-        return take_snapshot(self.model, self.optimizer, self.scaler)
-
-    def go_back(self, snapshot: Snapshot) -> None:
-        """To what `snapshot` saw."""
-        put_back(snapshot, self.model, self.optimizer, self.scaler)
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write adapter and moments as safetensors; return what else `restore` needs, as JSON."""
-        plan = {"token_budget": self.token_budget, "recompute": self.recompute}
-        return {**self.snapshot().write(folder), **plan}
-
-    def restore(self, folder: Path, saved: dict[str, Any]) -> None:
-        """Put back what `save` wrote; the next step then computes what it would have computed."""
-        self.go_back(read_snapshot(folder, saved))
-        # The mode was not written by the first version.
-        self.set_plan(saved["token_budget"], saved.get("recompute", self.recompute))
-
-    @property
-    def _row_budget(self) -> int:
-        """Samples of a family that we do not know share no row."""
-        return self.token_budget if self._packed else 1
-
-    def _nll(self, batch: MicroBatch) -> torch.Tensor:
-        # Entered here, around backbone and head alike; an autocast around an outer forward only
-        # would not cover a backbone that is called directly.
-        with autocast(self.device, self.dtype):
-            return target_nll(self.model, batch.to(self.device))
-
-    def _shared(
-        self,
-        kind: Kind,
-        table: SampleTable,
-        indices: list[int],
-        should_stop: ShouldStop,
-        *,
-        seed: int = 0,
-        targets: int = 1,
-    ) -> torch.Tensor:
-        """Have all ranks compute their share of `indices`; their sum."""
-        compute = self.compute_step if kind == "step" else self.compute_nll
-        plan = (self.token_budget, self.recompute)
-        if self.crew is None:
-            return compute(table, Order(kind, [indices], *plan, seed, targets), 0, should_stop)
-        shares = split_evenly(table.lengths[indices].tolist(), indices, self.crew.size)
-        order = Order(kind, shares, *plan, seed, targets, self.scaler.state_dict())
-        self.crew.give(order, self.parameters)
-        total, failed = torch.zeros((), dtype=TOTALS[kind], device=self.device), False
-        try:
-            total = compute(table, order, 0, should_stop)
-        except torch.OutOfMemoryError:
-            failed = True
-        sum_up(total, self.parameters if kind == "step" else None, failed=failed)
-        return total
-
-    @out_of_memory_by_one_name()
-    def _accumulate(
-        self, batches: Iterable[MicroBatch], num_targets: int, should_stop: ShouldStop
-    ) -> torch.Tensor:
-        """Gradients of the mean over `num_targets` targets; the summed NLL."""
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         # Summed on the device: reading a loss back after every micro-batch would stall the GPU.
@@ -238,14 +126,100 @@ class Trainer:
             total += nll.detach()
         return total
 
+    def heaviest(self, table: SampleTable) -> MicroBatch:
+        """Pack the longest samples of `table` into one micro-batch, which takes the most memory."""
+        longest_first = np.argsort(table.lengths)[::-1].tolist()
+        return next(pack(table, longest_first, self._row_budget))
+
+    def ease(self) -> bool:
+        """Need less memory from now on, after a step that ran out of it; False if that cannot be.
+
+        First more layers are recomputed, then the token budget is halved. Recomputing all layers
+        costs a third more time, a smaller budget mostly less; but a single sample takes the least
+        memory only with all layers recomputed, so this order is sure to come down to that.
+        """
+        if self.recompute != "all":
+            self.set_plan(self.token_budget, "second" if self.recompute == "none" else "all")
+        elif self.token_budget >= MIN_TOKEN_BUDGET:
+            self.set_plan(self.token_budget // 2, "all")
+        else:
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter, moments in list(self.optimizer.state.items()):
+            if "exp_avg_sq" not in moments:  # the last one made: memory ran out before it
+                del self.optimizer.state[parameter]
+        # A scaler whose step ran out of memory after unscaling would refuse the next step.
+        old = self.scaler.state_dict()
+        self.scaler = loss_scaler(self.device, self.dtype)
+        if old:
+            self.scaler.load_state_dict(old)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def evaluate(
+        self, table: SampleTable, state: TrainState, should_stop: ShouldStop = never_stop
+    ) -> float:
+        """Measure eval/loss: the mean negative log-likelihood, in nats, of all target tokens.
+
+        It is the sum over the whole table divided once, so it does not depend on how samples are
+        packed. Its seconds are added to the training clock. Raises `torch.OutOfMemoryError` and
+        what `should_stop` raises.
+        """
+        started = time.monotonic()
+        total = self._summed_nll(table, should_stop)
+        loss = float(total) / table.num_target_tokens
+        state.clock_seconds += time.monotonic() - started
+        return loss
+
+    def snapshot(self) -> Snapshot:
+        """Copy the weights, the optimizer's moments and the loss scale as they are now."""
+        return take_snapshot(self.model, self.optimizer, self.scaler)
+
+    def go_back(self, snapshot: Snapshot) -> None:
+        """Restore the state that `snapshot` saved."""
+        put_back(snapshot, self.model, self.optimizer, self.scaler)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write adapter and moments as safetensors; return what else `restore` needs, as JSON."""
+        plan = {"token_budget": self.token_budget, "recompute": self.recompute}
+        return {**self.snapshot().write(folder), **plan}
+
+    def restore(self, folder: Path, saved: dict[str, Any]) -> None:
+        """Put back what `save` wrote; the next step then computes what it would have computed."""
+        self.go_back(read_snapshot(folder, saved))
+        # The first version wrote no recompute mode.
+        self.set_plan(saved["token_budget"], saved.get("recompute", self.recompute))
+
+    @property
+    def _row_budget(self) -> int:
+        """The token budget of `pack`: 1 puts each sample of an unknown family into its own row."""
+        return self.token_budget if self._packed else 1
+
+    def _nll(self, batch: MicroBatch) -> torch.Tensor:
+        # `target_nll` calls backbone and head itself, so autocast has to be entered around both.
+        with autocast(self.device, self.dtype):
+            return target_nll(self.model, batch.to(self.device))
+
+    @out_of_memory_by_one_name()
+    def _summed_nll(self, table: SampleTable, should_stop: ShouldStop) -> torch.Tensor:
+        self.model.eval()
+        # Summed on the device, as in a step; in fp64, so that the packing does not show.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            for batch in pack(table, range(len(table)), self._row_budget):
+                should_stop()
+                total += self._nll(batch)
+        return total
+
     @out_of_memory_by_one_name()
     def _update(self, state: TrainState) -> float:
-        """Step the optimizer; return the gradient's norm before clipping.
+        """Clip the gradients and step the optimizer; return the gradients' norm before clipping.
 
-        If a gradient overflowed, the scaler skips the step and shrinks.
+        If a gradient overflowed, nothing is updated and the loss scale shrinks.
         """
         self.scaler.unscale_(self.optimizer)
-        # The GPU is waited for here, and once more in the scaler: of a step's seconds, nothing.
+        # Reading the norm waits for the GPU, and so does the scaler; next to a step it is nothing.
         grad_norm = float(clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
         skipped = not math.isfinite(grad_norm)
         if not skipped or self.scaler.is_enabled():

@@ -1,4 +1,4 @@
-"""The heaviest step of a trial, tried before the first one and undone."""
+"""`warm_up`: the heaviest step that a trial can meet, taken before the first one and undone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from job.training.trainer import Trainer
 
 
 def warm_up(trainer: Trainer, table: SampleTable, plan: MemoryPlan) -> str | None:
-    """Take the heaviest step that the plan allows, easing the plan where it does not fit; undo it.
+    """Take the heaviest step that the plan allows, ease the plan if it does not fit, undo the step.
 
-    Weights, moments, loss scale and random numbers are as before; only token budget and recompute
-    mode may have changed. Returns why the trial is infeasible: not even one sample fits.
+    Weights, moments, loss scale and random numbers are then as before; only token budget and
+    recompute mode may have changed. Returns None, or why the trial is infeasible: not even the
+    longest sample fits the GPU's memory.
     """
     log.info("memory: %s", plan)
     if not plan.warm_up:
@@ -39,6 +40,6 @@ def warm_up(trainer: Trainer, table: SampleTable, plan: MemoryPlan) -> str | Non
 
 
 def _heaviest_step(trainer: Trainer, table: SampleTable) -> None:
-    """Twice the heaviest micro-batch: the second one finds the gradients of the first in place."""
+    """Take a step of two heaviest micro-batches: the second finds the gradients of the first."""
     heaviest = trainer.heaviest(table)
     trainer.take_step([heaviest, heaviest], TrainState())

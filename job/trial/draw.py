@@ -84,7 +84,7 @@ def draw_for(
         frozen = freeze(params, run_id=run_id, wandb_sweep=str(path))
         return frozen.wandb_run_id == run_id
 
-    agent_run = draw(settings, definition, begin, check=should_stop)
+    agent_run = draw(settings, definition, begin, should_stop=should_stop)
     spec = slot.spec()
     if spec is None:
         return None

@@ -12,7 +12,7 @@ from job.ledger.records import Result
 from job.progress import size
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
-from job.sweep.hyperband import should_stop
+from job.sweep.hyperband import is_hopeless
 from job.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def stop_early(
         [loss for step, loss in result.finite_curve if step > 0]
         for _, _, result in ledger.committed(settings.num_trials)
     ]
-    if should_stop(definition.early_terminate, own, others):
+    if is_hopeless(definition.early_terminate, own, others):
         return f"early_terminate: among the worse after {len(own)} evaluations"
     return None
 

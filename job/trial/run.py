@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import job
@@ -47,24 +46,15 @@ if TYPE_CHECKING:
     from job.training.fit import Fit
 
 
-def run_trial(
-    settings: Settings, stop: Stop, watchdog: Watchdog, meeting: Path | None = None
-) -> str:
+def run_trial(settings: Settings, stop: Stop, watchdog: Watchdog) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
-
-    `meeting`: the folder where the processes of `JOB_NUM_GPUS` meet; this is rank 0 of them.
 
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
-    if settings.num_gpus > 1 and meeting is None:
-        raise SettingsError(
-            f"JOB_NUM_GPUS: is {settings.num_gpus}, but `job trial` is one process alone: use"
-            " `job run` or `job queue`, which start one for each GPU"
-        )
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
     with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-        return run_trial_on(store, settings, stop, real_training(meeting), watchdog)
+        return run_trial_on(store, settings, stop, real_training(), watchdog)
 
 
 def run_trial_on(

@@ -1,13 +1,13 @@
-"""A trial's real training: what of the job it is given, and torch, imported when it is needed."""
+"""The real training of a trial: what `fit` is given of an attempt. Imports torch in functions."""
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
+from job.data.samples import Tables
 from job.ledger.records import Recipe
 from job.ledger.uploads import Uploads
 from job.process.gpu import preflight
@@ -24,17 +24,15 @@ if TYPE_CHECKING:
     from job.training.fit import Fit
 
 
-def real_training(meeting: Path | None = None) -> Training:
-    """torch, peft and bitsandbytes, as far as a trial needs them.
-
-    `meeting`: the folder where the processes of `JOB_NUM_GPUS` meet; this one is their rank 0.
-    """
-    return Training(_open_device, _load_base, partial(_fit, meeting=meeting))
+def real_training() -> Training:
+    """The training with torch, PEFT and bitsandbytes, as `run_trial` uses it."""
+    return Training(_open_device, _load_base, _fit)
 
 
 def _open_device(settings: Settings) -> torch.device:
     preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
-    from job.training.device import open_device  # torch: not for a slot that is done
+    # Imported behind it: torch takes seconds, and this node may have no GPU that can be used.
+    from job.training.device import open_device
 
     return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
 
@@ -45,37 +43,28 @@ def _load_base(base: BaseModel, device: torch.device) -> Any:
     return load_base(base.location, base.hub_revision, device)
 
 
-def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path, *, meeting: Path | None) -> Fit:
-    # torch: not before there is something to train
-    from job.training.crew import CrewPlan
+def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path) -> Fit:
     from job.training.fit import FitInputs, fit
+    from job.training.loop import Ending
 
     settings, loaded, recipe = attempt.settings, attempt.loaded, attempt.spec.recipe
-    crew = None
-    if meeting is not None:
-        crew = CrewPlan(meeting, settings.num_gpus, loaded.base.location, loaded.base.hub_revision)
+    if attempt.spec.measure_step_0:
+        recipe = recipe.changed(eval_steps=(0, *recipe.eval_steps))
     inputs = FitInputs(
         base=loaded.model,
-        train_table=loaded.data.train,
-        eval_table=loaded.data.eval.head(settings.eval_rows),
+        tables=Tables(loaded.data.train, loaded.data.eval.head(settings.eval_rows)),
         memory=_plan_memory(attempt, recipe),
-        budget_seconds=settings.trial_budget_hours * 3600,
-        out_of_time=attempt.clock.out_of_time,
-        stop_early=partial(_stop_early, attempt),
-        measure_step_0=attempt.spec.measure_step_0,
+        ending=Ending(
+            should_stop=attempt.should_stop,
+            out_of_time=attempt.clock.out_of_time,
+            stop_asked=attempt.stop_asked,
+            hopeless=partial(_hopeless, attempt),
+        ),
         max_adapter_bytes=int(settings.max_adapter_mb * 1e6),
-        stop_asked=attempt.stop_asked,
+        budget_seconds=settings.trial_budget_hours * 3600,
         card=partial(_card, attempt),
-        crew=crew,
     )
-    return fit(
-        recipe,
-        inputs,
-        device=loaded.device,
-        work_dir=work_dir,
-        keeper=uploads,
-        should_stop=attempt.should_stop,
-    )
+    return fit(recipe, inputs, device=loaded.device, work_dir=work_dir, keeper=uploads)
 
 
 def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
@@ -88,7 +77,7 @@ def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
         Samples(
             longest=int(lengths.max()),
             mean=float(lengths.mean()),
-            per_step=math.ceil(recipe.samples_per_step / settings.num_gpus),
+            per_step=recipe.samples_per_step,
         ),
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,
@@ -112,7 +101,7 @@ def _card(attempt: Attempt, state: TrainState) -> str:
     return adapter_card(origin, eval_loss=state.best_loss, step=state.step)
 
 
-def _stop_early(attempt: Attempt, state: TrainState) -> str | None:
-    """`stop_early`, which may wait for the store as long as an outage is borne."""
+def _hopeless(attempt: Attempt, state: TrainState) -> str | None:
+    """Say why `early_terminate` ends the trial, or None; a failing store may be waited for."""
     with attempt.watchdog.phase("the store", outage_minutes=attempt.settings.outage_minutes):
         return stop_early(attempt.definition, attempt.slot.ledger, attempt.settings, state)

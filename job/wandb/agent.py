@@ -37,16 +37,16 @@ class AgentRun:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._agent, daemon=True, name="wandb agent")
 
-    def wait_for_run(self, seconds: float, check: Callable[[], None]) -> bool:
+    def wait_for_run(self, seconds: float, should_stop: Callable[[], None]) -> bool:
         """Whether the agent was given a run; False once it ended without one.
 
-        Raises `OutageError` after `seconds`, what the client's own error means, and what `check`
-        raises.
+        Raises `OutageError` after `seconds`, what the client's own error means, and what
+        `should_stop` raises.
         """
         self._thread.start()
         waited = 0.0
         while not self._handed_over.wait(POLL_SECONDS) and not self._ended.is_set():
-            check()
+            should_stop()
             waited += POLL_SECONDS
             if waited >= seconds:
                 raise OutageError(f"W&B: no trial from sweep {self.path} in {seconds / 60:g} min")
@@ -109,14 +109,14 @@ def draw(
     frozen: SweepDefinition,
     begin: Begin,
     *,
-    check: Callable[[], None],
+    should_stop: Callable[[], None],
 ) -> AgentRun | None:
     """A run of the sweep whose parameters `begin` has frozen; None if W&B has no more of them.
 
     `begin` says whether they are the ones that hold: a run that lost ends as failed, tagged
     `superseded`, and None is returned, too.
     """
-    sweep = wait_until_running(settings, check)
+    sweep = wait_until_running(settings, should_stop)
     check_same(
         frozen,
         sweep.definition,
@@ -131,7 +131,7 @@ def draw(
         return begin(params, run_id, path)
 
     drawn = AgentRun(sweep.path, begin_checked)
-    if drawn.wait_for_run(60 * settings.outage_minutes, check):
+    if drawn.wait_for_run(60 * settings.outage_minutes, should_stop):
         return drawn
-    read_sweep(settings, check)  # deleted meanwhile: says so
+    read_sweep(settings, should_stop)  # deleted meanwhile: says so
     return None

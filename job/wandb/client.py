@@ -127,10 +127,10 @@ def call(
     doing: str,
     action: Callable[[], Result],
     *,
-    check: Callable[[], None],
+    should_stop: Callable[[], None],
     seconds: float = 3 * REQUEST_SECONDS,
 ) -> Result:
-    """The action's result; `check` is asked meanwhile and may raise.
+    """The action's result; `should_stop` is asked meanwhile and may raise.
 
     Raises `OutageError` if it takes longer than `seconds`, and as `as_job_error` says.
     """
@@ -148,7 +148,7 @@ def call(
     threading.Thread(target=run, daemon=True, name="wandb call").start()
     waited = 0.0
     while not done.wait(POLL_SECONDS):
-        check()
+        should_stop()
         waited += POLL_SECONDS
         if waited >= seconds:
             raise OutageError(f"W&B: no answer in {seconds:.0f} s while {doing}")
@@ -212,12 +212,11 @@ def _is_bad_key(error: Exception) -> bool:
     return "error 401" in str(error) or "API key must" in str(error)
 
 
-def leave(exit_code: int, *, has_ranks: bool = False) -> None:
+def leave(exit_code: int) -> None:
     """Have the process end with this code and without wandb's exit hook, if wandb was used.
 
     The hook would wait for the network, and tell W&B that a run which goes on elsewhere has failed.
-    Exit hooks run last one first, so this one ends the process before wandb's. It also comes before
-    the end of the threads that speak with other ranks, which may abort (gloo: 4 of 8).
+    Exit hooks run last one first, so this one ends the process before wandb's.
     """
 
     def end() -> None:
@@ -225,18 +224,20 @@ def leave(exit_code: int, *, has_ranks: bool = False) -> None:
         sys.stderr.flush()
         os._exit(exit_code)
 
-    if has_ranks or "wandb" in sys.modules:
+    if "wandb" in sys.modules:
         atexit.register(end)
 
 
 ANSWER_SECONDS = 8.0  # that any answer may take, the look-up of the server's name included
 
 
-def check_reachable(check: Callable[[], None] = lambda: None) -> None:
+def check_reachable(should_stop: Callable[[], None] = lambda: None) -> None:
     """Return if W&B's server answers, whatever it says. Raises `OutageError`: what was tried."""
-    url = call("starting its client", _server, check=check)
+    url = call("starting its client", _server, should_stop=should_stop)
     try:
-        silence = call("knocking", lambda: silence_of(url), check=check, seconds=ANSWER_SECONDS)
+        silence = call(
+            "knocking", lambda: silence_of(url), should_stop=should_stop, seconds=ANSWER_SECONDS
+        )
     except OutageError:
         silence = f"not within {ANSWER_SECONDS:.0f} s"
     if silence is not None:

@@ -133,7 +133,7 @@ def _mirror_and_say(
     confirmed = call(
         f"mirroring slot {number}",
         lambda: mirror_slot(settings, *found),
-        check=should_stop,
+        should_stop=should_stop,
         seconds=seconds,
     )
     if confirmed:

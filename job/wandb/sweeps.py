@@ -79,7 +79,7 @@ def sweep_path(settings: Settings) -> SweepPath:
     return SweepPath(entity, project, sweep_id)
 
 
-def read_sweep(settings: Settings, check: Callable[[], None]) -> ServerSweep:
+def read_sweep(settings: Settings, should_stop: Callable[[], None]) -> ServerSweep:
     """The sweep as W&B has it now, asked for until `JOB_OUTAGE_MINUTES` are over.
 
     Raises `SettingsError` if there is none or it is not one of ours, `CredentialsError` if the key
@@ -89,18 +89,18 @@ def read_sweep(settings: Settings, check: Callable[[], None]) -> ServerSweep:
     path, limit = sweep_path(settings), 60 * settings.outage_minutes
 
     def ask() -> ServerSweep:
-        return call(f"reading sweep {path}", lambda: _fetch(path, limit), check=check)
+        return call(f"reading sweep {path}", lambda: _fetch(path, limit), should_stop=should_stop)
 
     def pause(seconds: float) -> None:
-        _pause(seconds, check)
+        _pause(seconds, should_stop)
 
     return retried(ask, seconds=limit, pause=pause)
 
 
-def wait_until_running(settings: Settings, check: Callable[[], None]) -> ServerSweep:
+def wait_until_running(settings: Settings, should_stop: Callable[[], None]) -> ServerSweep:
     """The sweep, once it is not paused; `PreemptedError` after `JOB_OUTAGE_MINUTES` of waiting."""
     waited, limit = 0.0, 60 * settings.outage_minutes
-    while (sweep := read_sweep(settings, check)).state == "PAUSED":
+    while (sweep := read_sweep(settings, should_stop)).state == "PAUSED":
         if waited >= limit:
             raise PreemptedError(
                 f"sweep {sweep.path} is paused, for {waited / 60:.2g} min now: resume it there"
@@ -108,7 +108,7 @@ def wait_until_running(settings: Settings, check: Callable[[], None]) -> ServerS
         if not waited:
             log.warning("sweep %s is paused; waiting %.2g min at most", sweep.path, limit / 60)
         pause = min(PAUSE_SECONDS, max(POLL_SECONDS, limit - waited))
-        _pause(pause, check)
+        _pause(pause, should_stop)
         waited += pause
     return sweep
 
@@ -132,7 +132,7 @@ def create_sweep(settings: Settings, definition: SweepDefinition) -> ServerSweep
         path = SweepPath(entity or client.default_entity, project, sweep_id)
         return path, str(client.sweep(str(path)).url)
 
-    path, url = call("registering the sweep", register, check=lambda: None)
+    path, url = call("registering the sweep", register, should_stop=lambda: None)
     return ServerSweep(path, "PENDING", parse_definition(config), url)
 
 
@@ -204,8 +204,8 @@ def _fetch(path: SweepPath, limit: float) -> ServerSweep:
     return ServerSweep(found, str(sweep.state).upper(), definition)
 
 
-def _pause(seconds: float, check: Callable[[], None]) -> None:
-    ended = threading.Event()  # never set: a clock that wakes up for `check`
+def _pause(seconds: float, should_stop: Callable[[], None]) -> None:
+    ended = threading.Event()  # never set: a clock that wakes up for `should_stop`
     for _ in range(max(1, round(seconds / POLL_SECONDS))):
-        check()
+        should_stop()
         ended.wait(POLL_SECONDS)

@@ -38,7 +38,7 @@ from job.trial import run
 from job.__main__ import main
 from tests.fake_training import FAKE_TRAINING
 job.__version__ = sys.argv[1]
-run.real_training = lambda meeting: FAKE_TRAINING
+run.real_training = lambda: FAKE_TRAINING
 sys.exit(main(["trial"]))
 """
 

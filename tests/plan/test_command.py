@@ -14,12 +14,12 @@ import pytest
 
 from job.plan import warnings
 from job.plan.forecast import (
-    Pace,
     Span,
+    Throughput,
     Workload,
-    pace_of_trials,
-    pace_on_a_t4,
-    pace_on_this_cpu,
+    throughput_of_trials,
+    throughput_on_a_t4,
+    throughput_on_this_cpu,
     trial_seconds,
 )
 from job.plan.sections import describe_cost
@@ -42,30 +42,30 @@ MISTRAL_7B = {
 def test_a_7b_on_a_t4_goes_as_published_and_as_aimed_at() -> None:
     shape = model_shape(MISTRAL_7B)
     assert shape is not None
-    pace = pace_on_a_t4(shape, "all")
-    assert (pace.slow, pace.fast) == pytest.approx((210, 350), rel=0.03)
-    assert "not measured" in pace.basis
-    assert pace_on_a_t4(shape, "none").fast == pytest.approx(1.5 * pace.fast)
+    throughput = throughput_on_a_t4(shape, "all")
+    assert (throughput.slow, throughput.fast) == pytest.approx((210, 350), rel=0.03)
+    assert "not measured" in throughput.basis
+    assert throughput_on_a_t4(shape, "none").fast == pytest.approx(1.5 * throughput.fast)
 
 
 def test_committed_trials_are_believed_before_any_estimate() -> None:
-    pace = pace_of_trials([100.0, 90.0, 3000.0])
-    assert pace.slow < 100 < pace.fast
-    assert pace.basis == "measured by 3 committed trials"
+    throughput = throughput_of_trials([100.0, 90.0, 3000.0])
+    assert throughput.slow < 100 < throughput.fast
+    assert throughput.basis == "measured by 3 committed trials"
 
 
 def test_an_evaluation_costs_one_forward_pass() -> None:
-    pace = Pace(slow=10, fast=20, basis="")
-    assert trial_seconds(Workload(1, 1000, 0), pace, "all") == Span(50, 100)
-    assert trial_seconds(Workload(1, 1000, 300), pace, "all") == Span(55, 110)
-    assert trial_seconds(Workload(1, 1000, 300), pace, "none") == Span(57.5, 115)
+    throughput = Throughput(slow=10, fast=20, basis="")
+    assert trial_seconds(Workload(1, 1000, 0), throughput, "all") == Span(50, 100)
+    assert trial_seconds(Workload(1, 1000, 300), throughput, "all") == Span(55, 110)
+    assert trial_seconds(Workload(1, 1000, 300), throughput, "none") == Span(57.5, 115)
 
 
-def test_this_cpu_has_a_pace() -> None:
+def test_this_cpu_has_a_throughput() -> None:
     shape = model_shape(MISTRAL_7B | {"hidden_size": 256, "intermediate_size": 512})
     assert shape is not None
-    pace = pace_on_this_cpu(shape)
-    assert 0 < pace.slow < pace.fast
+    throughput = throughput_on_this_cpu(shape)
+    assert 0 < throughput.slow < throughput.fast
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `job plan` counts: the costliest trial, its memory, several GPUs, money; its warnings.
+"""What `job plan` counts: the costliest trial, its memory, money; its warnings.
 
 `pytest tests/plan/test_forecast.py`
 """
@@ -18,8 +18,8 @@ from job.data.samples import SampleTable
 from job.data.table_files import Counts
 from job.ledger.ledger import Ledger
 from job.plan import warnings
-from job.plan.command import _pace
-from job.plan.forecast import Pace, Span
+from job.plan.command import _throughput
+from job.plan.forecast import Span
 from job.plan.sections import describe_cost
 from job.plan.workload import Costliest, memory_of, workload_of
 from job.settings import Settings
@@ -93,37 +93,27 @@ def test_memory_is_planned_for_the_card_that_the_settings_describe() -> None:
     assert small.predicted is not None
     assert t4.predicted is not None
     assert small.predicted.total < 10 * 2**30
-    # A GPU's share of a step is smaller, so a row needs to hold no more than that.
-    many = memory_of(_settings(num_gpus=16, gpu_memory_gb=80), BASE, _data(), worst)
-    one = memory_of(_settings(gpu_memory_gb=80), BASE, _data(), worst)
-    assert many.token_budget <= 300 < one.token_budget
+    large = memory_of(_settings(gpu_memory_gb=80), BASE, _data(), worst)
+    assert large.token_budget > 300, "several samples of 300 tokens share a row"
 
 
-def test_several_gpus_take_at_best_their_share_of_the_time_and_at_worst_twice_that() -> None:
-    assert Pace(100, 200, "b").on_gpus(1) == Pace(100, 200, "b")
-    assert Pace(100, 200, "b").on_gpus(4) == Pace(200, 800, "b; 4 GPUs")
-    assert Pace(100, 200, "b").on_gpus(2).slow == 100, "never slower than one alone"
-
-
-def test_the_cost_is_that_of_all_trials_on_all_their_gpus() -> None:
+def test_the_cost_is_that_of_all_trials() -> None:
     span = Span(3600, 7200)
-    told = describe_cost(_settings(num_trials=12, num_gpus=2, gpu_hourly_usd=0.5), span)
-    assert told == "12 trials: 24.0 h to 48.0 h of GPU at most, $12.00 to $24.00"
+    told = describe_cost(_settings(num_trials=12, gpu_hourly_usd=0.5), span)
+    assert told == "12 trials: 12.0 h to 24.0 h of GPU at most, $6.00 to $12.00"
     assert "JOB_GPU_HOURLY_USD" in describe_cost(_settings(), span)
 
 
-def test_what_trials_did_is_believed_as_it_is_and_an_estimate_grows_with_the_gpus(
-    tmp_path: Path,
-) -> None:
+def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
     ledger, shape = Ledger(LocalStore(tmp_path), "s"), model_shape(MISTRAL_7B)
     assert shape is not None
-    settings = _settings(num_gpus=4)
-    estimate = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
-    assert estimate.fast == pytest.approx(4 * 350, rel=0.03)
+    settings = _settings()
+    estimate = _throughput(settings, ledger, shape, MemoryPlan(64, "all"))
+    assert estimate.fast == pytest.approx(350, rel=0.03)
     ledger.slot(0).specify(make_spec())
     ledger.slot(0).commit(make_result(tokens_per_second=500.0))
-    measured = _pace(settings, ledger, shape, MemoryPlan(64, "all"))
-    assert (measured.slow, measured.fast) == pytest.approx((475, 525)), "of all its GPUs together"
+    measured = _throughput(settings, ledger, shape, MemoryPlan(64, "all"))
+    assert (measured.slow, measured.fast) == pytest.approx((475, 525))
 
 
 def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from job.data.samples import Tables
 from job.progress import size
 from tests.tiny_model import make_base, make_recipe, make_table
-from tests.training.tiny_training import never_stop
 
 pytestmark = pytest.mark.slow
 
@@ -75,17 +75,15 @@ def _fit(base: Path, work_dir: Path, *, kept: Kept, max_adapter_bytes: int, **re
     import torch
 
     from job.training.fit import FitInputs, fit
+    from job.training.loop import Ending
     from job.training.memory import MemoryPlan
     from job.training.model import load_base
 
     inputs = FitInputs(
         base=load_base(str(base), None, torch.device("cpu")),
-        train_table=make_table(40, seed=1),
-        eval_table=make_table(12, seed=2),
+        tables=Tables(make_table(40, seed=1), make_table(12, seed=2)),
         memory=MemoryPlan(80),
-        out_of_time=lambda state: None,
-        stop_early=lambda state: None,
-        measure_step_0=True,
+        ending=Ending(),
         max_adapter_bytes=max_adapter_bytes,
     )
     return fit(
@@ -94,7 +92,6 @@ def _fit(base: Path, work_dir: Path, *, kept: Kept, max_adapter_bytes: int, **re
         device=torch.device("cpu"),
         work_dir=work_dir,
         keeper=kept,
-        should_stop=never_stop,
     )
 
 

@@ -132,7 +132,7 @@ def test_out_of_memory_eases_the_plan_and_loses_no_step(tmp_path: Path, no_cap: 
     torch.cuda.set_per_process_memory_fraction(cap / total)
     assert warm_up(trainer, table, MemoryPlan(4096, "none", warm_up=True)) is None
     assert trainer.recompute != "none"
-    trainer.set_plan(4096, "none")  # as if training met it unrehearsed
+    trainer.set_plan(4096, "none")  # as if training met it without a warm-up
     before = [p.detach().clone() for p in trainer.parameters]
     trainer.optimizer.param_groups[0]["lr"] = 1e-3
     easing_on_oom(trainer, lambda: trainer.take_step([trainer.heaviest(table)], TrainState()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from job.training.eta import Pace, forecast
+from job.training.eta import StepTimer, forecast
 from job.training.state import TrainState
 from tests.tiny_model import make_recipe
 
@@ -51,8 +51,8 @@ def test_a_budget_that_cuts_the_trial_short_is_named_with_the_step() -> None:
 
 
 def test_the_line_comes_once_after_twenty_steps_and_leaves_out_the_slow_ones() -> None:
-    pace = Pace(make_recipe(planned_steps=100, eval_steps=(100,)), 1000, None)
-    lines = [pace.step(TrainState(step=n + 1), 500, 9.0 if n < 5 else 0.5) for n in range(60)]
+    timer = StepTimer(make_recipe(planned_steps=100, eval_steps=(100,)), 1000, None)
+    lines = [timer.count(TrainState(step=n + 1), 500, 9.0 if n < 5 else 0.5) for n in range(60)]
     assert [n for n, line in enumerate(lines) if line] == [19]
     assert str(lines[19]).startswith(
         "2 steps/s, 1000 tokens/s: the 80 steps and 1 evaluations left"

@@ -106,10 +106,10 @@ def test_a_trial_takes_its_plan_where_it_fits_and_an_easier_one_where_it_does_no
         {"side": "job", "config": SMALL, "memory_gib": 1.0, "cap_gib": 0.12},
     )
     assert not fits["eased"]
-    assert fits["rehearsed_bytes"] <= fits["predicted_bytes"]
+    assert fits["warm_up_bytes"] <= fits["predicted_bytes"]
     assert eases["eased"]
     assert eases["infeasible"] is None
-    assert max(eases["rehearsed_bytes"], eases["peak_bytes"]) <= 0.4 * 2**30
+    assert max(eases["warm_up_bytes"], eases["peak_bytes"]) <= 0.4 * 2**30
     assert eases["standing_bytes"] == fits["standing_bytes"]
     assert none["infeasible"].startswith("the longest sample does not fit the GPU's memory")
 

@@ -28,15 +28,12 @@ def _attempt(work_dir: Path, resume_dir: Path | None) -> Any:
     import torch
 
     from job.training.fit import fit
+    from job.training.loop import Ending
 
-    inputs: Any = SimpleNamespace(
-        base=FullCard(), memory=SimpleNamespace(recompute=False, token_budget=64)
-    )
+    memory = SimpleNamespace(recompute=False, token_budget=64)
+    inputs: Any = SimpleNamespace(base=FullCard(), memory=memory, ending=Ending())
     keeper: Any = SimpleNamespace(resume_dir=resume_dir)
-    return fit(
-        make_recipe(), inputs, device=torch.device("cpu"), work_dir=work_dir, keeper=keeper,
-        should_stop=lambda: None,
-    )  # fmt: skip
+    return fit(make_recipe(), inputs, device=torch.device("cpu"), work_dir=work_dir, keeper=keeper)
 
 
 def test_an_adapter_without_room_beside_the_base_is_infeasible(tmp_path: Path) -> None:

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 
 import pytest
 
 from job.errors import GpuError, JobError, OutageError, SettingsError
-from tests.tiny_model import make_base, make_recipe
+from tests.tiny_model import make_base
 
 pytestmark = pytest.mark.slow
 
@@ -83,23 +82,3 @@ def test_libraries_own_words_for_out_of_memory_get_one_name() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with")
     with pytest.raises(RuntimeError, match="shapes"), gpu_faults_told():
         raise RuntimeError("shapes cannot be multiplied")
-
-
-def test_a_fault_of_another_ranks_card_is_told_as_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    from job.training.follower import follow
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    task = {
-        "location": str(make_base(tmp_path / "base")), "revision": None,
-        "recipe": make_recipe().to_json(),
-    }  # fmt: skip
-    (tmp_path / "task.json").write_text(json.dumps(task))
-    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
-    with pytest.raises(GpuError, match="this node's GPU failed: CUDA error: an illegal"):
-        follow(tmp_path, rank=1, size=2, device=torch.device("cpu"))

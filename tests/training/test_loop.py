@@ -10,7 +10,7 @@ import pytest
 
 from job.errors import GpuError
 from tests.tiny_model import make_base, make_recipe, make_table
-from tests.training.tiny_training import make_trainer, never_stop, train_on_tables
+from tests.training.tiny_training import InMemory, make_trainer, never_stop, train_on_tables
 
 pytestmark = pytest.mark.slow
 
@@ -21,17 +21,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_lowers_eval_loss_and_keeps_the_best(base: Path) -> None:
-    seen: list[tuple[int, float, bool]] = []
-    outcome = train_on_tables(
-        make_trainer(base, make_recipe(learning_rate=0.03)),
-        on_eval=lambda s, loss, best: seen.append((s, loss, best)),
-    )
+    trainer = make_trainer(base, make_recipe(learning_rate=0.03))
+    recorder = InMemory(trainer)
+    outcome = train_on_tables(trainer, recorder)
     state = outcome.state
     assert (outcome.status, state.step) == ("completed", 20)
     assert [step for step, _ in state.curve] == [0, 5, 10, 15, 20]
     assert state.best_loss == min(loss for step, loss in state.curve if step > 0)
     assert state.best_loss < 0.99 * state.curve[0][1]
-    assert [best for _, _, best in seen][:2] == [False, True]
+    assert [best for _, _, best in recorder.evals][:2] == [False, True]
 
 
 def test_two_runs_with_one_seed_are_bitwise_equal_with_dropout_on(base: Path) -> None:
@@ -68,7 +66,7 @@ def test_patience_ends_the_trial_with_the_best_adapter(base: Path) -> None:
 
     # A learning rate that only does harm after the first steps.
     recipe = make_recipe(learning_rate=3.0, lr_scheduler="constant", patience=2, planned_steps=80,
-                         eval_steps=tuple(range(1, 81)))  # fmt: skip
+                         eval_steps=tuple(range(81)))  # fmt: skip
     trainer = make_trainer(base, recipe)
     outcome = train_on_tables(trainer)
     state = outcome.state
@@ -119,10 +117,32 @@ def test_twenty_skipped_steps_in_a_row_diverge(base: Path) -> None:
     assert (outcome.status, outcome.state.step) == ("diverged", MAX_SKIPPED_STEPS)
 
 
+def test_a_person_ends_a_trial_after_a_last_evaluation(base: Path) -> None:
+    asked: list[str] = []
+
+    def stop_asked() -> str | None:
+        asked.append("")
+        return "stopped on W&B" if len(asked) == 3 else None
+
+    outcome = train_on_tables(
+        make_trainer(base, make_recipe()),
+        stop_asked=stop_asked,
+        out_of_time=lambda state: "the budget is spent" if state.step == 3 else None,
+    )
+    assert (outcome.status, outcome.reason) == ("stopped", "stopped on W&B")
+    assert [step for step, _ in outcome.state.curve] == [0, 3]
+    assert outcome.state.best_step == 3
+
+
+def test_the_untuned_model_is_evaluated_only_where_the_recipe_says_so(base: Path) -> None:
+    outcome = train_on_tables(make_trainer(base, make_recipe(eval_steps=(10, 20))))
+    assert [step for step, _ in outcome.state.curve] == [10, 20]
+
+
 def test_a_hopeless_trial_is_stopped_after_an_evaluation(base: Path) -> None:
     outcome = train_on_tables(
         make_trainer(base, make_recipe()),
-        stop_early=lambda state: "worse than others" if len(state.curve) == 3 else None,
+        hopeless=lambda state: "worse than others" if len(state.curve) == 3 else None,
     )
     assert (outcome.status, outcome.state.step) == ("stopped", 10)
     assert outcome.state.best is not None
@@ -169,13 +189,14 @@ def test_a_card_that_gets_too_small_in_mid_trial_is_this_nodes_and_not_the_trial
     def full(batch: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("planted")
 
-    def fill_after_step_3(report: Any) -> None:
-        if report.step == 3:
-            trainer._nll = full
+    class FullAfterStep3(InMemory):
+        def on_step(self, report: Any) -> None:
+            if report.step == 3:
+                trainer._nll = full
 
     trainer = make_trainer(base, make_recipe())
     with pytest.raises(GpuError, match="out of GPU memory at step 3, where the steps before"):
-        train_on_tables(trainer, on_step=fill_after_step_3)
+        train_on_tables(trainer, FullAfterStep3(trainer))
 
 
 def test_should_stop_ends_within_one_micro_batch(base: Path) -> None:

@@ -44,10 +44,11 @@ def _gradients(trainer: Any, table: Any) -> Any:
     """Of a step, unscaled, in one row; the weights stay."""
     import torch
 
-    from job.training.crew import Order
+    from job.training.batching import pack
 
-    order = Order("step", [list(range(len(table)))], 80, "none", 0, table.num_target_tokens)
-    trainer.compute_step(table, order, 0)
+    torch.manual_seed(0)
+    batches = pack(table, range(len(table)), trainer.token_budget)
+    trainer.accumulate(batches, table.num_target_tokens)
     trainer.scaler.unscale_(trainer.optimizer)
     return torch.cat([p.grad.flatten().cpu() for p in trainer.parameters])
 
@@ -190,14 +191,13 @@ def test_small_gradients_survive_fp16(base: Path, device: str) -> None:
     """Of a mean over 10 million targets: unlifted, most of what leaves the head would be 0."""
     import torch
 
-    from job.training.crew import Order
+    from job.training.batching import pack
 
     table = make_table(4, seed=3)
-    order = Order("step", [[0, 1, 2, 3]], 80, "none", 0, num_targets=10_000_000)
     sums = []
     for where, dtype in ((device, "float16"), ("cpu", "float32")):
         trainer = half_trainer(base, where, dtype, lora_dropout=0.0)
-        trainer.compute_step(table, order, 0)
+        trainer.accumulate(pack(table, range(4), trainer.token_budget), 10_000_000)
         trainer.scaler.unscale_(trainer.optimizer)
         sums.append(torch.cat([p.grad.flatten().cpu() for p in trainer.parameters]))
     assert torch.linalg.norm(sums[0] - sums[1]) < 0.03 * torch.linalg.norm(sums[1])

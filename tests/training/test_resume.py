@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from job.data.samples import Tables
 from job.errors import PreemptedError
 from job.ledger.folders import PublishedFolder, seal_folder
 from job.training.memory import MemoryPlan
@@ -76,17 +77,16 @@ def _attempt(base: Path, disk: Disk, work_dir: Path, stop: StopAt) -> Any:
     import torch
 
     from job.training.fit import FitInputs, fit
+    from job.training.loop import Ending
     from job.training.model import load_base
 
     work_dir.mkdir(parents=True)
     inputs = FitInputs(
         base=load_base(str(base), None, torch.device("cpu")),
-        train_table=make_table(22, seed=1),  # 20 steps of 4: three ends of an epoch
-        eval_table=make_table(12, seed=2),
+        # 20 steps of 4 samples: three ends of an epoch.
+        tables=Tables(make_table(22, seed=1), make_table(12, seed=2)),
         memory=MemoryPlan(50),
-        out_of_time=lambda state: None,
-        stop_early=lambda state: None,
-        measure_step_0=True,
+        ending=Ending(should_stop=stop),
         max_adapter_bytes=10**9,
     )
     recipe = make_recipe(lora_dropout=0.1, learning_rate=0.03)
@@ -96,7 +96,6 @@ def _attempt(base: Path, disk: Disk, work_dir: Path, stop: StopAt) -> Any:
         device=torch.device("cpu"),
         work_dir=work_dir,
         keeper=disk,
-        should_stop=stop,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from job.data.samples import Tables
 from job.errors import GpuError
 from job.training.memory import MemoryPlan
 from tests.tiny_model import make_base, make_recipe, make_table
@@ -112,6 +113,7 @@ def _fit_with(base: Path, folder: Path, failure: Exception) -> Any:
     import torch
 
     from job.training.fit import FitInputs, fit
+    from job.training.loop import Ending
     from job.training.model import load_base
 
     def refuse(_: Any, __: Any) -> None:
@@ -128,12 +130,9 @@ def _fit_with(base: Path, folder: Path, failure: Exception) -> Any:
     model.base_model.register_forward_pre_hook(refuse)
     inputs = FitInputs(
         base=model,
-        train_table=table,
-        eval_table=table,
+        tables=Tables(table, table),
         memory=MemoryPlan(BUDGET, warm_up=True),
-        out_of_time=lambda state: None,
-        stop_early=lambda state: None,
-        measure_step_0=True,
+        ending=Ending(),
         max_adapter_bytes=200_000_000,
     )
     return fit(
@@ -142,7 +141,6 @@ def _fit_with(base: Path, folder: Path, failure: Exception) -> Any:
         device=cpu,
         work_dir=folder,
         keeper=Nobody(),  # type: ignore[arg-type]
-        should_stop=lambda: None,
     )
 
 

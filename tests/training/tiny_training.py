@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from job.data.samples import Tables
+from job.training.state import TrainState
 from tests.tiny_model import make_recipe, make_table
 
 on_every_device = pytest.mark.parametrize(
@@ -51,20 +53,28 @@ def never_stop() -> None:
     """A `should_stop` that never stops."""
 
 
-def train_on_tables(trainer: Any, **changes: Any) -> Any:
-    from job.training.loop import train
-    from job.training.model import adapter_state
-    from job.training.state import TrainState
+class InMemory:
+    """A `Recorder` that keeps evaluations and the best adapter in memory instead of a bucket."""
 
-    options: dict[str, Any] = {
-        "state": TrainState(),
-        "measure_step_0": True,
-        "out_of_time": lambda state: None,
-        "stop_early": lambda state: None,
-        "on_step": lambda report: None,
-        "on_eval": lambda step, loss, is_best: None,
-        # In memory instead of a bucket.
-        "on_best": lambda: {"adapter": adapter_state(trainer.model)},
-        "should_stop": never_stop,
-    }
-    return train(trainer, make_table(40, seed=1), make_table(12, seed=2), **options | changes)
+    def __init__(self, trainer: Any) -> None:
+        self.state = TrainState()
+        self.evals: list[tuple[int, float, bool]] = []
+        self._trainer = trainer
+
+    def on_step(self, report: Any) -> None:
+        """Nothing is kept of a step."""
+
+    def on_eval(self, step: int, loss: float, is_best: bool) -> None:
+        self.evals.append((step, loss, is_best))
+
+    def on_best(self) -> dict[str, Any]:
+        from job.training.model import adapter_state
+
+        return {"adapter": adapter_state(self._trainer.model)}
+
+
+def train_on_tables(trainer: Any, recorder: Any = None, **ending: Any) -> Any:
+    from job.training.loop import Ending, train
+
+    tables = Tables(make_table(40, seed=1), make_table(12, seed=2))
+    return train(trainer, tables, recorder or InMemory(trainer), Ending(**ending))

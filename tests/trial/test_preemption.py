@@ -145,34 +145,3 @@ def test_a_trial_does_not_outlive_its_killed_parent(inputs: dict[str, str], tmp_
 
 def _children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _follower_of(process: subprocess.Popen[str]) -> int:
-    """The process id of rank 1, a child of our parent process."""
-    lines = {child: Path(f"/proc/{child}/cmdline") for child in _children(process.pid)}
-    (found,) = (child for child, line in lines.items() if b"--rank\x001" in line.read_bytes())
-    return found
-
-
-def test_two_ranks_save_and_end_whichever_of_them_is_ended(
-    inputs: dict[str, str], tmp_path: Path
-) -> None:
-    ranks = inputs | {"JOB_NUM_GPUS": "2"}
-    first = _start(ranks, tmp_path)
-    seen = _lines_until(first, "checkpoint at step")
-    follower = _follower_of(first)
-    os.kill(follower, signal.SIGKILL)
-    code, rest = _finish(first)
-    assert code == 72, seen + rest
-    assert "another process of this trial is gone" in rest
-    second = _start(ranks, tmp_path)
-    seen = _lines_until(second, "going on from the checkpoint at step")
-    seen += _lines_until(second, "GPUs share each step")
-    follower = _follower_of(second)
-    second.send_signal(signal.SIGTERM)
-    code, rest = _finish(second)
-    assert code == 75, seen + rest
-    assert not Path(f"/proc/{follower}").exists(), "no process is left"
-    code, rest = _finish(_start(ranks, tmp_path))
-    assert code == 0, rest
-    assert _result(tmp_path)["steps"] == 240

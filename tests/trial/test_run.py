@@ -247,22 +247,3 @@ def test_status_shows_a_damaged_slot_beside_the_others(job: Run, tmp_path: Path)
     assert "damaged" in done.stdout
     assert "best: slot 0" in done.stdout
     assert job(JOB_COMPLETION_INDEX="1").returncode == 69
-
-
-def test_two_ranks_commit_one_trial_that_equals_one_ranks(job: Run, tmp_path: Path) -> None:
-    together = job("run", JOB_NUM_GPUS="2", JOB_LORA_DROPOUT="0", JOB_MAX_STEPS="6")
-    assert together.returncode == 0, together.stderr
-    assert "2 GPUs share each step" in together.stderr
-    alone = job("run", JOB_LORA_DROPOUT="0", JOB_MAX_STEPS="6", JOB_OUTPUT_URI=tmp_path / "alone")
-    assert alone.returncode == 0, alone.stderr
-    ours, theirs = (
-        _read(folder, "0000/result.json") for folder in (tmp_path / "out", tmp_path / "alone")
-    )
-    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
-    assert ours["gpu_seconds"] > theirs["gpu_seconds"], "both ranks' seconds are paid for"
-
-
-def test_a_trial_in_this_process_alone_cannot_have_two_ranks(job: Run) -> None:
-    refused = job("trial", JOB_NUM_GPUS="2")
-    assert refused.returncode == 64
-    assert "JOB_NUM_GPUS: is 2" in refused.stderr
