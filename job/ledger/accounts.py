@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import job
 from job.errors import SlotError
 from job.ledger.ledger import Ledger
-from job.ledger.records import Account, Lease, AttemptProgress
+from job.ledger.records import Account, AttemptProgress, Lease
 from job.ledger.slot import Slot
 from job.log import log
 
