@@ -6,6 +6,7 @@ SDK resumes where it broke off and checks by crc32c.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from job.errors import SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
 from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
 from job.store.gcs_faults import diagnose, is_absent
-from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
 
 _RESUMABLE_BYTES = 8 * 2**20  # from here on an upload is resumable, not one request
+_NUM_CONNECTIONS = 10  # kept open; requests' own number
 _CHUNK_BYTES = 32 * 2**20  # a resumed upload repeats at most this much; a multiple of 256 KiB
 
 
@@ -151,23 +152,39 @@ class GcsBucket:
             self._bucket = None
 
     def _gcs(self) -> Any:
-        from google.cloud import storage
-
         with self._lock:
             if self._bucket is None:
-                client = storage.Client(project=None)
-                for adapter in client._http.adapters.values():
-                    pools = adapter.poolmanager
-                    pools.pool_classes_by_scheme = keep_pace(
-                        pools.pool_classes_by_scheme, self._limits.pace
-                    )
-                self._bucket = client.bucket(self._name)
+                self._bucket = _connect(self._limits).bucket(self._name)
             return self._bucket
 
     def _resuming(self) -> Any:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
         return DEFAULT_RETRY.with_timeout(self._limits.seconds_in_sdk)
+
+
+def _connect(limits: Limits) -> Any:
+    """A client whose connections keep the pace; mutual TLS, where it is set up, keeps its own.
+
+    The constructor's argument `_http` is in Google's reference, though it may change; there is no
+    other for a session. tests/store/test_pace.py sees it if it does.
+    """
+    import google.auth
+    from google.auth.credentials import AnonymousCredentials
+    from google.auth.transport.requests import AuthorizedSession
+    from google.cloud import storage
+
+    from job.store.adapter import PacedAdapter
+
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        credentials = AnonymousCredentials()
+    else:
+        credentials, _ = google.auth.default(scopes=storage.Client.SCOPE)
+    session = AuthorizedSession(credentials)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, PacedAdapter(limits.pace, num_connections=_NUM_CONNECTIONS))
+    session.configure_mtls_channel()
+    return storage.Client(project=None, credentials=credentials, _http=session)
 
 
 class _Watched:

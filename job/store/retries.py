@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from job.errors import CredentialsError, SettingsError, StoreError
 from job.log import log
-from job.store.pace import MINIMUM_PACE, Pace
+from job.store.pace import MINIMUM_PACE, MinimumPace
 
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -26,7 +26,7 @@ class Limits:
     credentials_seconds: float = 180  # a cold node has no identity in its first minutes
     connect_seconds: float = 5
     read_seconds: float = 30  # between two bytes of an answer
-    pace: Pace = MINIMUM_PACE
+    pace: MinimumPace = MINIMUM_PACE
     # Of one request inside the SDK, where it retries by itself. boto3's default of 3 dies on four
     # 503 in a row.
     attempts: int = 10

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from job.errors import StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
 from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
-from job.store.pace import keep_pace
 from job.store.retries import Fault, Limits
 from job.store.s3_faults import diagnose, error_code
 
@@ -184,7 +183,10 @@ class _Watcher:
 
 def _connect(limits: Limits) -> Any:
     import boto3
+    import botocore.session
     from botocore.config import Config
+
+    from job.store.adapter import Sender
 
     # Servers of one's own rarely have a host name for each bucket. boto3 has no variable for this.
     own_server = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} & set(os.environ)
@@ -196,11 +198,14 @@ def _connect(limits: Limits) -> Any:
         s3={"addressing_style": "path"} if own_server else None,
     )
     # A session of our own: boto3's default one is not safe across threads and keeps what it found.
-    client = boto3.session.Session().client("s3", config=config)
-    # boto3 takes no connections of ours, so they are put where it makes its own
-    # (tests/store/test_pace.py sees it if they move).
-    pools = client._endpoint.http_session._pool_classes_by_scheme
-    pools.update(keep_pace(pools, limits.pace))
+    session = botocore.session.get_session()
+    client = boto3.session.Session(botocore_session=session).client("s3", config=config)
+    sender = Sender(
+        limits,
+        num_connections=config.max_pool_connections,
+        ca_bundle=session.get_config_variable("ca_bundle"),
+    )
+    client.meta.events.register("before-send.s3", sender)
     client.meta.events.register("request-created.s3", partial(_end_retries, limits.seconds_in_sdk))
     client.meta.events.register("response-received.s3", _note_answer)
     return client
