@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.errors import CredentialsError, OutageError, SettingsError
+from job.errors import CredentialsError, OutageError, SettingsError, work_dir_error
 from job.file_uri import path_of
 from job.log import log
 from job.progress import CountProgress, size
+from job.store.base import file_sha256
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 # Families whose activations overflow fp16 (largest value 65504); a T4 has no bf16 to fall back to.
@@ -102,8 +103,7 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
         try:
             if path in weights:
                 check_weights(path)
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = file_sha256(path)
         except OSError as error:
             raise SettingsError(
                 f"JOB_BASE_MODEL: {path} cannot be read: {error.strerror}"
@@ -165,9 +165,7 @@ def _download_model(
                     outage_seconds=outage_seconds,
                 )
         except OSError as error:
-            raise OutageError(
-                f"JOB_WORK_DIR: {folder} cannot be written ({error}): free disk space"
-            ) from error
+            raise work_dir_error(folder, error) from error
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:

@@ -104,7 +104,7 @@ class CredentialsError(JobError):
     exit_code = ExitCode.CREDENTIALS
 
 
-VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: a limit on one file
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ from uuid import uuid4
 from job.data.formats import Columns, UnusableRowError, UnusableRows
 from job.data.rows import Source
 from job.data.sampling import is_eval
-from job.data.selection import CHECK_ROWS, Choice, SelectedRow, Selection
+from job.data.selection import CHECK_ROWS, SelectedRow, Selection, SelectionRule
 from job.data.table_files import SIDES, Counts, TableFile
 from job.data.table_parquet import TableWriter
 from job.data.templates import ChatTemplate, Rendered
@@ -90,8 +90,8 @@ def build_tables(
     of the sides or more than 5 % for none.
     """
     refused = UnusableRows()
-    choice = Choice(settings.columns, settings.seed, settings.subsample_fraction)
-    with Selection(choice, work_dir) as selection, _sides(work_dir) as (train, held_out):
+    rule = SelectionRule(settings.columns, settings.seed, settings.subsample_fraction)
+    with Selection(rule, work_dir) as selection, _sides(work_dir) as (train, held_out):
         selection.read(source, should_stop)
         log.info("data: %d rows read, %d selected", selection.num_rows, len(selection))
         with CountProgress("data: tokenising", "rows", total=len(selection)) as progress:

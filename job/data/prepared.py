@@ -19,14 +19,13 @@ from job.data.table_files import (
     Counts,
     Manifest,
     TableFile,
-    file_sha256,
 )
 from job.data.table_parquet import read_table
 from job.data.templates import ChatTemplate, load_template
 from job.data.tokens import tokenizer_fingerprint
 from job.errors import StoreError, work_dir_error
 from job.log import log
-from job.store.base import Store, Stored
+from job.store.base import Store, Stored, file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from job.errors import DamagedError
-from job.store.base import Store
+from job.store.base import Store, file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -25,7 +25,9 @@ class PublishedFolder:
 def seal_folder(prefix: str, folder: Path) -> PublishedFolder:
     """Write the manifest of `folder`; it will be called `<prefix>-<sha256>` once it is uploaded."""
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths
+    }
     manifest = json.dumps({"files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(manifest)
     digest = hashlib.sha256(manifest.encode()).hexdigest()
@@ -56,7 +58,7 @@ def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
             if name != PurePosixPath(name).name or name.startswith("."):
                 raise DamagedError(f"{store.uri}/{key}/{MANIFEST}: names a file {name!r}")
             store.download(f"{key}/{name}", folder / name)
-            if _sha256(folder / name) != expected["sha256"]:
+            if file_sha256(folder / name) != expected["sha256"]:
                 (folder / name).unlink()
                 raise DamagedError(f"{store.uri}/{key}/{name}: corrupt, its sha256 is another")
     except FileNotFoundError as error:
@@ -72,11 +74,6 @@ def delete_folder(store: Store, key: str) -> None:
 
 def publish_history(store: Store, slot_prefix: str, path: Path) -> str:
     """Upload a trial's history file under the hash of its content; return its key."""
-    key = f"{slot_prefix}/history-{_sha256(path)}.jsonl"
+    key = f"{slot_prefix}/history-{file_sha256(path)}.jsonl"
     store.upload(key, path)
     return key
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

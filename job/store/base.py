@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,12 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an uploaded object; an absent one is no error."""
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex: what objects are named by and checked against."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_key(key: str) -> str:

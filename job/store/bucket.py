@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from job.errors import VOLUME_FULL
 from job.progress import CountProgress
 from job.store.base import Stored, check_key
 from job.store.pace import slowness
@@ -18,7 +19,6 @@ from job.store.retries import Action, Fault, FaultKind, Limits, Retries
 
 T = TypeVar("T")
 OnProgress = Callable[[int], None]
-_VOLUME_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Listed(NamedTuple):
@@ -29,7 +29,7 @@ class Listed(NamedTuple):
     version: str
 
 
-class Progress(Protocol):
+class TransferProgress(Protocol):
     """What hears of a download; several threads call it."""
 
     def expect(self, total: int) -> None:
@@ -65,7 +65,9 @@ class Bucket(Protocol):
     def send(self, key: str, path: Path, on_progress: OnProgress) -> None:
         """Write a file of any size, in parallel parts where it is large."""
 
-    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
+    def fetch(
+        self, key: str, path: Path, progress: TransferProgress, *, version: str | None
+    ) -> bool:
         """Read an object of any size into `path`; False if it, or that version of it, is absent."""
 
     def list(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
@@ -109,7 +111,7 @@ class BucketReader:
                 return iter(sorted(found))
 
     def download(
-        self, key: str, path: Path, progress: Progress, *, version: str | None = None
+        self, key: str, path: Path, progress: TransferProgress, *, version: str | None = None
     ) -> bool:
         """Replace `path` by the object in one step; False if it is absent."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ class BucketReader:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def upload(self, key: str, path: Path, progress: Progress) -> None:
+    def upload(self, key: str, path: Path, progress: TransferProgress) -> None:
         """Send a file, from its beginning in every try."""
         counted = _Counted(progress)
 
@@ -139,7 +141,7 @@ class BucketReader:
         self.run(key, Action.WRITE, attempt)
 
     def _diagnose(self, error: Exception) -> Fault | None:
-        if isinstance(error, OSError) and error.errno in _VOLUME_FULL:
+        if isinstance(error, OSError) and error.errno in VOLUME_FULL:
             reason = f"{error.filename or 'work volume'}: {error.strerror}; free space on it"
             return Fault(FaultKind.REFUSED, reason)
         if slow := slowness(error):
@@ -219,7 +221,7 @@ class BucketStore:
 class _Counted:
     """The progress of one try after another."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: TransferProgress) -> None:
         self._progress = progress
         self._lock = threading.Lock()
         self._num_bytes = 0

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from job.errors import SettingsError, StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
+from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, TransferProgress
 from job.store.gcs_faults import diagnose, is_absent
 from job.store.retries import Fault, Limits
 
@@ -99,7 +99,9 @@ class GcsBucket:
                 retry=self._resuming() if large else None,
             )
 
-    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
+    def fetch(
+        self, key: str, path: Path, progress: TransferProgress, *, version: str | None
+    ) -> bool:
         blob = self._gcs().blob(key, generation=int(version) if version else None)
         try:
             blob.reload(timeout=self._timeout, retry=None)

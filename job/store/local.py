@@ -26,7 +26,7 @@ _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
     errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EEXIST,
 }  # fmt: skip
-_FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMLINK}
+_FAILING = VOLUME_FULL | {errno.EIO, errno.ESTALE, errno.EMLINK}
 # Of a folder that holds nothing of ours yet, a wrong setting: a read-only mount, /proc. Of one that
 # has served, a fault of this node: ext4 goes read-only after an I/O error; the next node mounts it.
 _WRONG_OR_FAILING = {errno.EROFS, errno.ENOENT}

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from job.errors import causes
+
 _PIECE_BYTES = 2**16  # of what is sent, between two looks at the clock
 
 
@@ -47,9 +49,8 @@ def keep_pace(pool_class: Any, pace: MinimumPace) -> Any:
 
 def slowness(error: BaseException | None) -> str:
     """The words of the `SlowTransferError` that an SDK's error was raised from; "" if of none."""
-    while error is not None and not isinstance(error, SlowTransferError):
-        error = error.__cause__ or error.__context__
-    return str(error or "")
+    slow = (cause for cause in causes(error) if isinstance(cause, SlowTransferError))
+    return str(next(slow, ""))
 
 
 def _paced(connection_class: Any, pace: MinimumPace) -> type:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
+from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, TransferProgress
 from job.store.retries import Fault, Limits
 from job.store.s3_faults import diagnose, error_code
 
@@ -82,7 +82,9 @@ class S3Bucket:
             watcher = _Watcher(on_progress, size_bytes, None)
             transfers.upload(str(path), self._name, key, subscribers=[watcher]).result()
 
-    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
+    def fetch(
+        self, key: str, path: Path, progress: TransferProgress, *, version: str | None
+    ) -> bool:
         condition = {"IfMatch": version} if version else {}
         try:
             answer = self._s3().get_object(Bucket=self._name, Key=key, **condition)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import ipaddress
 import os
 import socket
@@ -26,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from job.errors import StoreError
 from job.store import open_store
 from job.store.adapter import PacedAdapter
-from job.store.base import Store
+from job.store.base import Store, file_sha256
 from job.store.pace import MinimumPace, PacedSocket, SlowTransferError, slowness
 from tests.servers import s3
 from tests.servers.behind_proxy import LARGE_BYTES, RETRYING_LIMITS, SHORT_LIMITS
@@ -92,7 +91,7 @@ def test_a_dripping_server_is_left_and_asked_again(
     assert "the service is too slow" in caplog.text, "it was no read timeout"
     assert time.monotonic() - started < 8
     if operation == "download":
-        assert _sha256(tmp_path / "back") == _sha256(tmp_path / "large")
+        assert file_sha256(tmp_path / "back") == file_sha256(tmp_path / "large")
     left = {thread.name for thread in set(threading.enumerate()) - threads}
     assert not {name for name in left if "ThreadPoolExecutor" in name}, "s3transfer's still run"
 
@@ -229,7 +228,3 @@ def _certificate(path: Path) -> Path:
     private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     path.write_bytes(key.private_bytes(pem, *private) + certificate.public_bytes(pem))
     return path
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
