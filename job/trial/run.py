@@ -99,8 +99,7 @@ def run_trial_on(
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
-    watchdog.last_act = partial(lease.end, ExitCode.OUTAGE)
-    with lease:
+    with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         lease.open_account()
         check_progress(lease.ledger, lease)
         drawn = _drawn(settings, definition, lease, loaded.data, stop)
