@@ -1,4 +1,4 @@
-"""From rows to the files of both sample tables: read, choose, order, render, tokenise, write."""
+"""Makes both sample tables of the rows: read, choose, order, render, tokenise, write."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from job.progress import CountProgress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Between two looks at should_stop, or CHECK_ROWS rows. A tokenised batch holds 100 bytes of Python
-# objects a character: 2 million took 30 MB more at the peak.
+# A batch ends here, or after CHECK_ROWS rows, and should_stop is asked between two of them. When it
+# is tokenised, it holds 100 bytes of Python objects a character: 2 million took 30 MB more.
 _BATCH_CHARACTERS = 300_000
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Everything of the job's settings that decides which tokens a trial sees."""
+    """The settings that decide which tokens a trial sees."""
 
     dataset_uri: str
     prompt_column: str | None
@@ -118,7 +118,7 @@ def build_tables(
 
 @contextmanager
 def _sides(folder: Path) -> Iterator[tuple[_Side, _Side]]:
-    """Both tables in the making; what was not published is gone afterwards."""
+    """Both tables in the making; one that was not published is removed afterwards."""
     with ExitStack() as stack:
         sides = []
         for name in SIDES:

@@ -1,4 +1,4 @@
-"""The subsample: rows chosen by their hashes and kept on disk, so that memory holds hashes only."""
+"""The subsample: rows chosen by their hashes and kept on disk; memory holds the hashes only."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class TableFile:
-    """One side's file. `content_sha256` is that of the table, whoever wrote the file."""
+    """The file of one side; `content_sha256` is that of the table in it, whoever wrote the file."""
 
     name: str
     sha256: str
@@ -64,7 +64,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, digest: str) -> Manifest:
-        """Raises `ValueError` for anything that `to_bytes` did not write for this digest."""
+        """Read a manifest; `ValueError` for what `to_bytes` did not write for this digest."""
         try:
             document = json.loads(data)
             if (document["schema"], document["digest"]) != (SCHEMA_VERSION, digest):

@@ -1,4 +1,4 @@
-"""`ensure_base`: the demo's base model, from the cache or pre-trained now."""
+"""Finds the demo's base model in the cache, or pre-trains it now."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def ensure_base(
 
 
 def _cache_key(text: tuple[str, ...], plan: PretrainingPlan) -> str:
-    """Everything that decides the weights."""
+    """A digest of everything that decides the weights."""
     parts = {
         "recipe_version": PLAN_VERSION,
         "recipe": asdict(plan),

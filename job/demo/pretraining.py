@@ -93,7 +93,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """For one small file transformers would draw one across the caller's output."""
+    """Keep transformers from drawing a bar for one small file across the caller's output."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

@@ -26,7 +26,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class DemoRow:
-    """`answer` is a fixed opening, which a tuned model learns, followed by `paragraph`."""
+    """A question and its answer: a fixed opening, which a tuned model learns, then `paragraph`."""
 
     question: str
     answer: str

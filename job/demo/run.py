@@ -82,7 +82,7 @@ def run_demo(plan: PretrainingPlan | None = None) -> int:
 
 
 def _num_trials() -> int:
-    """`JOB_NUM_TRIALS`, checked before minutes are spent."""
+    """The number of trials by `JOB_NUM_TRIALS`, checked before minutes are spent."""
     text = os.environ.get("JOB_NUM_TRIALS") or str(NUM_TRIALS)
     if not text.isdecimal() or not 1 <= int(text) <= 100:
         raise SettingsError(f"JOB_NUM_TRIALS: is {text!r}; allowed: 1 to 100 in the demo")
@@ -123,7 +123,7 @@ def _base(demo_dir: Path, plan: PretrainingPlan | None) -> BaseInfo:
 def _show(
     console: Console, ledger: Ledger, num_trials: int, base: BaseInfo, demo_dir: Path
 ) -> None:
-    """The untuned loss, the best adapter, and a few answers before and after."""
+    """Print the untuned loss, the best adapter, and a few answers before and after."""
     results = [result for _, _, result in ledger.committed(num_trials)]
     judged = [result for result in results if result["eval_loss"] is not None]
     untuned = [loss for r in results for step, loss in r["curve"][:1] if step == 0]

@@ -1,4 +1,4 @@
-"""Whether this node's GPU can be used, asked of the driver before torch is imported.
+"""Asks the driver whether this node's GPU can be used, before torch is imported.
 
 A node that cannot train is left within a second, before a base model is downloaded to it. What
 passes here is looked at again through torch (`job/training/device.py`). The driver's library is
@@ -33,9 +33,9 @@ NVML_ERRORS = {
     ),
 }
 MIN_CAPABILITY = (7, 0)  # the first cards with fp16 tensor cores; a T4 is (7, 5)
-# Of a T4's capability, but built without tensor cores (TU116, TU117).
+# Cards of a T4's compute capability that were built without tensor cores (TU116, TU117).
 WITHOUT_TENSOR_CORES = r"\b(GTX 16\d\d|MX[45]50|T(400|500|550|600|1000|1200|2000))\b"
-FREE_SHARE = 0.9  # of the card; less means that another process holds it
+FREE_SHARE = 0.9  # of the card's memory; less means that another process holds it
 WAY_OUT = (
     "run with --gpus all (or nvidia.com/gpu: 1) on a node with a working driver, or set"
     " JOB_DEVICE=cpu for a tiny model"
@@ -130,7 +130,7 @@ def read_gpu(visible: str | None) -> Gpu:
 
 
 def torch_cuda_version() -> tuple[int, int] | None:
-    """The CUDA that torch is built for, from its version file; None for a CPU build."""
+    """The CUDA (major, minor) that torch is built for, by its version file; None for the CPU."""
     spec = importlib.util.find_spec("torch")  # finds, does not import: 3 s on two cores
     assert spec is not None
     assert spec.origin is not None

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-DOCUMENT_LIMIT_BYTES = (
-    16 * 2**20
-)  # get() is for small JSON documents; big files go through download()
+DOCUMENT_LIMIT_BYTES = 16 * 2**20  # of get(): JSON documents; big files go through download()
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*")
 

@@ -30,13 +30,13 @@ class Listed(NamedTuple):
 
 
 class TransferProgress(Protocol):
-    """What hears of a download; several threads call it."""
+    """Where a transfer reports its progress; several threads call it."""
 
     def expect(self, total: int) -> None:
-        """How many bytes the object has."""
+        """Note how many bytes the object has."""
 
     def advance(self, num: int) -> None:
-        """That so many more bytes came; negative when a try starts over."""
+        """Note how many more bytes came; negative when a try starts over."""
 
 
 class Expiry(NamedTuple):
@@ -47,14 +47,14 @@ class Expiry(NamedTuple):
 
 
 class Bucket(Protocol):
-    """One service's requests, each tried once; keys are the bucket's own, in full.
+    """The requests to one bucket service, each tried once; keys are whole, any prefix included.
 
     Errors are the SDK's own; `diagnose` says what they mean.
     """
 
     @property
     def uri(self) -> str:
-        """`s3://bucket` or `gs://bucket`."""
+        """Where the bucket is: `s3://bucket` or `gs://bucket`."""
 
     def read(self, key: str) -> Stored | None:
         """A small object and its version; None if absent."""
@@ -71,7 +71,7 @@ class Bucket(Protocol):
         """Read an object of any size into `path`; False if it, or that version of it, is absent."""
 
     def list(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
-        """One page of the objects under a prefix, and the next page's token."""
+        """One page of the objects under a prefix, and the token of the next, None at the end."""
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is no error."""
@@ -94,7 +94,7 @@ class BucketReader:
         self._retries = Retries(limits, setting, diagnose=self._diagnose, renew=bucket.renew)
 
     def run(self, key: str, action: Action, attempt: Callable[[], T]) -> T:
-        """The attempt's result, tried again as `Retries` says."""
+        """Return what `attempt` returns, trying again as `Retries` says."""
         return self._retries.run(f"{self.bucket.uri}/{key}", action, attempt)
 
     def _page(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
@@ -162,7 +162,7 @@ class BucketStore:
         return f"{self._bucket.uri}/{self._top}".rstrip("/")
 
     def expiries(self) -> Sequence[Expiry] | None:
-        """The bucket's rules that would delete something of ours; None where it does not say.
+        """The rules by which the bucket would delete objects of ours; None where it does not say.
 
         Asked once, without retries: it takes a permission that a trial does not need.
         """
@@ -219,7 +219,7 @@ class BucketStore:
 
 
 class _Counted:
-    """The progress of one try after another."""
+    """Reports the bytes of one try, and takes them back when the next one starts over."""
 
     def __init__(self, progress: TransferProgress) -> None:
         self._progress = progress

@@ -29,7 +29,7 @@ def open_gcs_store(name: str, prefix: str, limits: Limits, setting: str) -> Buck
 
 
 def open_gcs_bucket(name: str, limits: Limits, setting: str) -> GcsBucket:
-    """Raises `SettingsError` where the extra is not installed."""
+    """The `Bucket` of this name on GCS; `SettingsError` where the extra is not installed."""
     try:
         import google.cloud.storage  # noqa: F401
     except ImportError as error:
@@ -190,7 +190,7 @@ def _connect(limits: Limits) -> Any:
 
 
 class _Watched:
-    """A file that tells how many bytes went through it."""
+    """A file that reports how many bytes went through it; a step back counts as negative."""
 
     def __init__(self, file: BinaryIO, on_progress: OnProgress) -> None:
         self._file = file

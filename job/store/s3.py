@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _PART_BYTES = 8 * 2**20  # S3 allows 10,000 parts: s3transfer enlarges them beyond 80 GB
 _PARALLEL_PARTS = 10
 _ABSENT = {"NoSuchKey", "404", "NoSuchVersion"}
-_BEGUN, _ANSWER = "job_begun", "job_answer"  # of a request, in boto3's context of its tries
+# Keys of what is kept in the context that boto3 hands from one try of a request to the next.
+_BEGUN, _ANSWER = "job_begun", "job_answer"
 _CONDITION_FAILED = {"PreconditionFailed", "412"}
 
 
@@ -167,7 +168,7 @@ def _when(expiration: dict[str, Any]) -> str:
 
 
 class _Watcher:
-    """What s3transfer calls in a transfer; it needs no HEAD when it is told size and ETag."""
+    """A subscriber of s3transfer: counts bytes; tells size and ETag, so that no HEAD is sent."""
 
     def __init__(self, on_progress: OnProgress, size_bytes: int, etag: str | None) -> None:
         self._on_progress = on_progress
@@ -214,9 +215,9 @@ def _connect(limits: Limits) -> Any:
 
 
 def _end_retries(seconds: float, request: Any, operation_name: str, **_: object) -> None:
-    """Called before every try: raises the last try's error when they took too long together.
+    """Raise the last try's error before another one, when the tries took too long together.
 
-    Else a transfer of slow parts would stay in boto3 for ten times the pace's two minutes.
+    A transfer of slow parts would otherwise stay in boto3 for ten times the pace's two minutes.
     """
     begun = request.context.setdefault(_BEGUN, time.monotonic())
     if time.monotonic() - begun < seconds or _ANSWER not in request.context:

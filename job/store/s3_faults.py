@@ -31,7 +31,7 @@ _CREDENTIAL_ERRORS = {
     "PartialCredentialsError", "SSOError", "SSOTokenLoadError", "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
 }  # fmt: skip
-# IRSA and Pod Identity; a file that is not mounted (yet) leaves botocore as a plain OSError.
+# Token files of IRSA and Pod Identity: one that is not mounted (yet) is a plain OSError.
 _TOKEN_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 _SETTING_ERRORS = {
     "ConfigNotFound", "ConfigParseError", "InvalidConfigError", "InvalidRegionError",
