@@ -18,6 +18,7 @@ from job.errors import SettingsError
 from job.file_uri import path_of
 
 PREFIX = "JOB_"
+_UNLESS_SWEPT = "used where the sweep does not name it"
 
 
 def _check_uri(uri: str) -> str:
@@ -111,25 +112,17 @@ class Settings(BaseSettings):
     chat_template: str | None = Field(None, description="Jinja template, or a file that holds one")
 
     per_device_train_batch_size: FewCount = Field(2, description="samples of an accumulation step")
-    learning_rate: Positive = Field(2e-4, description="used where the sweep does not name it")
-    gradient_accumulation_steps: FewCount = Field(
-        4, description="used where the sweep does not name it"
-    )
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05, description="used where the sweep does not name it"
-    )
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.01, description="used where the sweep does not name it"
-    )
-    lora_r: FewCount = Field(8, description="used where the sweep does not name it")
-    lora_alpha: Positive = Field(16, description="used where the sweep does not name it")
+    learning_rate: Positive = Field(2e-4, description=_UNLESS_SWEPT)
+    gradient_accumulation_steps: FewCount = Field(4, description=_UNLESS_SWEPT)
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description=_UNLESS_SWEPT)
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.01, description=_UNLESS_SWEPT)
+    lora_r: FewCount = Field(8, description=_UNLESS_SWEPT)
+    lora_alpha: Positive = Field(16, description=_UNLESS_SWEPT)
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="used where the sweep does not name it"
+        "linear", description=_UNLESS_SWEPT
     )
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.03, description="used where the sweep does not name it"
-    )
-    max_grad_norm: Positive = Field(1.0, description="used where the sweep does not name it")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description=_UNLESS_SWEPT)
+    max_grad_norm: Positive = Field(1.0, description=_UNLESS_SWEPT)
 
     max_steps: Count = Field(1500, description="optimizer steps of a trial, at most")
     num_epochs: Positive = Field(1, description="passes over the training rows, at most")

@@ -110,8 +110,9 @@ def read_table(path: Path) -> SampleTable:
 
 
 def content_sha256(lengths: list[int], path: Path) -> str:
-    """The sha256 of the table in a file; equal for equal samples, whatever Parquet writer stored
-    them. `lengths` are the tokens of each sample.
+    """The sha256 of the table in a file, whose samples have these numbers of tokens.
+
+    It is equal for equal samples, whatever Parquet writer stored them.
     """
     content = hashlib.sha256(_offsets(lengths, "<i8").data)
     for column in _COLUMNS.names:

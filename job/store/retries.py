@@ -42,9 +42,7 @@ class FaultKind(Enum):
     """What a failed request means for the next one."""
 
     OUTAGE = "outage"  # may pass: retry for outage_seconds, then 74
-    CREDENTIALS = (
-        "credentials"  # the service does not know us: retry for credentials_seconds, then 77
-    )
+    CREDENTIALS = "credentials"  # we are not known: retry for credentials_seconds, then 77
     PERMISSION = "permission"  # we are known, this action is not allowed: the same
     SETTING = "setting"  # will not pass: 64 at once
     REFUSED = "refused"  # will not pass and is nobody's setting: 74 at once
