@@ -132,10 +132,18 @@ def is_network_failure(error: BaseException | None) -> bool:
     )
 
 
+# A folder that this user can never write; other failures are this node's or the moment's.
+_NOT_OURS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+
+
 def work_dir_error(path: Path, error: OSError) -> JobError:
     """Make the error for a failed write below `JOB_WORK_DIR`: not ours (64), or full (74)."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+    if error.errno in _NOT_OURS:
+        reason = "it is a file" if error.errno == errno.EEXIST else error.strerror
         return SettingsError(
-            f"JOB_WORK_DIR: {path}: {error.strerror}; give a folder that this user may write"
+            f"JOB_WORK_DIR: {path} cannot be written ({reason}); give a folder that this user may"
+            " write"
         )
     return OutageError(f"JOB_WORK_DIR: {path} cannot be written ({error}): free disk space")
