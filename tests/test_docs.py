@@ -1,4 +1,4 @@
-"""Files that the documents name exist, docs/README.md lists all pages. `pytest tests/test_docs.py`"""
+"""Every file that the documents name exists, every page is listed. `pytest tests/test_docs.py`"""
 
 from __future__ import annotations
 
