@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,9 +12,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TextIO
 
+from job.errors import ExitCode
+
 log = logging.getLogger("job")
+TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 
 # Values of variables with such names never reach a log line, a traceback or the last words.
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
@@ -74,3 +79,13 @@ def set_up_logging(log_format: str) -> None:
     # That an optional package with a faster kernel for CPUs is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     log.setLevel(logging.INFO)
+
+
+def last_words(code: int, message: str) -> int:
+    """Log how the process ends, where Kubernetes shows it as well; return the exit code."""
+    line = mask_secrets(f"exit {int(code)} ({ExitCode(code).name.lower()}): {message}")
+    (log.info if code == ExitCode.OK else log.error)("%s", line)
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(line[:4096])
+    return int(code)

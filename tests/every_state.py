@@ -158,7 +158,7 @@ def make_sweep(folder: Path) -> tuple[Ledger, dict[str, Any]]:
             except JobError:
                 if slot not in PREEMPTED_ONCE:
                     break
-    redo(ledger, REDONE)
+    redo(ledger.slot(REDONE))
     stop = Stop(15)
     settings = Settings(**given, completion_index=REDONE)
     run_trial_on(store, settings, stop, SCRIPTED, Watchdog(stop, _never))

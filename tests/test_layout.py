@@ -32,8 +32,7 @@ ROOMS = [
     "plan",
     "child",
     "supervisor",
-    "command_line",
-    "verbs",
+    "cli",
     "__main__",
 ]
 TORCH_PACKAGES = {"torch", "peft", "bitsandbytes"}

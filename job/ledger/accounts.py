@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import job
 from job.errors import SlotError
 from job.ledger.ledger import Ledger
-from job.ledger.records import Account, Lease, Progress
+from job.ledger.records import Account, Lease, AttemptProgress
 from job.ledger.slot import Slot
 from job.log import log
 
@@ -46,7 +46,7 @@ def taken_over(old: Lease, owner: str) -> Lease:
         ended=(*old.ended, *ended),
         fruitless=0 if progressed else old.fruitless + trained_in_vain,
         startless=0 if started or is_first else old.startless + 1,
-        attempt=Progress(
+        attempt=AttemptProgress(
             node=platform.node(),
             code_version=job.__version__,
             started_at=now(),

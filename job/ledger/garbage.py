@@ -79,17 +79,6 @@ def collect(
     return f"gc: {len(doomed)} {done}, {len(waiting)} unused but not long enough"
 
 
-def hours_argument(text: str) -> float:
-    """How long something must have been unused. Raises `SettingsError`."""
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = -1.0
-    if not 0 <= hours <= 1e5:
-        raise SettingsError(f"gc: --unused-hours is {text!r}; allowed: 0 to 100000")
-    return hours
-
-
 def _of_slots(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
     """Unneeded uploads of the sweep's slots."""
     uploads: dict[tuple[int, int], dict[str, int | None]] = {}

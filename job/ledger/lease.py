@@ -64,7 +64,7 @@ class HeldLease:
         return self._lost
 
     def report(self, **progress: Any) -> None:
-        """Note what the next renewal shall say of this attempt (`Progress`); writes nothing."""
+        """Note what the next renewal shall say of this attempt (`AttemptProgress`); writes nothing."""
         self._progress = {**self._progress, **progress}
 
     def start_paying(self, *, seconds_before: float) -> None:

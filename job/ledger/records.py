@@ -144,7 +144,7 @@ class Checkpoint(Record):
     clock_seconds: Seconds = 0.0  # training clock in it
 
 
-class Progress(Record):
+class AttemptProgress(Record):
     """What the holder of a lease says of its own attempt, at every renewal."""
 
     node: str | None = None
@@ -207,7 +207,7 @@ class Lease(Record):
     ended: tuple[Account, ...] = ()  # earlier attempts whose documents may not be written yet
     fruitless: Count = 0  # attempts in a row that trained long and published no later checkpoint
     startless: Count = 0  # attempts in a row that never finished a step
-    attempt: Progress = Progress()  # the current attempt
+    attempt: AttemptProgress = AttemptProgress()  # the current attempt
 
     @property
     def is_held(self) -> bool:

@@ -21,29 +21,31 @@ from dataclasses import replace
 
 from job.errors import DamagedError, SettingsError, SlotError
 from job.ledger.accounts import now, taken_over
-from job.ledger.ledger import Ledger
 from job.ledger.records import Spec
 from job.ledger.slot import Slot
 from job.log import log
 from job.store.documents import create_document
 
 
-def redo(ledger: Ledger, number: int) -> str:
-    """Begin the slot again; what was done, in a line. Raises `SettingsError` if there is nothing.
+def redo(old: Slot) -> str:
+    """Begin a slot again, given in its newest generation; return what was done, in a line.
 
-    Run again after a crash in between, it goes on where it stood.
+    Run again after a crash in between, it goes on where it stood. Raises `SettingsError` if there
+    is nothing to do again.
     """
-    old = ledger.slot(number)
     spec = _readable_spec(old)
     if old.generation and not _begun(old):  # perhaps by a redo cut off before it took the lease
         return _redone_before(old, ended=fence(old.earlier()[-1], "redo"))
     if spec is None and not _begun(old):
-        raise SettingsError(f"redo: slot {number} was never begun, there is nothing to do again")
+        raise SettingsError(
+            f"redo: slot {old.number} was never begun, there is nothing to do again"
+        )
     new = replace(old, generation=old.generation + 1)
     if spec is not None:
         fresh = spec.changed(wandb_run_id=uuid.uuid4().hex[:8], created_at=now())
         spec = new.specify(fresh)
-    create_document(ledger.store, ledger.redo_key(number, new.generation), {"created_at": now()})
+    key = old.ledger.redo_key(old.number, new.generation)
+    create_document(old.store, key, {"created_at": now()})
     return _redone(new, spec, ended=fence(old, "redo"))
 
 
@@ -72,24 +74,6 @@ def fence(slot: Slot, by: str) -> bool:
     except SlotError as error:  # its holder cannot renew it either
         log.warning("%s", error)
     return False
-
-
-def slot_argument(text: str | None, verb: str, num_trials: int) -> int:
-    """The slot that a person named. Raises `SettingsError`."""
-    allowed = f"allowed: 0 to {num_trials - 1}"
-    if text is None:
-        raise SettingsError(f"{verb}: SLOT is missing; {allowed}")
-    if not text.isascii() or not text.isdigit() or int(text) >= num_trials:
-        raise SettingsError(f"{verb}: {text!r} is no slot of this sweep; {allowed}")
-    return int(text)
-
-
-def reason_argument(text: str | None) -> str:
-    """Why a slot is excluded. Raises `SettingsError`."""
-    reason = " ".join((text or "").split())
-    if not reason or len(reason) > 500:
-        raise SettingsError("exclude: --reason TEXT is needed, 1 to 500 characters")
-    return reason
 
 
 def _begun(slot: Slot) -> bool:

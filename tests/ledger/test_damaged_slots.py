@@ -75,7 +75,7 @@ def test_a_damaged_document_is_its_slots_and_the_line_says_what_helps(
     _commit(ledger, 3)
     ledger.slot(0).exclude("damaged")
     assert open_slots(ledger, 4) == [], "nor is an excluded one told again"
-    redo(ledger, 0)
+    redo(ledger.slot(0))
     assert open_slots(ledger, 2) == [0]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 from job.errors import PreemptedError, SettingsError, SlotError
 from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.redo import exclude, redo, slot_argument
+from job.ledger.redo import exclude, redo
 from job.report.attempts_table import attempts_table
 from job.report.overview import read_overview
 from job.settings import Settings
@@ -70,7 +67,7 @@ def _states(ledger: Ledger) -> list[str]:
 def test_redo_of_a_committed_slot_keeps_its_parameters_and_all_it_held(ledger: Ledger) -> None:
     _commit(ledger, 0, 1.0)
     before = _files(ledger)
-    assert "redo 1, same parameters" in redo(ledger, 0)
+    assert "redo 1, same parameters" in redo(ledger.slot(0))
     after = _files(ledger)
     assert {name: after[name] for name in before} == before, "nothing is deleted or overwritten"
     assert ledger.slot(0).is_open()
@@ -86,7 +83,7 @@ def test_redo_of_a_committed_slot_keeps_its_parameters_and_all_it_held(ledger: L
 def test_the_engine_sees_a_redone_slot_as_running_until_it_is_committed(ledger: Ledger) -> None:
     _commit(ledger, 0, 1.0)
     _commit(ledger, 1, 1.5)
-    redo(ledger, 0)
+    redo(ledger.slot(0))
     told, step_0_loss = observe(ledger, 3)
     assert [(o.slot, o.status, o.eval_loss) for o in told] == [
         (0, "running", None), (1, "completed", 1.5),
@@ -104,7 +101,7 @@ def test_redo_of_a_slot_given_up_opens_it(ledger: Ledger) -> None:
     with pytest.raises(SlotError):
         slots(_settings(completion_index=0), ledger)
     lease.release()
-    redo(ledger, 0)
+    redo(ledger.slot(0))
     assert slots(_settings(completion_index=0), ledger) == [0]
     assert _taken(ledger).record.fruitless == 0, "and forgets what was counted"
 
@@ -115,7 +112,7 @@ def test_redo_of_a_damaged_slot_draws_it_anew(ledger: Ledger, spec: bytes | None
     if spec is not None:
         ledger.store.put_if_absent(f"{ledger.slot(0).folder}/spec.json", spec)
     assert _states(ledger)[0] == "damaged"
-    assert "parameters drawn anew" in redo(ledger, 0)
+    assert "parameters drawn anew" in redo(ledger.slot(0))
     assert _states(ledger)[0] == "empty"
     assert ledger.slot(0).spec() is None
     _taken(ledger)
@@ -130,14 +127,14 @@ def test_redo_of_a_slot_with_a_damaged_lease_mends_it(ledger: Ledger) -> None:
     rows = attempts_table(ledger, 2)
     assert [*rows.columns[0].cells] == ["0", "1"], "a damaged slot hides no other"
     assert "damaged" in next(iter(rows.columns[-1].cells))
-    redo(ledger, 0)
+    redo(ledger.slot(0))
     assert _states(ledger)[0] == "waiting"
 
 
 def test_an_attempt_that_holds_a_redone_slot_loses_it_and_commits_nothing(ledger: Ledger) -> None:
     ledger.slot(0).specify(SPEC)
     holder = _taken(ledger)
-    assert "the attempt at work on it ends" in redo(ledger, 0)
+    assert "the attempt at work on it ends" in redo(ledger.slot(0))
     with pytest.raises(PreemptedError, match="a newer attempt holds it"):
         holder.renew()
     holder.release()
@@ -186,7 +183,7 @@ def test_redo_cut_off_before_it_took_the_lease_is_finished_by_the_next(tmp_path:
     holder = _taken(ledger)
     ledger.store.put_if_absent(ledger.redo_key(0, 1), b"{}")  # and then it was killed
     assert not holder.slot.is_current(), "looked at before the commit, too"
-    assert "redo 1" in redo(ledger, 0)
+    assert "redo 1" in redo(ledger.slot(0))
     assert ledger.slot(0).generation == 1
     with pytest.raises(PreemptedError):
         holder.renew()
@@ -194,17 +191,17 @@ def test_redo_cut_off_before_it_took_the_lease_is_finished_by_the_next(tmp_path:
 
 def test_a_second_redo_in_a_row_changes_nothing_and_says_so(ledger: Ledger) -> None:
     _commit(ledger, 0, 1.0)
-    redo(ledger, 0)
+    redo(ledger.slot(0))
     before = _files(ledger)
-    assert "was begun again before (redo 1) and no worker has taken it yet" in redo(ledger, 0)
+    assert "was begun again before (redo 1) and no worker has taken it yet" in redo(ledger.slot(0))
     assert _files(ledger) == before
     _taken(ledger).release()
-    assert "begun again (redo 2, same parameters)" in redo(ledger, 0)
+    assert "begun again (redo 2, same parameters)" in redo(ledger.slot(0))
 
 
 def test_redo_of_what_was_never_begun_is_refused(ledger: Ledger) -> None:
     with pytest.raises(SettingsError, match="never begun"):
-        redo(ledger, 2)
+        redo(ledger.slot(2))
 
 
 def test_an_excluded_trial_is_never_told_and_never_the_best(ledger: Ledger) -> None:
@@ -234,31 +231,5 @@ def test_an_excluded_slot_is_nobodys_work_and_a_redo_takes_it_back(ledger: Ledge
     assert _take(ledger) is None
     assert slots(_settings(), ledger) == [1, 2]
     assert "was excluded before (bad node), which stays" in exclude(ledger.slot(0), "another word")
-    redo(ledger, 0)
+    redo(ledger.slot(0))
     assert slots(settings, ledger) == [0]
-
-
-@pytest.mark.parametrize("text", [None, "x", "-1", "3", "1.0", "²", "", "99999999999999999999"])
-def test_a_slot_that_is_none_is_one_clear_line(text: str | None) -> None:
-    with pytest.raises(SettingsError, match=r"^redo: .*allowed: 0 to 2$"):
-        slot_argument(text, "redo", 3)
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("redo 0", "JOB_OUTPUT_URI, JOB_SWEEP_NAME: there is no sweep card in"),
-        ("exclude 0", "exclude: --reason TEXT is needed"),
-        ("gc --unused-hours soon", "gc: --unused-hours is 'soon'; allowed: 0 to 100000"),
-    ],
-)
-def test_bad_arguments_end_in_one_line_and_64(tmp_path: Path, line: str, says: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "job", *line.split()], capture_output=True, text=True, timeout=60,
-        env={"PATH": os.environ["PATH"], "JOB_OUTPUT_URI": str(tmp_path)}, check=False,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert done.returncode == 64
-    assert len(done.stderr.splitlines()) == 1
-    assert says in done.stderr
-    assert not list(tmp_path.iterdir())

@@ -14,13 +14,12 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from job.command_line import parse
+from job.cli import parse
 from job.errors import ExitCode, JobError, PreemptedError
 from job.ledger.garbage import collect
 from job.ledger.ledger import Ledger
@@ -135,7 +134,7 @@ def _everything(given: dict[str, Any], out: Path) -> int:
     _code(lambda: collect(ledger, **options))
     code = _code(lambda: _trial(given, out, OTHER))
     for number in (0, 1):
-        _code(partial(redo, ledger, number))
+        _code(lambda: redo(ledger.slot(number)))  # noqa: B023
     run("status")
     return code
 

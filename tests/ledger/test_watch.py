@@ -135,7 +135,7 @@ def test_a_slot_begun_again_during_the_load_is_watched_afresh(world: World) -> N
     world.ledger.slot(0).specify(make_spec())
     world.acquire()
     assert world.look()
-    redo(world.ledger, 0)
+    redo(world.ledger.slot(0))
     world.acquire()
     begun = world.now
     world.acquire(watch=world.watch)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from job.command_line import parse
+from job.cli import parse
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
 from job.report.commands import show_status

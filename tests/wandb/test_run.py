@@ -164,7 +164,7 @@ def test_a_redo_meanwhile_is_not_taken_for_mirrored(
 ) -> None:
     """The confirmation belongs to the generation whose result W&B was told."""
     _commit(ledger, tmp_path, 0, 1)
-    wandb.on_init = lambda run_id: redo(ledger, 1) if run_id == "run-0" else None
+    wandb.on_init = lambda run_id: redo(ledger.slot(1)) if run_id == "run-0" else None
     mirror(settings, ledger)
     assert ledger.slot(1).generation == 1
     assert _mirrored(ledger) == [0]

@@ -1,6 +1,6 @@
-"""The verbs' help: an example each, quick, and no word without a function.
+"""The verbs: their help, an example each, and what is read from their arguments.
 
-`pytest tests/test_command_line.py`
+`pytest tests/test_cli.py`
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from job.__main__ import _VERBS, main
-from job.command_line import VERBS, parse
-from job.errors import ExitCode
-
-
-def test_every_word_has_its_function() -> None:
-    assert list(_VERBS) == list(VERBS)
+from job.__main__ import main
+from job.cli import VERBS, parse, read_hours, read_reason, read_slot
+from job.errors import ExitCode, SettingsError
+from job.ledger.ledger import Ledger
+from job.store.local import LocalStore
+from tests.ledger.documents import make_identity, make_spec
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -94,6 +93,67 @@ def test_what_a_verb_cannot_do_without_is_no_option(
     assert main([verb, "--help"]) == ExitCode.OK
     assert capsys.readouterr().out.splitlines()[0] == f"usage: job {words}"
     assert parse([verb]).slot is None, "the verb says what is missing, in one line"
+
+
+@pytest.mark.parametrize("text", [None, "x", "-1", "3", "1.0", "²", "", "99999999999999999999"])
+def test_a_slot_that_is_none_is_one_clear_line(text: str | None) -> None:
+    with pytest.raises(SettingsError, match=r"^redo: .*allowed: 0 to 2$"):
+        read_slot(text, "redo", 3)
+
+
+@pytest.mark.parametrize("text", [None, "", " \n ", "x" * 501])
+def test_a_reason_has_to_say_something_short(text: str | None) -> None:
+    with pytest.raises(SettingsError, match="1 to 500 characters"):
+        read_reason(text)
+    assert read_reason(" wrong\n  rows ") == "wrong rows"
+    assert read_reason("x" * 500)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "100001", "a day", ""])
+def test_hours_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="allowed: 0 to 100000"):
+        read_hours(text)
+    assert [read_hours(hours) for hours in ("0", "1.5", "100000")] == [0, 1.5, 100_000]
+
+
+def test_a_slot_beyond_job_num_trials_can_be_named_if_it_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JOB_NUM_TRIALS was larger when the sweep drew it."""
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep(make_identity())
+    for number in range(4):
+        ledger.slot(number).specify(make_spec())
+    for name, value in {"OUTPUT_URI": tmp_path, "SWEEP_NAME": "s", "NUM_TRIALS": 2}.items():
+        monkeypatch.setenv(f"JOB_{name}", str(value))
+    assert VERBS["redo"].run(parse(["redo", "3"])) == (
+        "slot 3: begun again (redo 1, same parameters); start a worker for it, a Job whose index is"
+        " complete does not"
+    )
+    excluded = VERBS["exclude"].run(parse(["exclude", "3", "--reason", "why"]))
+    assert str(excluded).startswith("slot 3: excluded (why)")
+    with pytest.raises(SettingsError, match="allowed: 0 to 3"):
+        VERBS["redo"].run(parse(["redo", "4"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("redo 0", "JOB_OUTPUT_URI, JOB_SWEEP_NAME: there is no sweep card in"),
+        ("exclude 0", "exclude: --reason TEXT is needed"),
+        ("gc --unused-hours soon", "gc: --unused-hours is 'soon'; allowed: 0 to 100000"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_64(tmp_path: Path, line: str, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "job", *line.split()], capture_output=True, text=True, timeout=60,
+        env={"PATH": os.environ["PATH"], "JOB_OUTPUT_URI": str(tmp_path)}, check=False,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 64
+    assert len(done.stderr.splitlines()) == 1
+    assert says in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
