@@ -8,10 +8,10 @@
                                 failed.json          Closure    create-once: given up
                                 excluded.json        Closure    create-once: by a person
 
-Keys that no version of the code has ever left out are required; the others have the value that they
-stood for before they came. Keys that this version does not know are kept as they are, so that an
-older worker beside a newer one destroys nothing. What does not fit is damage: `pydantic` refuses it
-where the ledger reads.
+Keys that every version of the code has written are required. A later key has a default: what its
+absence stood for. Keys that this version does not know are kept as they are, so that an older
+worker beside a newer one destroys nothing. A document that does not fit is damaged: `pydantic`
+refuses it where the ledger reads.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Record(BaseModel):
 
 
 class Recipe(Record):
-    """All that fixes what a trial computes: its hyper-parameters and its planned course."""
+    """All that fixes what a trial computes: its hyper-parameters, planned steps and seed."""
 
     learning_rate: Number
     gradient_accumulation_steps: int = Field(ge=1)
@@ -76,7 +76,7 @@ class Recipe(Record):
 
     @property
     def samples_per_step(self) -> int:
-        """Samples of an optimizer step."""
+        """The number of samples in an optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
@@ -145,7 +145,7 @@ class Checkpoint(Record):
 
 
 class AttemptProgress(Record):
-    """What the holder of a lease says of its own attempt, at every renewal."""
+    """The progress of an attempt, as the holder of the lease tells it at every renewal."""
 
     node: str | None = None
     code_version: str | None = None
@@ -153,7 +153,7 @@ class AttemptProgress(Record):
     heard_at: Moment | None = None  # the last renewal
     clock_before: Seconds = 0.0  # training clock that the attempt found
     num_gpus: Annotated[int, Field(ge=1)] = 1  # more: of a version that shared steps among GPUs
-    patience_seconds: Seconds | None = None  # training without a later checkpoint: fruitless
+    patience_seconds: Seconds | None = None  # fruitless if it trained so long without a checkpoint
     first_step: Count | None = None
     step: Count | None = None
     published_step: int = -1  # of the newest checkpoint that this attempt published
@@ -161,7 +161,7 @@ class AttemptProgress(Record):
     tokens_per_second: float | None = None
     eval_loss: float | None = None  # the last one
     gpu_seconds: Seconds = 0.0
-    useful_seconds: Seconds | None = None  # of them, what the commit rests on
+    useful_seconds: Seconds | None = None  # of the GPU-seconds, those that the commit rests on
     exit_code: int | None = None
     reason: str | None = None
     ended_at: Moment | None = None
@@ -184,7 +184,7 @@ class Account(Record):
     exit_code: int | None = None
     reason: str | None = None
     saved_step: Count | None = None  # of the newest checkpoint when it ended
-    wasted_gpu_seconds: Seconds | None = None  # of its GPU-seconds, what nothing later rests on
+    wasted_gpu_seconds: Seconds | None = None  # those on which nothing later rests
 
 
 class Closure(Record):
@@ -211,7 +211,7 @@ class Lease(Record):
 
     @property
     def is_held(self) -> bool:
-        """Nobody has released it; its holder may be dead."""
+        """Whether nobody has released it; its holder may be dead all the same."""
         return self.state == "held"
 
 
@@ -240,7 +240,7 @@ class Identity(Record):
     ledger_schema: int = 1
 
     def compared(self) -> dict[str, Any]:
-        """What a later trial's settings have to equal, by name."""
+        """The values that a later trial's settings have to equal, by name."""
         return {name: value for name, value in self.to_json().items() if not name.startswith("_")}
 
 

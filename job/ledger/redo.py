@@ -50,7 +50,7 @@ def redo(old: Slot) -> str:
 
 
 def exclude(slot: Slot, reason: str) -> str:
-    """Take the slot out of the sweep; what was done, in a line."""
+    """Take the slot out of the sweep; return what was done, in a line."""
     if not slot.exclude(reason):
         before = slot.exclusion()
         fence(slot, "exclude")
@@ -77,7 +77,7 @@ def fence(slot: Slot, by: str) -> bool:
 
 
 def _begun(slot: Slot) -> bool:
-    """Anything of the slot's generation exists, besides the spec that a redo gave it."""
+    """Whether anything of the slot's generation exists besides the spec that a redo gave it."""
     names = ["lease", "result", "failed", "excluded"]
     if slot.generation == 0:
         names.append("spec")

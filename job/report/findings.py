@@ -1,4 +1,4 @@
-"""What a person should know of a sweep beside its numbers: one sentence each, with the way out."""
+"""Findings that a person should know beside a sweep's numbers: a sentence each, with a way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README.md beside an adapter: what it is and where it comes from, as the hub reads it.
+"""The README.md beside an adapter: what it is and where it comes from, as the hub reads it.
 
 https://huggingface.co/docs/hub/model-cards: YAML between `---` lines, then Markdown. It holds no
 bucket, path or time: equal trials write equal bytes, and an adapter can be published as it is.
@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What of a trial its card tells, beside how it went."""
+    """The facts about a trial that its card tells, beside its eval/loss and step."""
 
     base_model: str
     base_model_revision: str

@@ -1,4 +1,4 @@
-"""Committed trials that W&B has not confirmed yet, told to it again by whoever comes next."""
+"""Committed trials that W&B has not confirmed yet: sent again by a later pod, or by a person."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def unconfirmed(ledger: Ledger, num_trials: int) -> list[Unconfirmed]:
 
 
 def mirror_slot(settings: Settings, slot: Slot, spec: Spec, result: Result) -> bool:
-    """Tell W&B all of a committed trial; whether it confirmed. Raises what the client raises."""
+    """Tell W&B all of a committed trial; return whether it confirmed. Raises any client error."""
     rows = Rows()
     with tempfile.TemporaryDirectory(dir=settings.work_dir, prefix="mirror-") as folder:
         history = Path(folder) / "history.jsonl"
@@ -104,7 +104,7 @@ def catch_up(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]
 
 
 def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
-    """Mirror every committed slot that W&B has not confirmed; how many it has now, of how many.
+    """Mirror every committed slot that W&B has not confirmed; return how many it did, of how many.
 
     Raises `CredentialsError`, and `OutageError` after `FAILURES` slots in a row.
     """

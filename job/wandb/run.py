@@ -64,7 +64,7 @@ class Place:
 
 
 def place_of(settings: Settings, slot: Slot, spec: Spec) -> Place:
-    """Of the spec alone and what the environment says of entity and project."""
+    """The place of a slot's run, from its spec and the environment's entity and project."""
     recipe = {k: v for k, v in spec.recipe.to_json().items() if k != "eval_steps"}
     entity, project, sweep_id = (None, None, None)
     if spec.wandb_sweep is not None:
@@ -138,7 +138,7 @@ def describe(run: Any, place: Place) -> None:
 
 
 def send_rows(run: Any, rows: Rows, after: int | None) -> int:
-    """Send the rows of steps after `after`; the last step sent."""
+    """Send the rows of steps after `after`; return the last step sent."""
     assert after is not None
     for step, row in rows.after(after):
         # Held back, the last row would be sent after the summary, and its eval/loss put over ours.
@@ -159,7 +159,7 @@ def end_run(
 ) -> bool:
     """Send the last rows, the summary and the adapter; end the run as the trial ended.
 
-    Whether the client took the adapter: a run without it still has to end.
+    Returns whether the client took the adapter; a run without it still has to end.
     """
     send_rows(run, rows, after)
     for name in SUMMARY:
@@ -205,7 +205,7 @@ def _artifact(run_id: str, store: Store, result: Result, kind: str, folder: Path
 
 
 def confirm(run: Any, slot: Slot, result: Result, num_rows: int) -> bool:
-    """Write `mirror.json` if W&B has everything; whether it has."""
+    """Write `mirror.json` if W&B has everything; return whether it has."""
     path = f"{run.entity}/{run.project}/{run.id}"
     if not is_confirmed(path, result, num_rows):
         return False
@@ -214,7 +214,7 @@ def confirm(run: Any, slot: Slot, result: Result, num_rows: int) -> bool:
 
 
 def is_confirmed(path: str, result: Result, num_rows: int) -> bool:
-    """W&B itself says that it has the run's end, all its rows and its eval/loss."""
+    """Whether W&B itself says that it has the run's end, all its rows and its eval/loss."""
     expected = "finished" if result.status in ENDED_WELL else "failed"
     for attempt in range(CONFIRM_TRIES):
         if attempt:
@@ -278,7 +278,7 @@ class Mirror:
             self._thread.start()
 
     def read_to_end(self) -> None:
-        """The history is whole; its file may go."""
+        """Read the rest of the history, after which its file may be deleted."""
         if self._is_on:
             self._read()
             self._rows.is_whole = True
@@ -330,7 +330,7 @@ class Mirror:
             self._warn(error, "the trial goes on, and W&B is asked again every minute")
 
     def _open(self) -> bool:
-        """Whether the run is open; one that could not be opened is tried again a minute later."""
+        """Open the run, a minute after a failure at the earliest; return whether it is open."""
         if self._run is None and time.monotonic() >= self._next_try:
             self._next_try = time.monotonic() + REOPEN_SECONDS
             check_reachable()

@@ -51,7 +51,7 @@ def download(
 def merge(store: Store, slot: int, result: Result, folder: Path, *, work_dir: Path) -> None:
     """Write the base with the adapter added to its weights, in fp16, as a model of its own.
 
-    Raises as `download`; then nothing of it stays.
+    Raises as `download` does, and then leaves nothing in `folder`.
     """
     make_new(folder, _MERGE)
     try:
@@ -63,7 +63,7 @@ def merge(store: Store, slot: int, result: Result, folder: Path, *, work_dir: Pa
 
 
 def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path) -> str:
-    """The base's name."""
+    """Merge the adapter into `folder`; return the name of the base."""
     from job.training.merging import merge_adapter  # torch
 
     base = resolve_base_model(result.base_model, result.base_model_revision, cache_dir=work_dir)
@@ -95,7 +95,7 @@ def make_new(folder: Path, option: str) -> None:
 
 
 def unwritable(option: str, path: Path, error: Exception) -> JobError:
-    """What it means that a file or folder which a person named cannot be written."""
+    """The error for a file or folder that a person named and that cannot be written."""
     if is_volume_full(error):
         return OutageError(f"{option}: {path}: no space left; free some, or give another folder")
     assert isinstance(error, OSError)
