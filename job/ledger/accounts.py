@@ -100,14 +100,14 @@ def saved_clock_seconds(lease: Lease) -> float:
 
 def read_accounts(slot: Slot) -> list[Account]:
     """The accounts of the slot's attempts by epoch, for people; open ones as the lease has them."""
-    found = {told.epoch: told for told in slot.accounts()}
+    by_epoch = {document.epoch: document for document in slot.accounts()}
     stored = slot.lease()
     if stored is not None:
         lease = stored.lease
-        for told in (*lease.ended, account(lease, ended=not lease.is_held)):
-            if told.epoch not in found or found[told.epoch].state == "open":
-                found[told.epoch] = told
-    return [found[epoch] for epoch in sorted(found)]
+        for newer in (*lease.ended, account(lease, ended=not lease.is_held)):
+            if newer.epoch not in by_epoch or by_epoch[newer.epoch].state == "open":
+                by_epoch[newer.epoch] = newer
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:

@@ -122,7 +122,9 @@ def _unused_shared(store: Store, unused_hours: float, waiting: dict[str, str]) -
     """Find prepared data of no sweep, and probes; put those not unused for long into `waiting`."""
     matches = (_UNOWNED.match(key) for top in ("prepared/", "probe-") for key in store.list(top))
     candidates = dict.fromkeys(match[1] or match[2] for match in matches if match)
-    used = _prepared_of_sweeps(store)  # after the list: a sweep frozen in between is seen
+    used = _prepared_of_sweeps(
+        store
+    )  # read after the listing, so that a sweep frozen in between is seen
     since = _remembered(store)[0].unused_since
     now = datetime.now(UTC)
     for key in candidates:

@@ -148,10 +148,10 @@ class HeldLease:
 
     def _next(self, changes: dict[str, Any]) -> Lease:
         """The lease as the next renewal will write it."""
-        said = dict(self._progress)
+        progress = dict(self._progress)
         if self._paid_since is not None:
-            said["gpu_seconds"] = self.own_gpu_seconds
-        attempt = self._record.attempt.changed(**said, heard_at=now())
+            progress["gpu_seconds"] = self.own_gpu_seconds
+        attempt = self._record.attempt.changed(**progress, heard_at=now())
         return self._record.changed(**changes, attempt=attempt, beat=self._record.beat + 1)
 
     def _keep_renewing(self) -> None:

@@ -1,7 +1,7 @@
 """Uploads in the background while training goes on: best adapters and checkpoints, in order.
 
 A checkpoint counts once the lease names it; the lease keeps the newest two, and what it no longer
-names is deleted right after the renewal that said so.
+names is deleted right after the renewal that left it out.
 """
 
 from __future__ import annotations

@@ -112,7 +112,9 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
         yield "trial"
         plan.sections["in all"] = describe_cost(settings, span)
         yield "in all"
-        checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)  # fp32, and two moments
+        checkpoint_bytes = 12 * shape.adapter_weights(
+            costliest.lora_r
+        )  # weights and two moments, in fp32
         plan.warnings += warnings.of_time(settings, span)
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
     plan.warnings += warnings.of_rows(settings, data)

@@ -16,7 +16,7 @@ from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
 from job.training.memory import MemoryPlan
 
-CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth a warning
+CUT_SHARE = 0.05  # a larger share of rows over JOB_MAX_SEQ_LENGTH is worth a warning
 
 
 def of_time(settings: Settings, span: Span) -> Iterator[str]:

@@ -32,8 +32,8 @@ from job.trial.identity import sweep_name
 from job.winner.adapter import download, merge, unwritable
 
 WATCH_SECONDS = 10.0
-PIPE_SECONDS = 60.0  # between two tables of `--watch` in a log, if no state changes
-PIPE_COLUMNS = 160  # where no terminal says how wide it is
+PIPE_SECONDS = 60.0  # between two tables of `--watch` in a pipe, if no state changes
+PIPE_COLUMNS = 160  # the width where no terminal says one
 
 
 def show_status(

@@ -39,7 +39,7 @@ class SlotView:
     params: Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None  # optimizer steps done
     planned_steps: int | None = None
-    eval_loss: float | None = None  # of the adapter, or the last one told so far
+    eval_loss: float | None = None  # the adapter's; before the commit the last evaluation's
     best_step: int | None = None
     curve: tuple[tuple[int, float], ...] = ()  # (step, eval/loss), finite ones
     attempts: int = 0
@@ -48,7 +48,7 @@ class SlotView:
     tokens_per_second: float | None = None
     lease_age_seconds: float | None = None  # since the holder last renewed it
     gpu_seconds: float = 0.0  # of all attempts
-    wasted_gpu_seconds: float = 0.0  # of them: steps done twice, restarts, waiting
+    wasted_gpu_seconds: float = 0.0  # for steps done twice, restarts and waiting
     training_seconds: float | None = None
     peak_memory_bytes: int | None = None
     adapter_key: str | None = None

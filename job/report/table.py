@@ -34,7 +34,7 @@ _PROMETHEUS = (
         "GPU-seconds spent on steps done twice, restarts and waiting.",
     ),
     ("slot_step", "gauge", "Optimizer steps done in a slot."),
-    ("slot_eval_loss", "gauge", "eval/loss of a slot, the last one told."),
+    ("slot_eval_loss", "gauge", "eval/loss of a slot's last known evaluation."),
     ("slot_attempts_total", "counter", "Attempts at a slot."),
     ("slot_lease_age_seconds", "gauge", "Seconds since the holder last renewed a slot's lease."),
 )
@@ -68,7 +68,7 @@ def slot_table(overview: Overview, width: int | None = None) -> Group:
     one = _fitting([slot, *progress, *params, *rest], width)
     if one is not None or not params:
         return Group(_table(one or [slot, *progress, *rest[:2]]))
-    # Only below 65 columns does not even `few` fit; then cells are folded.
+    # Below 65 columns not even `few` fits; then cells are folded.
     few = _fitting([slot, *progress, *rest], width) or [slot, *progress, *rest[:2]]
     drawn = [number for number, view in enumerate(views) if view.params]
     below = [(name, [cells[number] for number in drawn]) for name, cells in [slot, *params]]
@@ -80,7 +80,7 @@ def _fitting(columns: list[_Column], width: int | None) -> list[_Column] | None:
     shown = [(name, cells) for name, cells in columns if any(cells)]
     for names in (frozenset[str](), *_DROPPED):
         left = [(name, cells) for name, cells in shown if name not in names]
-        # Of box.SIMPLE: three blanks between two columns, two at either side.
+        # box.SIMPLE puts three blanks between two columns, and two at either side.
         taken = 1 + sum(max(map(cell_len, [name, *cells])) + 3 for name, cells in left)
         if width is None or taken <= width:
             return left

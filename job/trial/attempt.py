@@ -43,7 +43,7 @@ class Loaded:
     base: BaseModel
     data: PreparedData
     device: torch.device
-    model: Any  # the base, loaded
+    model: Any  # the base model with its weights
     prepare_seconds: float
     load_seconds: float
 

@@ -76,7 +76,7 @@ def _metadata(origin: Provenance, eval_loss: float) -> dict[str, Any]:
     metric = {"type": "loss", "name": "eval/loss", "value": round(eval_loss, 6)}
     dataset = {"type": "private", "name": f"prepared rows {origin.data_digest[:12]}"}
     return {
-        # The hub refuses a base that is not one of its own.
+        # The hub refuses a base model that is not one of its own.
         **({"base_model": origin.base_model} if on_the_hub else {}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",

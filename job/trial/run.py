@@ -72,7 +72,7 @@ def run_trial_on(
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
-    # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
+    # Loaded before anything is frozen: a base that cannot be loaded must not become a sweep's own.
     loaded = load(settings, ledger, training, stop, watchdog)
     ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data))
     stop.check()

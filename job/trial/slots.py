@@ -38,7 +38,7 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
 def open_slots(ledger: Ledger, num_trials: int) -> list[int]:
     """The slots that a trial may work on; a damaged one is left to a person.
 
-    Raises its `SlotError` once no other is open: else nobody would hear of it.
+    Raises that slot's `SlotError` once no other is open, or nobody would learn of the damage.
     """
     found: list[int] = []
     damage: SlotError | None = None

@@ -19,7 +19,7 @@ from job.sweep.definition import SweepDefinition
 from job.wandb.client import POLL_SECONDS, as_job_error, finish_seconds, run_settings
 from job.wandb.sweeps import SweepPath, check_params, check_same, read_sweep, wait_until_running
 
-# begin(params, run_id, path): freezes them; whether they are the ones that hold.
+# begin(params, run_id, path) freezes the parameters; it returns whether they are those that hold.
 Begin: TypeAlias = Callable[[Mapping[str, Any], str, SweepPath], bool]
 
 

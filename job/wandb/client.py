@@ -26,11 +26,11 @@ from job.settings import Settings
 
 DEFAULT_PROJECT = "qlora-sweep"
 POLL_SECONDS = 0.1
-REQUEST_SECONDS = 20.0  # that a question to W&B may take, the client's own retries included
+REQUEST_SECONDS = 20.0  # a question to W&B may take so long, the client's own retries included
 
 Result = TypeVar("Result")
 
-# What the process as a whole tells W&B: nothing that nobody asked for. `prepare` sets it, since
+# Settings that keep the client from telling W&B what nobody asked for. `prepare` sets them, since
 # `wandb.agent` reads its settings from the environment only.
 QUIET = {
     "WANDB_SILENT": "true",
@@ -40,14 +40,14 @@ QUIET = {
     "WANDB_ERROR_REPORTING": "false",  # to Sentry
     "WANDB_PROGRAM": "job",  # else the path of the script
 }
-# If the environment does not say: seconds that opening a run and its last upload may take (without
-# the second the client waits for ever), and between two uploads (15 otherwise: what a kill loses).
+# Defaults in seconds: how long opening a run and its last upload may take (without the second the
+# client waits for ever), and the time between two uploads (15 otherwise, which a kill would lose).
 LIMITS = {
     "WANDB_INIT_TIMEOUT": "30",
     "WANDB_FINISH_TIMEOUT": "30",
     "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "5",
 }
-# What would make every run of this process the same one; `place_of` says which run it is.
+# Variables that would make every run of this process the same one; `place_of` says which it is.
 OTHER_RUNS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_NAME")
 
 
@@ -90,7 +90,7 @@ def run_settings(
     """`wandb.Settings` of a run: system metrics, metadata, code, git and host stay here.
 
     `on_stop` is called, in a thread of the client's, when a person or `early_terminate` stops the
-    run; it does not hear it while an agent runs, which tells it to its function instead.
+    run. It is not called while an agent runs: the agent stops its function instead.
     """
     import wandb
 
@@ -253,9 +253,11 @@ def _server() -> str:
 def silence_of(url: str) -> str | None:
     """Why the server gives no answer; None if it gives any."""
     proxy = urllib.request.getproxies().get(urlsplit(url).scheme, "")
-    if urlsplit(proxy).scheme not in ("", "http", "https"):  # SOCKS: the client's business
+    if urlsplit(proxy).scheme not in ("", "http", "https"):  # a SOCKS proxy is left to the client
         return None
-    opener = urllib.request.OpenerDirector()  # without those who follow redirections or raise
+    opener = (
+        urllib.request.OpenerDirector()
+    )  # without the handlers that follow redirections or raise
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),

@@ -28,7 +28,7 @@ from job.wandb.client import (
 )
 
 RUNS_PER_TRIAL = 2  # run_cap of a new sweep: the ledger limits trials; a lost draw costs a run
-PAUSE_SECONDS = 15.0  # between two looks at a paused sweep
+PAUSE_SECONDS = 15.0  # between two questions whether a paused sweep goes on
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -205,7 +205,7 @@ def _fetch(path: SweepPath, limit: float) -> ServerSweep:
 
 
 def _pause(seconds: float, should_stop: Callable[[], None]) -> None:
-    ended = threading.Event()  # never set: a clock that wakes up for `should_stop`
+    ended = threading.Event()  # never set: only a way to wait in short pieces
     for _ in range(max(1, round(seconds / POLL_SECONDS))):
         should_stop()
         ended.wait(POLL_SECONDS)

@@ -32,7 +32,7 @@ def download(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
             arriving = Path(name) / "adapter"
             arriving.mkdir()
-            folder.rmdir()  # it is made again by the move, or not at all
+            folder.rmdir()  # the move makes it again
             fetch_folder(store, key, sha256, arriving)
             (arriving / MANIFEST).unlink()
             shutil.move(arriving, folder)
@@ -57,14 +57,14 @@ def merge(store: Store, slot: int, result: Result, folder: Path, *, work_dir: Pa
     try:
         base = _merge(store, slot, result, folder, work_dir)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty
+        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty before
         raise
     log.info("slot %d merged into %s: %s", slot, base, folder)
 
 
 def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path) -> str:
     """Merge the adapter into `folder`; return the name of the base."""
-    from job.training.merging import merge_adapter  # torch
+    from job.training.merging import merge_adapter  # imports torch
 
     base = resolve_base_model(result.base_model, result.base_model_revision, cache_dir=work_dir)
     with tempfile.TemporaryDirectory(prefix="adapter-") as name:
@@ -73,7 +73,7 @@ def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path
         try:
             merge_adapter(base.location, base.hub_revision, adapter, folder)
         except Exception as error:  # safetensors and tokenizers have errors of their own for it
-            # Before the first file, it is the volume of the base that is full.
+            # If no file was written yet, it is the volume of the base that is full.
             if is_volume_full(error) and any(folder.iterdir()):
                 raise unwritable(_MERGE, folder, error) from error
             raise
