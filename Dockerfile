@@ -98,7 +98,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1
 # Every row of samples has another length, and blocks of fixed size would leave gaps between them:
-# PyTorch's own advice for memory that cannot be had in one piece. Not measured on a GPU yet.
+# PyTorch's own advice for memory that cannot be had in one piece. Its effect was not measured.
 ENV PYTORCH_ALLOC_CONF=expandable_segments:True
 # Every cache and temporary file under /work. USER: no passwd entry belongs to the numeric user, and
 # getpass.getuser(), which torch and wandb call, would fail without it.

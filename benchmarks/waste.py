@@ -1,6 +1,6 @@
 """Steps done twice when a trial is killed or told to end again and again.
 
-`python -m benchmarks.waste`: real lease, publisher and trial code in real processes, training that
+`python -m benchmarks.waste`: real lease, uploads and trial code in real processes, training that
 sleeps and resumes (tests/fake_training.py). The times between two kills are drawn from an
 exponential distribution whose mean is two checkpoint intervals. Prints a table.
 An argument is the seed of those times.

@@ -1,4 +1,4 @@
-"""What every attempt at a slot cost and why it ended, and what a sweep has cost so far.
+"""Accounts: the cost of each attempt and why it ended, and the cost of a sweep so far.
 
 The lease is the truth, swapped as a whole; the account of the attempt that holds it is part of it.
 `attempts/<epoch>-<owner>.json` only repeats that account: opened with the lease, completed at the
@@ -20,7 +20,7 @@ from job.ledger.slot import Slot
 from job.log import log
 
 UNHEARD = "killed or cut off: nothing was heard of it after its last renewal"
-FRESH = Lease(owner="", epoch=0)  # of a slot that nobody has begun
+FRESH = Lease(owner="", epoch=0)  # the lease of a slot that nobody has begun
 
 
 def taken_over(old: Lease, owner: str) -> Lease:
@@ -84,8 +84,8 @@ def account(lease: Lease, *, ended: bool) -> Account:
 def wasted_gpu_seconds(lease: Lease) -> float:
     """GPU-seconds of the lease's attempt on which nothing later rests.
 
-    What counts is the training clock that its newest checkpoint is ahead of the one it found; the
-    attempt that commits says itself what counted.
+    Useful is the training time between the checkpoint that the attempt found and its newest one;
+    an attempt that commits says itself how much was useful.
     """
     attempt = lease.attempt
     saved = (saved_clock_seconds(lease) - attempt.clock_before) * attempt.num_gpus
@@ -99,21 +99,21 @@ def saved_clock_seconds(lease: Lease) -> float:
 
 
 def read_accounts(slot: Slot) -> list[Account]:
-    """The slot's attempts by epoch, for people; the lease says more of those still open."""
-    found = {told.epoch: told for told in slot.accounts()}
+    """The accounts of the slot's attempts by epoch, for people; open ones as the lease has them."""
+    by_epoch = {document.epoch: document for document in slot.accounts()}
     stored = slot.lease()
     if stored is not None:
         lease = stored.lease
-        for told in (*lease.ended, account(lease, ended=not lease.is_held)):
-            if told.epoch not in found or found[told.epoch].state == "open":
-                found[told.epoch] = told
-    return [found[epoch] for epoch in sorted(found)]
+        for newer in (*lease.ended, account(lease, ended=not lease.is_held)):
+            if newer.epoch not in by_epoch or by_epoch[newer.epoch].state == "open":
+                by_epoch[newer.epoch] = newer
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
     """GPU-hours of all attempts at all slots: ended, killed and running, as of the last renewal.
 
-    Also those of excluded slots, and of what came before a redo: they were paid for. A slot whose
+    Excluded slots and what came before a redo count, too: they were paid for. A slot whose
     documents are damaged counts nothing, and ends no other slot's trial.
     """
     seconds = 0.0
@@ -137,10 +137,10 @@ def gpu_seconds(slot: Slot) -> float:
     committed = result.gpu_seconds if result is not None else 0.0
     if stored is None:
         return committed
-    # Of a slot that two attempts worked on at once, the lease knows of both.
+    # Where two attempts worked on a slot at once, the lease has the cost of both.
     return max(committed, stored.lease.gpu_seconds_before + stored.lease.attempt.gpu_seconds)
 
 
 def now() -> str:
-    """The time for people to read; nothing compares it."""
+    """The present time in UTC for people to read; nothing compares it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

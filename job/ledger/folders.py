@@ -67,7 +67,7 @@ def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
 
 
 def delete_folder(store: Store, key: str) -> None:
-    """Remove a published folder, the manifest first: what is left of it is never taken for one."""
+    """Remove a published folder, its manifest first, without which the rest counts for nothing."""
     store.delete(f"{key}/{MANIFEST}")
     for name in list(store.list(f"{key}/")):
         store.delete(name)

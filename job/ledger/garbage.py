@@ -61,11 +61,11 @@ def collect(
     unused_hours: float,
     say: Callable[[str], None],
 ) -> str:
-    """Delete the garbage of the sweep and of the bucket's shared folders; a summary in a line."""
+    """Delete the garbage of the sweep and of the bucket's shared folders; return a summary."""
     waiting: dict[str, str] = {}
     doomed = [
-        *_of_slots(ledger, old_generations=old_generations),
-        *_unused(ledger.store, unused_hours, waiting),
+        *_unneeded_uploads(ledger, old_generations=old_generations),
+        *_unused_shared(ledger.store, unused_hours, waiting),
     ]
     for key, reason in doomed:
         say(f"{'would delete' if dry_run else 'deleting'} {key}: {reason}")
@@ -79,8 +79,8 @@ def collect(
     return f"gc: {len(doomed)} {done}, {len(waiting)} unused but not long enough"
 
 
-def _of_slots(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
-    """Unneeded uploads of the sweep's slots."""
+def _unneeded_uploads(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
+    """Find the uploads of the sweep's slots that nothing needs any more."""
     uploads: dict[tuple[int, int], dict[str, int | None]] = {}
     for key in ledger.store.list(f"{ledger.folder}/slots/"):
         if (match := _UPLOAD.match(key)) is not None:
@@ -93,18 +93,18 @@ def _of_slots(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
             if old_generations and _is_replaced(slot):
                 yield from (Garbage(key, "the slot was begun again") for key in found)
                 continue
-            yield from _of_generation(slot, found)
+            yield from _unneeded_in_generation(slot, found)
         except SlotError as error:
             log.warning("slot %d is left alone: %s", number, error)
 
 
 def _is_replaced(slot: Slot) -> bool:
-    """A later generation is committed: until then the earlier adapter is all there is."""
+    """Whether a later generation is committed; until then the earlier adapter is all there is."""
     newest = slot.ledger.slot(slot.number)
     return slot.generation < newest.generation and newest.result() is not None
 
 
-def _of_generation(slot: Slot, found: dict[str, int | None]) -> Iterator[Garbage]:
+def _unneeded_in_generation(slot: Slot, found: dict[str, int | None]) -> Iterator[Garbage]:
     stored, result = slot.lease(), slot.result()
     if stored is None:
         log.warning("slot %d is left alone: it has uploads but no lease.json", slot.number)
@@ -118,11 +118,13 @@ def _of_generation(slot: Slot, found: dict[str, int | None]) -> Iterator[Garbage
             yield Garbage(key, f"of epoch {epoch}, and the lease of a later one does not name it")
 
 
-def _unused(store: Store, unused_hours: float, waiting: dict[str, str]) -> Iterator[Garbage]:
-    """Prepared data of no sweep, and probes; those not unused for long enough go to `waiting`."""
+def _unused_shared(store: Store, unused_hours: float, waiting: dict[str, str]) -> Iterator[Garbage]:
+    """Find prepared data of no sweep, and probes; put those not unused for long into `waiting`."""
     matches = (_UNOWNED.match(key) for top in ("prepared/", "probe-") for key in store.list(top))
     candidates = dict.fromkeys(match[1] or match[2] for match in matches if match)
-    used = _prepared_of_sweeps(store)  # after the list: a sweep frozen in between is seen
+    used = _prepared_of_sweeps(
+        store
+    )  # read after the listing, so that a sweep frozen in between is seen
     since = _remembered(store)[0].unused_since
     now = datetime.now(UTC)
     for key in candidates:
@@ -137,7 +139,7 @@ def _unused(store: Store, unused_hours: float, waiting: dict[str, str]) -> Itera
 
 
 def _prepared_of_sweeps(store: Store) -> set[str] | None:
-    """The prepared data that the bucket's sweeps name; None if a sweep cannot be read."""
+    """The digests of prepared data that sweeps name; None if a sweep cannot be read."""
     used = set()
     for key in store.list("sweeps/"):
         if (match := re.fullmatch(r"sweeps/([^/]+)/sweep\.json", key)) is None:
@@ -157,7 +159,7 @@ def _prepared_of_sweeps(store: Store) -> set[str] | None:
 
 
 def _remembered(store: Store) -> tuple[Memory, str | None]:
-    """What an earlier gc found, and the version to swap it by; nothing if it is damaged."""
+    """The memory of earlier gcs and the version to swap it by; an empty one if it is damaged."""
     document = read_document(store, MEMORY_KEY)
     if document is None:
         return Memory(), None
@@ -169,7 +171,7 @@ def _remembered(store: Store) -> tuple[Memory, str | None]:
 
 
 def _remember(store: Store, waiting: dict[str, str]) -> None:
-    """Write what waits; another gc that does so at the same time has seen the same."""
+    """Write down what waits; another gc that does so at the same time has seen the same."""
     memory, version = _remembered(store)
     content = memory.changed(unused_since=waiting).to_json()
     if version is not None:

@@ -43,7 +43,7 @@ class HeldLease:
         self._lost = False
         self._swapping = threading.Lock()
         self._closing = threading.Event()
-        self._progress: dict[str, Any] = {}  # what the next renewal says of this attempt
+        self._progress: dict[str, Any] = {}  # fields of `AttemptProgress` for the next renewal
         self._paid_since: float | None = None  # on the monotonic clock; None: no GPU is held
         self._paid_until: float | None = None
         self._thread = threading.Thread(target=self._keep_renewing, daemon=True, name="lease")
@@ -60,11 +60,11 @@ class HeldLease:
 
     @property
     def lost(self) -> bool:
-        """Another attempt holds the slot; nothing may be touched any more."""
+        """Whether another attempt holds the slot: then nothing may be touched any more."""
         return self._lost
 
     def report(self, **progress: Any) -> None:
-        """Note `AttemptProgress` for the next renewal to say; writes nothing."""
+        """Note fields of `AttemptProgress` for the next renewal; writes nothing."""
         self._progress = {**self._progress, **progress}
 
     def start_paying(self, *, seconds_before: float) -> None:
@@ -100,7 +100,7 @@ class HeldLease:
                 if holder != (self._record.owner, self._record.epoch):
                     self._lost = True
                     break
-                # Ours in any case: of this call, or of an earlier one whose answer was lost.
+                # Our own write: of this call, or of an earlier one whose answer was lost.
                 self._record, self._version = stored.lease, stored.version
                 if stored.ours:
                     self._renewed_at = started
@@ -119,16 +119,18 @@ class HeldLease:
                 self.end(ExitCode.OK, self._progress.get("reason", "nothing to do"))
             else:
                 self.end(*_ending(error))
-            if not self._lost and not isinstance(error, StoreError):  # else the next one writes it
+            if not self._lost and not isinstance(
+                error, StoreError
+            ):  # else the next attempt writes it
                 self.slot.write_account(account(self._record, ended=True))
         except JobError as failure:  # must not hide how the attempt ended
             log.warning("lease not released: %s", failure)
 
     def open_account(self) -> None:
-        """Write what earlier attempts left unwritten of themselves, and open our own document."""
+        """Write the accounts that earlier attempts left unwritten, and open our own."""
         for ended in self._record.ended:
             self.slot.write_account(ended)
-        self._record = self._record.changed(ended=())  # the next renewal says so
+        self._record = self._record.changed(ended=())  # written with the next renewal
         self.slot.write_account(account(self._record, ended=False))
 
     def end(self, exit_code: int, reason: str) -> None:
@@ -145,11 +147,11 @@ class HeldLease:
             self.renew(state="released")
 
     def _next(self, changes: dict[str, Any]) -> Lease:
-        """The lease as the next renewal writes it."""
-        said = dict(self._progress)
+        """The lease as the next renewal will write it."""
+        progress = dict(self._progress)
         if self._paid_since is not None:
-            said["gpu_seconds"] = self.own_gpu_seconds
-        attempt = self._record.attempt.changed(**said, heard_at=now())
+            progress["gpu_seconds"] = self.own_gpu_seconds
+        attempt = self._record.attempt.changed(**progress, heard_at=now())
         return self._record.changed(**changes, attempt=attempt, beat=self._record.beat + 1)
 
     def _keep_renewing(self) -> None:
@@ -159,7 +161,7 @@ class HeldLease:
             except PreemptedError as error:
                 log.warning("%s", error)
                 return
-            except JobError as error:  # the next beat tries again; publishing waits for one
+            except JobError as error:  # the next renewal tries again, and publishing waits for it
                 log.warning("lease not renewed: %s", error)
 
 
@@ -177,7 +179,7 @@ def acquire(
 
     A lease that another attempt holds is watched until it is released, until it stood still for
     `lease_seconds`, or until it is seen to be alive. Raises `HeldError` if all are alive.
-    `watch`: what was seen of them so far.
+    `watch` holds what was seen of those leases so far.
     """
     owner = uuid.uuid4().hex
     watch = watch or LeaseWatch(lease_seconds, clock=clock)
@@ -200,7 +202,7 @@ def acquire(
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
-    """Exit code and reason of an attempt that ends by `error`."""
+    """The exit code and the reason of an attempt that ends by `error`."""
     if isinstance(error, JobError):
         return error.exit_code, str(error).partition("\n")[0]
     return ExitCode.BUG, type(error).__name__

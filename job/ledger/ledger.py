@@ -39,12 +39,12 @@ class Ledger:
         return f"sweeps/{self.sweep}"
 
     def slot(self, number: int) -> Slot:
-        """The slot in its newest generation: the redo documents that exist, read by name."""
+        """The slot in its newest generation: that of its last redo document, read by name."""
         generation = 0
         try:
             while self.store.get(self.redo_key(number, generation + 1)) is not None:
                 generation += 1
-        except DamagedError as error:  # no redo gets past it
+        except DamagedError as error:  # no redo could create the next one
             raise SlotError(f"slot {number}: {error}; remove it") from error
         return Slot(self, number, generation)
 
@@ -57,7 +57,7 @@ class Ledger:
         return f"{self.folder}/{file_name}"
 
     def identity(self) -> Identity | None:
-        """What the sweep's first trial froze; None before it. Raises `SettingsError` if damaged."""
+        """The identity that the first trial froze, or None. Raises `SettingsError` if damaged."""
         with self._damage_told():
             document = read_document(self.store, self._identity_key)
             return Identity.model_validate(document.content) if document else None
@@ -90,7 +90,7 @@ class Ledger:
             )
 
     def num_slots(self, num_trials: int) -> int:
-        """`num_trials`, or more if the sweep has drawn more."""
+        """The number of slots: `num_trials`, or more if the sweep has drawn more."""
         count = num_trials
         while self.slot(count).spec() is not None:
             count += 1
@@ -114,7 +114,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _damage_told(self) -> Iterator[None]:
-        """A damaged identity is nobody's slot: no trial of the sweep can be compared with it."""
+        """Raise `SettingsError` for a damaged identity, with which no trial can be compared."""
         way_out = "put it back, or start another sweep with another JOB_SWEEP_NAME"
         try:
             yield

@@ -8,10 +8,10 @@
                                 failed.json          Closure    create-once: given up
                                 excluded.json        Closure    create-once: by a person
 
-Keys that no version of the code has ever left out are required; the others have the value that they
-stood for before they came. Keys that this version does not know are kept as they are, so that an
-older worker beside a newer one destroys nothing. What does not fit is damage: `pydantic` refuses it
-where the ledger reads.
+Keys that every version of the code has written are required. A later key has a default: what its
+absence stood for. Keys that this version does not know are kept as they are, so that an older
+worker beside a newer one destroys nothing. A document that does not fit is damaged: `pydantic`
+refuses it where the ledger reads.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Record(BaseModel):
 
 
 class Recipe(Record):
-    """All that fixes what a trial computes: its hyper-parameters and its planned course."""
+    """All that fixes what a trial computes: its hyper-parameters, planned steps and seed."""
 
     learning_rate: Number
     gradient_accumulation_steps: int = Field(ge=1)
@@ -76,7 +76,7 @@ class Recipe(Record):
 
     @property
     def samples_per_step(self) -> int:
-        """Samples of an optimizer step."""
+        """The number of samples in an optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
@@ -85,8 +85,8 @@ class Spec(Record):
 
     params: dict[str, Hyperparameter]  # the slot's point of the sweep
     recipe: Recipe
-    measure_step_0: bool = False  # eval/loss of the untuned model: only the first slot to be drawn
-    data_digest: str  # of the prepared rows
+    measure_step_0: bool = False  # measure the untuned model, too: only the first slot drawn does
+    data_digest: str  # the digest of the prepared rows
     wandb_run_id: str
     # entity/project/id; None: drawn by the built-in engine.
     wandb_sweep: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None = None
@@ -99,15 +99,15 @@ class Result(Record):
 
     status: Status
     reason: str | None = None
-    eval_loss: float | None  # of the adapter; None when there is none
+    eval_loss: float | None  # the adapter's; None when there is no adapter
     best_step: int | None = None
     steps: Count
     adapter_key: Key | None
-    adapter_sha256: str | None = None  # of the adapter's manifest, which holds every file's
+    adapter_sha256: str | None = None  # its manifest's sha256; that holds every file's
     adapter_bytes: Count | None = None
     gpu_seconds: Seconds  # of all attempts at the slot
-    wasted_gpu_seconds: Seconds = 0.0  # of them: steps done twice, restarts, waiting
-    training_seconds: Seconds | None = None  # of the training clock
+    wasted_gpu_seconds: Seconds = 0.0  # for steps done twice, restarts and waiting
+    training_seconds: Seconds | None = None  # on the training clock: steps and evaluations
     tokens_per_second: float | None = None
     peak_memory_bytes: Count | None = None
     curve: tuple[tuple[int, float | None], ...]  # (step, eval/loss); None: it overflowed
@@ -138,30 +138,32 @@ class Checkpoint(Record):
     """A checkpoint that a lease names: a folder of the bucket under the hash of its content."""
 
     key: Key
-    sha256: str  # of its manifest
+    sha256: str  # its manifest's
     step: Count
     best: Key | None  # the best adapter so far, which the checkpoint refers to
-    clock_seconds: Seconds = 0.0  # training clock in it
+    clock_seconds: Seconds = 0.0  # the training clock when it was taken
 
 
 class AttemptProgress(Record):
-    """What the holder of a lease says of its own attempt, at every renewal."""
+    """The progress of an attempt, as the holder of the lease tells it at every renewal."""
 
     node: str | None = None
     code_version: str | None = None
     started_at: Moment | None = None
-    heard_at: Moment | None = None  # the last renewal
-    clock_before: Seconds = 0.0  # training clock that the attempt found
-    num_gpus: Annotated[int, Field(ge=1)] = 1  # more: of a version that shared steps among GPUs
-    patience_seconds: Seconds | None = None  # training without a later checkpoint: fruitless
+    heard_at: Moment | None = None  # when the lease was last renewed
+    clock_before: Seconds = 0.0  # the training clock that the attempt began with
+    num_gpus: Annotated[int, Field(ge=1)] = (
+        1  # more: written by a version that shared a step among GPUs
+    )
+    patience_seconds: Seconds | None = None  # fruitless if it trained so long without a checkpoint
     first_step: Count | None = None
     step: Count | None = None
     published_step: int = -1  # of the newest checkpoint that this attempt published
-    trained_seconds: Seconds = 0.0  # of the training clock, in this attempt
+    trained_seconds: Seconds = 0.0  # on the training clock, in this attempt
     tokens_per_second: float | None = None
-    eval_loss: float | None = None  # the last one
+    eval_loss: float | None = None  # of the last evaluation
     gpu_seconds: Seconds = 0.0
-    useful_seconds: Seconds | None = None  # of them, what the commit rests on
+    useful_seconds: Seconds | None = None  # of the GPU-seconds, those that the commit rests on
     exit_code: int | None = None
     reason: str | None = None
     ended_at: Moment | None = None
@@ -184,7 +186,7 @@ class Account(Record):
     exit_code: int | None = None
     reason: str | None = None
     saved_step: Count | None = None  # of the newest checkpoint when it ended
-    wasted_gpu_seconds: Seconds | None = None  # of its GPU-seconds, what nothing later rests on
+    wasted_gpu_seconds: Seconds | None = None  # those on which nothing later rests
 
 
 class Closure(Record):
@@ -202,8 +204,10 @@ class Lease(Record):
     beat: Count = 0  # renewals of this epoch
     checkpoints: tuple[Checkpoint, ...] = ()  # newest first
     gpu_seconds_before: Seconds = 0.0  # of all earlier attempts
-    seconds_before: Seconds = 0.0  # likewise by the clock, on however many GPUs
-    wasted_gpu_seconds_before: Seconds = 0.0  # of them, what no later attempt could build on
+    seconds_before: Seconds = (
+        0.0  # wall-clock seconds of all earlier attempts, on any number of GPUs
+    )
+    wasted_gpu_seconds_before: Seconds = 0.0  # those on which no later attempt could build
     ended: tuple[Account, ...] = ()  # earlier attempts whose documents may not be written yet
     fruitless: Count = 0  # attempts in a row that trained long and published no later checkpoint
     startless: Count = 0  # attempts in a row that never finished a step
@@ -211,15 +215,15 @@ class Lease(Record):
 
     @property
     def is_held(self) -> bool:
-        """Nobody has released it; its holder may be dead."""
+        """Whether nobody has released it; its holder may be dead all the same."""
         return self.state == "held"
 
 
 class Frozen(Record):
     """A part of the identity that is known by what it was resolved to."""
 
-    revision: str | None = None  # of the base model
-    prepared: str | None = None  # digest of the prepared rows
+    revision: str | None = None  # the base model's commit, or a hash of its files
+    prepared: str | None = None  # the digest of the prepared rows
 
 
 class Identity(Record):
@@ -232,15 +236,15 @@ class Identity(Record):
     base_model: Annotated[Frozen, Field(alias="JOB_BASE_MODEL")] = Frozen()
     dataset: Annotated[Frozen, Field(alias="JOB_DATASET_URI")] = Frozen()
     sweep_file: Annotated[dict[str, Any] | None, Field(alias="JOB_SWEEP_FILE")] = None
-    # The settings behind the prepared rows.
+    # The settings that decide the prepared rows.
     rows: Annotated[dict[str, Any], Field(alias="_rows")] = {}
     base_model_name: Annotated[str, Field(alias="_base_model")] = ""
-    # As the settings ask for it, before it was resolved to a commit.
+    # The revision that the settings ask for, before it was resolved to a commit.
     asked_revision: Annotated[str, Field(alias="_base_model_revision")] = ""
     ledger_schema: int = 1
 
     def compared(self) -> dict[str, Any]:
-        """What a later trial's settings have to equal, by name."""
+        """The values that a later trial's settings have to equal, by name."""
         return {name: value for name, value in self.to_json().items() if not name.startswith("_")}
 
 

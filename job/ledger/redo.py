@@ -34,7 +34,7 @@ def redo(old: Slot) -> str:
     is nothing to do again.
     """
     spec = _readable_spec(old)
-    if old.generation and not _begun(old):  # perhaps by a redo cut off before it took the lease
+    if old.generation and not _begun(old):  # perhaps a redo was cut off before it took the lease
         return _redone_before(old, ended=fence(old.earlier()[-1], "redo"))
     if spec is None and not _begun(old):
         raise SettingsError(
@@ -50,14 +50,14 @@ def redo(old: Slot) -> str:
 
 
 def exclude(slot: Slot, reason: str) -> str:
-    """Take the slot out of the sweep; what was done, in a line."""
+    """Take the slot out of the sweep; return what was done, in a line."""
     if not slot.exclude(reason):
         before = slot.exclusion()
         fence(slot, "exclude")
         return f"slot {slot.number}: was excluded before ({before}), which stays"
-    told = _told(ended=fence(slot, "exclude"))
+    note = _attempt_note(ended=fence(slot, "exclude"))
     way_back = f"`job redo {slot.number}` trains it again"
-    return f"slot {slot.number}: excluded ({reason}){told}; {way_back}"
+    return f"slot {slot.number}: excluded ({reason}){note}; {way_back}"
 
 
 def fence(slot: Slot, by: str) -> bool:
@@ -71,19 +71,19 @@ def fence(slot: Slot, by: str) -> bool:
                 for ended in taken.ended:
                     slot.write_account(ended)
                 return True
-    except SlotError as error:  # its holder cannot renew it either
+    except SlotError as error:  # a damaged lease cannot be renewed by its holder either
         log.warning("%s", error)
     return False
 
 
 def _begun(slot: Slot) -> bool:
-    """Anything of the slot's generation exists, besides the spec that a redo gave it."""
+    """Whether anything of the slot's generation exists besides the spec that a redo gave it."""
     names = ["lease", "result", "failed", "excluded"]
     if slot.generation == 0:
         names.append("spec")
     try:
         return any(slot.store.get(slot.key(f"{name}.json")) is not None for name in names)
-    except DamagedError:  # something stands there
+    except DamagedError:  # a damaged document is there, too
         return True
 
 
@@ -97,19 +97,20 @@ def _readable_spec(slot: Slot) -> Spec | None:
 
 def _redone(slot: Slot, spec: Spec | None, *, ended: bool) -> str:
     params = "parameters drawn anew" if spec is None else "same parameters"
+    note = _attempt_note(ended=ended)
     return (
-        f"slot {slot.number}: begun again (redo {slot.generation}, {params}){_told(ended=ended)};"
+        f"slot {slot.number}: begun again (redo {slot.generation}, {params}){note};"
         " start a worker for it, a Job whose index is complete does not"
     )
 
 
 def _redone_before(slot: Slot, *, ended: bool) -> str:
-    done = _told(ended=True).removeprefix(", ") if ended else "nothing was changed"
+    done = _attempt_note(ended=True).removeprefix(", ") if ended else "nothing was changed"
     return (
         f"slot {slot.number}: was begun again before (redo {slot.generation}) and no worker has"
         f" taken it yet, {done}; start a worker for it, a Job whose index is complete does not"
     )
 
 
-def _told(*, ended: bool) -> str:
+def _attempt_note(*, ended: bool) -> str:
     return ", the attempt at work on it ends at its next renewal" if ended else ""

@@ -1,8 +1,8 @@
 """`Slot`: one slot of a sweep in one generation; its documents, each read and written as a record.
 
 A slot is begun again (`job redo`) as its next generation, in a folder of its own. A `Slot` stays
-with the generation it was made for, whatever others begin meanwhile: that is the second fence
-beside the lease, for what an attempt wrote before a redo is never taken for what comes after it.
+with the generation it was made for, whatever others begin meanwhile. That is the second fence
+beside the lease: what an attempt wrote before a redo is never taken for what comes after it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Slot:
 
     @property
     def store(self) -> Store:
-        """Where the slot's documents lie."""
+        """The store that holds the slot's documents."""
         return self.ledger.store
 
     @property
@@ -62,11 +62,11 @@ class Slot:
         return [replace(self, generation=generation) for generation in range(self.generation)]
 
     def is_current(self) -> bool:
-        """The slot was not begun again since this generation."""
+        """Whether this is the slot's newest generation."""
         return self.generation == self.ledger.slot(self.number).generation
 
     def spec(self) -> Spec | None:
-        """What the slot computes; None if it was never drawn."""
+        """The slot's frozen spec; None if it was never drawn."""
         return self._read("spec.json", Spec)
 
     def specify(self, spec: Spec) -> Spec:
@@ -103,11 +103,11 @@ class Slot:
         return self._create("excluded.json", Closure(reason=reason))[1]
 
     def is_open(self) -> bool:
-        """Neither committed, nor given up, nor excluded."""
+        """Whether the slot is neither committed, nor given up, nor excluded."""
         return (self.result(), self.failure(), self.exclusion()) == (None, None, None)
 
     def state(self) -> SlotState:
-        """Where the slot stands."""
+        """The slot's state, by the documents that exist."""
         if self.exclusion() is not None:
             return "excluded"
         if self.result() is not None:
@@ -117,7 +117,7 @@ class Slot:
         return "specified" if self.spec() is not None else "empty"
 
     def lease(self) -> StoredLease | None:
-        """Who holds the slot, or held it last; None if nobody ever did."""
+        """The lease of who holds the slot, or held it last; None if nobody ever did."""
         key = self.key("lease.json")
         with self._damage_told():
             document = read_document(self.store, key)
@@ -146,7 +146,7 @@ class Slot:
                 swap_document(self.store, key, account.to_json(), document.version)
 
     def accounts(self) -> list[Account]:
-        """What the documents of the slot's attempts say, for people: they are found by listing."""
+        """The accounts of the slot's attempts, for people: their documents are found by listing."""
         keys = self.store.list(self.key("attempts/"))
         with self._damage_told():
             documents = [(key, read_document(self.store, key)) for key in keys]
@@ -158,7 +158,7 @@ class Slot:
         return self._checked(self.key(name), document, kind) if document else None
 
     def _create(self, name: str, record: AnyRecord) -> tuple[AnyRecord, bool]:
-        """Create a document once; the record that holds, and whether it is ours."""
+        """Create a document once; return the record that holds, and whether it is ours."""
         with self._damage_told():
             document = create_document(self.store, self.key(name), record.to_json())
         return self._checked(self.key(name), document, type(record)), document.ours
@@ -187,7 +187,7 @@ class Slot:
 
     @contextlib.contextmanager
     def _damage_told(self) -> Iterator[None]:
-        """A damaged document is told with its slot and what helps."""
+        """Add the slot and the way out to the error of a damaged document."""
         try:
             yield
         except (SlotError, DamagedError) as error:
@@ -196,5 +196,5 @@ class Slot:
 
 
 def begin_again(number: int) -> str:
-    """The way out of a damaged slot."""
+    """The way out of a damaged slot, in words."""
     return f"`job redo {number}` begins it again"

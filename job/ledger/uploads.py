@@ -1,7 +1,7 @@
 """Uploads in the background while training goes on: best adapters and checkpoints, in order.
 
 A checkpoint counts once the lease names it; the lease keeps the newest two, and what it no longer
-names is deleted right after the renewal that said so.
+names is deleted right after the renewal that left it out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from job.log import log
 from job.progress import size
 
 KEPT_CHECKPOINTS = 2
-RATED_BYTES = 1_000_000  # less says how long a request takes, not how fast the line is
+RATED_BYTES = 1_000_000  # a smaller upload tells how long a request takes, not the line's rate
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Uploads:
         on_report: Callable[[dict[str, Any]], None] = lambda _: None,
         resume_dir: Path | None = None,
     ) -> None:
-        """`clock_of`: the training clock in a checkpoint; `on_report` hears of progress, too."""
+        """`clock_of` reads a checkpoint's training clock; `on_report` is told of progress, too."""
         self.resume_dir = resume_dir
         self._clock_of = clock_of
         self._on_report = on_report
@@ -63,10 +63,10 @@ class Uploads:
         self._last_checkpoint = time.monotonic()
         self._store, self._slot = lease.slot.store, lease.slot
         self._lease = lease
-        self._line: queue.Queue[_Upload | None] = queue.Queue()
+        self._queue: queue.Queue[_Upload | None] = queue.Queue()
         self._error: BaseException | None = None
         self._bytes_per_second: float | None = None
-        self._under_way = (0, 0.0)  # bytes of the upload that the thread is at, since when
+        self._under_way = (0, 0.0)  # bytes of the present upload, and when it began
         self._thread = threading.Thread(target=self._run, daemon=True, name="uploads")
         self._bests = {c.best for c in lease.record.checkpoints if c.best is not None}
 
@@ -75,10 +75,10 @@ class Uploads:
         self._thread.start()
 
     def is_due(self) -> bool:
-        """A checkpoint is due: the last one is old enough, and no upload is behind."""
+        """Whether a checkpoint is due: the last one is old enough, and no upload is pending."""
         self.raise_errors()
         old_enough = time.monotonic() - self._last_checkpoint >= self._interval_seconds
-        return old_enough and not self._line.unfinished_tasks
+        return old_enough and not self._queue.unfinished_tasks
 
     def raise_errors(self) -> None:
         """Raise what ended the background thread, if anything did."""
@@ -88,7 +88,7 @@ class Uploads:
     def put_best(self, folder: Path) -> PublishedFolder:
         """Queue an adapter that became the best; the folder is deleted once it is uploaded."""
         sealed = seal_folder(self._slot.key("adapter"), folder)
-        self._line.put(_Upload(folder, sealed))
+        self._queue.put(_Upload(folder, sealed))
         return sealed
 
     def put_checkpoint(self, folder: Path, step: int, best: str | None) -> None:
@@ -110,7 +110,7 @@ class Uploads:
             )
             return
         self._last_checkpoint = time.monotonic()
-        self._line.put(_Upload(folder, sealed, step, best, self._clock_of(folder)))
+        self._queue.put(_Upload(folder, sealed, step, best, self._clock_of(folder)))
 
     def report(self, **progress: Any) -> None:
         """Note progress for the lease's next renewal."""
@@ -120,7 +120,7 @@ class Uploads:
     def _seconds_to_upload(self, num_bytes: int) -> float | None:
         if self._bytes_per_second is None:
             return None
-        queued = sum(u.sealed.size_bytes for u in list(self._line.queue) if u is not None)
+        queued = sum(u.sealed.size_bytes for u in list(self._queue.queue) if u is not None)
         under_way, since = self._under_way
         done = self._bytes_per_second * (time.monotonic() - since)
         ahead = queued + max(0.0, under_way - done)
@@ -128,7 +128,7 @@ class Uploads:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all is uploaded; False if that takes longer than `timeout` seconds."""
-        self._line.put(None)
+        self._queue.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
             return False
@@ -137,9 +137,9 @@ class Uploads:
 
     def _run(self) -> None:
         try:
-            while (upload := self._line.get()) is not None:
+            while (upload := self._queue.get()) is not None:
                 self._publish(upload)
-                self._line.task_done()
+                self._queue.task_done()
         except (JobError, OSError) as error:
             self._error = error
 
@@ -169,8 +169,8 @@ class Uploads:
         self._lease.renew(checkpoints=kept)
         for old in known[KEPT_CHECKPOINTS:]:
             delete_folder(self._store, old.key)
-        # Of the best adapters, those that a kept checkpoint or a queued one refers to stay.
-        queued = [u for u in list(self._line.queue) if u is not None]
+        # The best adapters that a kept or a queued checkpoint refers to stay.
+        queued = [u for u in list(self._queue.queue) if u is not None]
         needed = {c.best for c in kept} | {u.best or u.sealed.key for u in queued}
         for key in sorted(self._bests - needed):
             delete_folder(self._store, key)
@@ -183,7 +183,7 @@ class Uploads:
         )
 
     def discard(self, *, keep: str | None) -> None:
-        """After the commit: delete the slot's checkpoints, and all best adapters but `keep`."""
+        """Delete the slot's checkpoints, after its commit, and all best adapters but `keep`."""
         for checkpoint in self._lease.record.checkpoints:
             delete_folder(self._store, checkpoint.key)
         for key in sorted(self._bests - {keep}):
@@ -193,7 +193,7 @@ class Uploads:
 def restore(
     lease: HeldLease, work_dir: Path, readable: Callable[[Path], str | None]
 ) -> Path | None:
-    """The newest checkpoint that the lease names and whose every byte holds; None if there is none.
+    """Fetch the newest checkpoint of the lease whose every byte holds; return its folder, or None.
 
     `readable` says why a verified checkpoint cannot be used by this version of the code, or None.
     With none that holds, the trial starts again, which costs time but changes no result. Raises

@@ -1,6 +1,6 @@
 """`LeaseWatch`: what this process has seen of other attempts' leases, on its own monotonic clock.
 
-It outlives a look: what was seen before the base was loaded still counts when the lease is taken.
+One serves a whole run: what it saw before the base was loaded still counts when a lease is taken.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from job.ledger.ledger import Ledger
 from job.ledger.slot import Slot, StoredLease
 from job.log import log
 
-LIVING = 2  # renewals; an observer who saw so many says that the holder is alive
-# Of a lease's time in silence: a holder renews every third, so it is probably dead, and the rest of
-# the silence may pass while the base is loaded. Only the whole of it lets a lease be taken.
+LIVING = 2  # renewals seen, after which the holder counts as alive
+# A share of the lease's time. A holder renews every third of it, so one that was silent for this
+# share is probably dead, and the rest of the silence may pass while the base is loaded. Only the
+# whole of it lets a lease be taken.
 PROBABLY_DEAD = 0.5
 
 
 @dataclass
 class _Seen:
-    """What was seen of one lease."""
+    """One lease as it was seen so far."""
 
     version: str
     since: float  # on the observer's clock
@@ -40,7 +41,7 @@ class LeaseWatch:
         self._seen: dict[Slot, _Seen] = {}  # a slot begun again has another lease
 
     def is_free(self, slot: Slot, found: StoredLease | None, *, share: float = 1.0) -> bool:
-        """Whether the lease that was just read may be taken; after a `share` of the silence."""
+        """Whether the lease just read was released, or silent for `share` of `lease_seconds`."""
         if found is None:
             return True
         seen = self._seen.setdefault(slot, _Seen(found.version, self.clock()))
@@ -51,7 +52,7 @@ class LeaseWatch:
         return not found.lease.is_held or is_silent
 
     def is_alive(self, slot: Slot) -> bool:
-        """Whether the lease was renewed under our eyes."""
+        """Whether the lease was seen to be renewed, often enough to count as alive."""
         return slot in self._seen and self._seen[slot].renewals >= LIVING
 
 
@@ -63,10 +64,10 @@ def open_slots_in_turn(
     should_stop: Callable[[], None],
     wait: Callable[[float], None],
 ) -> Iterator[tuple[Slot, StoredLease | None]]:
-    """Each open slot with its lease, round after round; ends if none is open.
+    """Yield each open slot with its lease, round after round; end if none is open.
 
-    A slot whose documents are damaged is left to `status` while there are others. Raises
-    `SlotError` if there are none, `HeldError` once all others are seen to be alive.
+    A slot whose documents are damaged is passed over while there are others. Raises `SlotError` if
+    there are none, `HeldError` once the holders of all others are seen to be alive.
     """
     is_told = False
     damaged: dict[int, SlotError] = {}
@@ -116,8 +117,8 @@ def wait_for_a_free_slot(
 ) -> bool:
     """Return once a slot is free or its holder probably dead; False if none is open any more.
 
-    Takes nothing. Asked before minutes go into a base that a held slot would not need. Raises
-    `HeldError`.
+    It takes no lease: it is asked before minutes go into loading a base that may not be needed.
+    Raises as `open_slots_in_turn`.
     """
     in_turn = open_slots_in_turn(ledger, numbers, watch, should_stop=should_stop, wait=wait)
     return any(watch.is_free(slot, found, share=PROBABLY_DEAD) for slot, found in in_turn)

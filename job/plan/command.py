@@ -49,7 +49,7 @@ RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will
 
 @dataclass
 class Plan:
-    """What is known so far; printed as it comes, or as JSON at the end."""
+    """The plan as far as it is known; printed as it comes, or as JSON at the end."""
 
     sections: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def run_plan(options: Namespace, settings: Settings) -> None:
 
 
 def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
-    """Work the plan out, part by part; yields the name of each part that stands."""
+    """Work the plan out section by section; yield the name of each as soon as it is known."""
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     definition, sweep = load_sweep(settings, store, lambda: None)
     plan.sections["sweep"] = describe_sweep(settings, definition, sweep)
@@ -112,7 +112,9 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
         yield "trial"
         plan.sections["in all"] = describe_cost(settings, span)
         yield "in all"
-        checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)  # fp32, and two moments
+        checkpoint_bytes = 12 * shape.adapter_weights(
+            costliest.lora_r
+        )  # weights and two moments, in fp32
         plan.warnings += warnings.of_time(settings, span)
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
     plan.warnings += warnings.of_rows(settings, data)
@@ -120,7 +122,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
 
 
 def _try_store(store: Store) -> float:
-    """Probe the store, then upload a few megabytes: bytes a second from this machine."""
+    """Probe the store, then upload a few megabytes; return the bytes a second from this machine."""
     probe(store)
     key = f"probe-{uuid.uuid4().hex}"
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +138,7 @@ def _try_store(store: Store) -> float:
 def _throughput(
     settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryPlan
 ) -> Throughput:
-    """What committed trials of the sweep did; without one, an estimate."""
+    """The throughput of the sweep's committed trials; without one, an estimate."""
     views = read_overview(ledger, settings.num_trials).slots
     measured = [v.tokens_per_second for v in views if v.judged and v.tokens_per_second]
     if measured:

@@ -17,8 +17,9 @@ from job.training.footprint import Recompute
 from job.training.memory import RECOMPUTED_SHARE
 from job.training.shape import ModelShape
 
-# What a T4 makes of its 65 TFLOPS: 350 tokens/s of a 7.25 B model with all layers recomputed, this
-# project's target, and 210, the lowest of the published figures. Neither was measured here.
+# FLOP a second that a T4 gets out of its 65 TFLOPS, the slow and the fast end: 210 tokens/s of a
+# 7.25 B model with all layers recomputed, the lowest of the published figures, and 350, this
+# project's target. Neither was measured here.
 T4_FLOPS = (210 * 6 * 7.25e9, 350 * 6 * 7.25e9)
 # A tiny 4-bit model reaches this share of a plain matrix product's speed on a CPU: the demo's 2.0 M
 # weights on one core.
@@ -36,7 +37,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a trial goes through at most."""
+    """The work of a trial, at most."""
 
     steps: int
     train_tokens: int
@@ -55,7 +56,7 @@ class Span:
 
 
 def throughput_on_a_t4(shape: ModelShape, recompute: Recompute) -> Throughput:
-    """From the target and the lowest published figure."""
+    """A T4's throughput, from this project's target and the lowest published figure."""
     needed = _flop_per_token(shape, recompute)
     slow, fast = (flops / needed for flops in T4_FLOPS)
     return Throughput(
@@ -64,14 +65,14 @@ def throughput_on_a_t4(shape: ModelShape, recompute: Recompute) -> Throughput:
 
 
 def throughput_on_this_cpu(shape: ModelShape) -> Throughput:
-    """From a matrix product of the model's width on this machine, timed now."""
+    """This CPU's throughput, from a matrix product of the model's width, timed now."""
     needed = _flop_per_token(shape, "none")
     slow, fast = (share * _matrix_flops(shape) / needed for share in CPU_SHARE)
     return Throughput(slow, fast, "this CPU, from a matrix product; rough")
 
 
 def throughput_of_trials(tokens_per_second: Sequence[float]) -> Throughput:
-    """From what committed trials of the sweep did."""
+    """The throughput of the sweep's committed trials: their median, give or take 5 %."""
     middle = median(tokens_per_second)
     count = len(tokens_per_second)
     trials = "trial" if count == 1 else "trials"
@@ -79,7 +80,7 @@ def throughput_of_trials(tokens_per_second: Sequence[float]) -> Throughput:
 
 
 def trial_seconds(work: Workload, throughput: Throughput, recompute: Recompute) -> Span:
-    """Of the training clock: steps and evaluations, without starting and loading.
+    """The seconds of a trial's training clock: steps and evaluations, not starting and loading.
 
     An evaluation is one of the `2 + recomputed` forward passes that a training token costs.
     """

@@ -1,4 +1,4 @@
-"""What a person should change before paying for GPUs: one sentence each, with the way out."""
+"""Warnings before GPUs are paid for: one sentence each, with what to change."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
 from job.training.memory import MemoryPlan
 
-CUT_SHARE = 0.05  # of the rows over JOB_MAX_SEQ_LENGTH, from which it is worth a warning
+CUT_SHARE = 0.05  # a larger share of rows over JOB_MAX_SEQ_LENGTH is worth a warning
 
 
 def of_time(settings: Settings, span: Span) -> Iterator[str]:
-    """Trials that will not end within their budget."""
+    """Warn of trials that will not end within their budget."""
     budget = settings.trial_budget_hours * 3600
     if span.long > budget:
         certainty = "will" if span.short > budget else "may"
@@ -32,7 +32,7 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
 
 
 def of_memory(memory: MemoryPlan) -> Iterator[str]:
-    """That not even the smallest plan fits; a CPU's plan has no limit."""
+    """Warn if not even the smallest plan fits; a CPU's plan has no limit."""
     predicted, usable = memory.predicted, memory.usable_bytes
     if predicted is not None and usable is not None and predicted.total > usable:
         yield (
@@ -43,7 +43,7 @@ def of_memory(memory: MemoryPlan) -> Iterator[str]:
 
 
 def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> Iterator[str]:
-    """Checkpoints too big for the time after SIGTERM; `rate`: bytes a second, upwards."""
+    """Warn of checkpoints too big for the time after SIGTERM; `rate` is uploaded bytes a second."""
     left, seconds = settings.grace_seconds - EXIT_MARGIN_SECONDS, checkpoint_bytes / rate
     if seconds > left:
         yield (
@@ -55,7 +55,7 @@ def of_checkpoints(settings: Settings, checkpoint_bytes: int, rate: float) -> It
 
 
 def of_expiry(store: Store) -> Iterator[str]:
-    """Rules of the bucket that would delete a sweep's documents, live or finished."""
+    """Warn of rules of the bucket that would delete a sweep's documents, live or finished."""
     if not isinstance(store, BucketStore):
         return
     expiries = store.expiries()
@@ -72,7 +72,7 @@ def of_expiry(store: Store) -> Iterator[str]:
 
 
 def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
-    """Rows that are cut off, and too few to be judged by."""
+    """Warn of rows that are cut off, and of too few rows to be judged by."""
     counts = data.counts
     cut = counts.truncated + counts.too_long
     if cut > CUT_SHARE * counts.selected:
@@ -88,7 +88,7 @@ def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
 
 
 def of_few(settings: Settings, definition: SweepDefinition) -> Iterator[str]:
-    """Too few trials for the method."""
+    """Warn of too few trials for the method."""
     if definition.method == "bayes" and settings.num_trials < BAYES_FROM_TRIALS:
         yield (
             f"with {notation.trials(settings.num_trials)} the first learning rates decide, not the"

@@ -1,4 +1,4 @@
-"""What the costliest trial of a sweep goes through, and the memory it needs."""
+"""The work of the costliest trial of a sweep, and the memory it needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Costliest:
 
 
 def _values(domain: Distribution | None, setting: float) -> tuple[float, ...]:
-    """The values, or the ends, of a searched hyper-parameter; else its setting's."""
+    """The values, or the ends, of a searched hyper-parameter; its setting if it is not searched."""
     if domain is None:
         return (setting,)
     if isinstance(domain, Constant):
@@ -52,7 +52,7 @@ def _values(domain: Distribution | None, setting: float) -> tuple[float, ...]:
 def memory_of(
     settings: Settings, base: BaseModel, data: PreparedData, worst: Costliest
 ) -> MemoryPlan:
-    """What a trial would plan on this machine's CPU, or on the card that the settings describe."""
+    """The memory plan of a trial on this CPU, or on the card that the settings describe."""
     lengths = data.train.lengths
     per_step = settings.per_device_train_batch_size * max(worst.accumulation)
     samples = Samples(
@@ -79,7 +79,7 @@ def memory_of(
 
 
 def workload_of(settings: Settings, data: PreparedData, worst: Costliest) -> Workload:
-    """Of the accumulation that takes longest."""
+    """The work of a trial with the gradient accumulation that takes longest."""
     mean = float(data.train.lengths.mean())
     rows = data.eval.head(settings.eval_rows)
     found = []

@@ -1,1 +1,1 @@
-"""What the bucket says of a sweep, for people: status, report, best adapter. Imports no torch."""
+"""Status, report and best adapter of a sweep, read from the bucket alone. Imports no torch."""

@@ -1,4 +1,4 @@
-"""What every attempt cost, where it ran, and why it ended, for a terminal."""
+"""The table of attempts for a terminal: what each cost, where it ran, and why it ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("slot", "attempt", "node", "from", "to", "steps", "GPU s", "wasted", 
 
 
 def attempts_table(ledger: Ledger, num_trials: int) -> Table:
-    """A line an attempt; times are for people, in UTC."""
+    """Make a table with a line for each attempt; its times are in UTC."""
     table = Table(box=box.SIMPLE)
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("node", "reason") else "right")
@@ -23,13 +23,13 @@ def attempts_table(ledger: Ledger, num_trials: int) -> Table:
         except SlotError as error:  # hides no other slot
             table.add_row(str(number), *[""] * (len(COLUMNS) - 2), f"damaged: {error}")
             continue
-        for told in accounts:
-            steps = f"{_shown(told.first_step)}-{_shown(told.last_step)}"
-            reason = "running" if told.state == "open" else told.reason
-            ended_at = told.ended_at or told.heard_at
-            values = (told.node, told.started_at, ended_at, steps, told.gpu_seconds,
-                      told.wasted_gpu_seconds, told.exit_code, reason)  # fmt: skip
-            table.add_row(str(number), str(told.epoch), *map(_shown, values))
+        for account in accounts:
+            steps = f"{_shown(account.first_step)}-{_shown(account.last_step)}"
+            reason = "running" if account.state == "open" else account.reason
+            ended_at = account.ended_at or account.heard_at
+            values = (account.node, account.started_at, ended_at, steps, account.gpu_seconds,
+                      account.wasted_gpu_seconds, account.exit_code, reason)  # fmt: skip
+            table.add_row(str(number), str(account.epoch), *map(_shown, values))
     return table
 
 

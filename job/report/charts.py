@@ -1,4 +1,4 @@
-"""The report's charts, each from an overview; an empty text where there is nothing to draw."""
+"""The report's charts as SVG, each from an overview; empty where there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EDGE_SHARE = 0.1  # a best trial in the outer tenth of the range asks for a wide
 
 
 def best_so_far(overview: Overview) -> str:
-    """Every committed trial in the order of commits, and the best until then."""
+    """Draw every committed trial in the order of commits, and the best loss until then."""
     shown = [view for view in overview.slots if view.judged]
     judged = sorted(shown, key=lambda view: (view.committed_at or "", view.slot))
     if not judged:
@@ -35,7 +35,7 @@ def best_so_far(overview: Overview) -> str:
 
 
 def learning_rate(overview: Overview) -> str:
-    """Learning rate against eval/loss, with the edges of the range marked."""
+    """Draw the learning rate against eval/loss, with the edges of the range marked."""
     domain = _domain(overview, "learning_rate")
     shown = overview.comparable
     if not isinstance(domain, FloatRange) or not shown:
@@ -73,7 +73,7 @@ def inner_range(domain: FloatRange) -> tuple[float, float]:
 
 
 def loss_curves(overview: Overview) -> str:
-    """eval/loss by optimizer step, of every committed trial."""
+    """Draw eval/loss by optimizer step for every committed trial."""
     shown = [view for view in overview.slots if len(view.curve) > 1]
     if not shown:
         return ""
@@ -88,7 +88,7 @@ def loss_curves(overview: Overview) -> str:
 
 
 def parallel_coordinates(overview: Overview) -> str:
-    """Every judged trial as a line through its parameters and its eval/loss."""
+    """Draw every judged trial as a line through its parameters and its eval/loss."""
     definition, shown = overview.definition, overview.comparable
     domains = searched(definition.parameters) if definition else {}
     if len(shown) < 2 or not domains:
@@ -117,7 +117,7 @@ def parallel_coordinates(overview: Overview) -> str:
 
 
 def importance_bars(found: list[Importance]) -> str:
-    """One bar a parameter."""
+    """Draw one bar for each parameter."""
     if not found:
         return ""
     row, left = 30, 170
@@ -134,7 +134,7 @@ def importance_bars(found: list[Importance]) -> str:
 
 
 def gpu_time(overview: Overview) -> str:
-    """GPU time of every slot: what counted, and what preemptions and restarts cost."""
+    """Draw the GPU time of every slot: what counted, and what preemptions and restarts cost."""
     shown = [view for view in overview.slots if view.gpu_seconds > 0]
     if not shown:
         return ""
@@ -161,7 +161,7 @@ def gpu_time(overview: Overview) -> str:
 
 
 def describe(view: SlotView) -> str:
-    """A trial in a line, for whoever points at it."""
+    """Describe a trial in a line, which is shown when a reader points at it."""
     params = ", ".join(f"{name} {plain(value)}" for name, value in view.params.items())
     loss = "" if view.eval_loss is None else f", eval/loss {view.eval_loss:.4f}"
     return f"slot {view.slot} ({view.state}){loss}: {params}"

@@ -32,8 +32,8 @@ from job.trial.identity import sweep_name
 from job.winner.adapter import download, merge, unwritable
 
 WATCH_SECONDS = 10.0
-PIPE_SECONDS = 60.0  # between two tables of `--watch` in a log, if no state changes
-PIPE_COLUMNS = 160  # where no terminal says how wide it is
+PIPE_SECONDS = 60.0  # between two tables of `--watch` in a pipe, if no state changes
+PIPE_COLUMNS = 160  # the width where no terminal says one
 
 
 def show_status(
@@ -117,7 +117,7 @@ def best_of(overview: Overview) -> SlotView:
 
 
 def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:
-    """What `job best` prints."""
+    """The JSON object that `job best` prints."""
     assert best.result is not None
     return {
         "slot": best.slot,
@@ -138,7 +138,7 @@ def open_ledger(settings: Settings) -> Ledger:
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Flushed here: at the interpreter's exit a full disk behind stdout would end in 120."""
+    """Flush stdout: a full disk behind it, found at the interpreter's exit, would end in 120."""
     try:
         yield
         sys.stdout.flush()
@@ -152,7 +152,7 @@ def _printing() -> Iterator[None]:
 
 
 def _console() -> Console:
-    """Colours and the full width only on a terminal; rich minds NO_COLOR."""
+    """A console with colours and the full width only on a terminal; rich obeys NO_COLOR."""
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
 
 
@@ -173,7 +173,7 @@ def _head(overview: Overview) -> str:
 
 
 def _watch(ledger: Ledger, settings: Settings, wait: Callable[[float], None]) -> None:
-    """The table again and again; a bucket that fails for a while is waited for by the store.
+    """Show the table again and again; the store itself waits for a bucket that fails for a while.
 
     Ends once no slot can change any more, or at Ctrl-C.
     """
@@ -204,7 +204,7 @@ def _in_place(console: Console, _settings: Settings) -> Iterator[Callable[[Overv
 def _one_below_the_other(
     console: Console, settings: Settings
 ) -> Iterator[Callable[[Overview, bool], None]]:
-    """Into a pipe or a file: at a new state at once, of steps and losses once a minute."""
+    """Print into a pipe or file: at once when a state changes, once a minute when only steps do."""
     states: list[object] = []
     steps: list[object] = []
     looks = 0  # since the last table

@@ -1,4 +1,4 @@
-"""What a person should know of a sweep beside its numbers: one sentence each, with the way out."""
+"""Findings that a person should know beside a sweep's numbers: a sentence each, with a way out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from job.report.notation import trials
 from job.report.overview import COMMITTED, Overview
 from job.sweep.distributions import FloatRange
 
-BAYES_FROM_TRIALS = 8  # below it, the ladder of learning rates decides and not the optimiser
+BAYES_FROM_TRIALS = 8  # with fewer the ladder of learning rates decides, not the optimiser
 TRUNCATED_SHARE = 0.25
 
 

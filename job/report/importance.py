@@ -12,7 +12,7 @@ import numpy as np
 from job.report.overview import Overview
 from job.sweep.distributions import Choice, Constant, Distribution
 
-WEAK_BELOW_TRIALS = 20  # fewer say little about more than one parameter
+WEAK_BELOW_TRIALS = 20  # fewer trials say little about more than one parameter
 MIN_TRIALS = 4  # a parabola through three points explains everything
 
 
@@ -73,7 +73,7 @@ def _explained(domain: Distribution, values: Sequence[Any], losses: np.ndarray[A
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
-    """0 for the lowest; equal values share the mean of their ranks."""
+    """The rank of each value, 0 for the lowest; equal values share the mean of their ranks."""
     array = np.array(values)
     order = (array[:, None] > array[None, :]).sum(axis=1)
     ties = (array[:, None] == array[None, :]).sum(axis=1)

@@ -40,7 +40,7 @@ class SlotView:
     params: Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None  # optimizer steps done
     planned_steps: int | None = None
-    eval_loss: float | None = None  # of the adapter, or the last one told so far
+    eval_loss: float | None = None  # the adapter's; before the commit the last evaluation's
     best_step: int | None = None
     curve: tuple[tuple[int, float], ...] = ()  # (step, eval/loss), finite ones
     attempts: int = 0
@@ -49,7 +49,7 @@ class SlotView:
     tokens_per_second: float | None = None
     lease_age_seconds: float | None = None  # since the holder last renewed it
     gpu_seconds: float = 0.0  # of all attempts
-    wasted_gpu_seconds: float = 0.0  # of them: steps done twice, restarts, waiting
+    wasted_gpu_seconds: float = 0.0  # for steps done twice, restarts and waiting
     training_seconds: float | None = None
     peak_memory_bytes: int | None = None
     adapter_key: str | None = None
@@ -59,7 +59,7 @@ class SlotView:
 
     @property
     def judged(self) -> bool:
-        """Committed with an adapter that may be the best."""
+        """Whether it is committed with an adapter that may be the best."""
         return self.state in COMMITTED and self.state != "diverged" and self.eval_loss is not None
 
 
@@ -74,7 +74,7 @@ class Overview:
 
     @property
     def definition(self) -> SweepDefinition | None:
-        """What is searched, as frozen by the first trial; None before it."""
+        """The sweep's definition, as its first trial froze it; None before that."""
         frozen = self.identity.sweep_file if self.identity else None
         return parse_definition(frozen, where=f"{self.uri}: sweep.json") if frozen else None
 
@@ -101,7 +101,7 @@ class Overview:
 
     @property
     def gpu_seconds(self) -> float:
-        """Of all attempts at all slots."""
+        """GPU-seconds of all attempts at all slots."""
         return sum(view.gpu_seconds for view in self.slots)
 
     @property
@@ -110,7 +110,7 @@ class Overview:
 
     @property
     def untuned_loss(self) -> float | None:
-        """eval/loss at step 0, if a trial measured it."""
+        """The eval/loss at step 0, if a trial measured it."""
         return next((loss for v in self.slots for step, loss in v.curve if step == 0), None)
 
 
@@ -120,7 +120,7 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
     Ages are seconds before `now`, by default this machine's clock.
     """
     now = now or datetime.now(UTC)
-    # First and alone: a store that cannot be read is then told once, and Ctrl-C heard.
+    # Read first and alone: a store that fails is then told once, and Ctrl-C is heard.
     identity = ledger.identity()
     with ThreadPoolExecutor(_READERS) as pool:
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
@@ -130,14 +130,14 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
 
 
 def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
-    """One slot; a damaged one says so and hides no other."""
+    """Read one slot; a damaged one says so and hides no other."""
     try:
         slot = ledger.slot(number)
         view = _view_generation(slot, now)
     except SlotError as error:
         log.warning("slot %d is damaged: %s", number, error)
         return SlotView(number, "damaged", str(error))
-    # Paid for, and nothing of it counts.
+    # What came before a redo was paid for, and nothing rests on it.
     earlier = sum(_seconds_before_redo(before) for before in slot.earlier())
     return replace(
         view,
@@ -148,7 +148,7 @@ def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
 
 
 def _seconds_before_redo(slot: Slot) -> float:
-    """As far as it can be read: a redo mends a damaged slot, and what was damaged stays there."""
+    """GPU-seconds of a generation before a redo, as far as its documents, often damaged, tell."""
     try:
         return gpu_seconds(slot)
     except SlotError as error:
@@ -213,7 +213,7 @@ def _open(slot: Slot, spec: Spec, failure: str | None, now: datetime) -> SlotVie
 
 
 def _age(moment: str | None, now: datetime) -> float | None:
-    """Seconds since a time that another machine wrote: for people, whose clocks may differ."""
+    """Seconds since a time that another machine wrote, whose clock may differ: for people only."""
     if moment is None:
         return None
     return max(0.0, (now - datetime.fromisoformat(moment)).total_seconds())

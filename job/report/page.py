@@ -21,7 +21,7 @@ from job.report.overview import COMMITTED, Overview, SlotView
 Facts = list[tuple[str, str]]
 
 DOWNLOAD = "job best --download adapter"
-# Loads what it fetched.
+# Loads the adapter that DOWNLOAD fetched.
 LOAD_SNIPPET = """\
 from peft import AutoPeftModelForCausalLM
 
@@ -30,22 +30,22 @@ model = AutoPeftModelForCausalLM.from_pretrained("adapter", device_map="auto")""
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table cell shows, and what it is sorted by (empty: last)."""
+    """A cell of the table: its text, and the key that it is sorted by; empty keys come last."""
 
     text: str
     key: str
 
 
 @dataclass(frozen=True)
-class Row:
-    """A slot in the table."""
+class TableRow:
+    """A slot's row in the table."""
 
     cells: list[Cell]
     is_best: bool
 
 
 def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
-    """The page; it fetches nothing, so it can be mailed, put in a bucket, or opened from disk."""
+    """The report as an HTML page that fetches nothing, so that it can be mailed or put anywhere."""
     # Jinja escapes whatever the bucket holds; the drawings escape their own words.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -67,7 +67,7 @@ def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
 
 
 def markdown(overview: Overview, *, usd_per_hour: float | None) -> str:
-    """The same in short, for a pull request or a chat."""
+    """The report in short, as Markdown for a pull request or a chat."""
     lines = [f"# Sweep {overview.sweep}", "", f"{overview.base_model}, `{overview.uri}`"]
     lines += [_states(overview), ""]
     lines += [f"- {name}: **{value}**" for name, value in _facts(overview, usd_per_hour)]
@@ -133,7 +133,7 @@ def _charts(overview: Overview) -> list[tuple[str, str, str]]:
     return [entry for entry in drawn if entry[2]]
 
 
-def _table(overview: Overview) -> tuple[list[str], list[Row]]:
+def _table(overview: Overview) -> tuple[list[str], list[TableRow]]:
     names = list(dict.fromkeys(name for view in overview.slots for name in view.params))
     columns = [
         "slot",
@@ -146,7 +146,7 @@ def _table(overview: Overview) -> tuple[list[str], list[Row]]:
     ]
     columns += ["peak GB", "attempts", "GPU time", "wasted"]
     best = overview.best
-    return columns, [Row(_cells(view, names), view is best) for view in overview.slots]
+    return columns, [TableRow(_cells(view, names), view is best) for view in overview.slots]
 
 
 def _cells(view: SlotView, names: list[str]) -> list[Cell]:
@@ -186,7 +186,7 @@ def _seconds(value: float | None) -> Cell:
 
 
 def _code(note: str) -> Markup:
-    """What stands between backticks, as code."""
+    """Mark what stands between backticks as code."""
     parts = note.split("`")
     return Markup().join(
         Markup("<code>{}</code>").format(part) if number % 2 else part

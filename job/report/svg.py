@@ -71,12 +71,12 @@ def scale(
 def x_scale(
     values: Iterable[float], *, log: bool = False, pad: float = 0.06, whole: bool = False
 ) -> Scale:
-    """Over a chart's width."""
+    """A scale over a chart's width."""
     return scale(values, LEFT, WIDTH - RIGHT, log=log, pad=pad, whole=whole)
 
 
 def y_scale(values: Iterable[float]) -> Scale:
-    """Over a chart's height, upwards."""
+    """A scale over a chart's height, upwards."""
     return scale(values, HEIGHT - BOTTOM, TOP)
 
 

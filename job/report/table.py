@@ -18,7 +18,7 @@ from job.report.overview import COMMITTED, Overview, SlotView
 # Renewals come every third of JOB_LEASE_SECONDS, and clocks of two machines may differ a little.
 STUCK_LEASES = 3
 _Column = tuple[str, list[str]]  # a name, and a cell of each slot
-# What a narrow terminal does without, one after another.
+# The columns that a narrow terminal leaves out: the first set, else the second, else the third.
 _DROPPED = (
     frozenset({"lease"}),
     frozenset({"lease", "attempts", "GPU"}),
@@ -28,11 +28,15 @@ _PROMETHEUS = (
     ("trials", "gauge", "Slots of the sweep by state."),
     ("best_eval_loss", "gauge", "Lowest eval/loss of a committed trial."),
     ("gpu_seconds_total", "counter", "GPU-seconds of all attempts."),
-    ("wasted_gpu_seconds_total", "counter", "Of them, spent on steps done twice and restarts."),
+    (
+        "wasted_gpu_seconds_total",
+        "counter",
+        "GPU-seconds spent on steps done twice, restarts and waiting.",
+    ),
     ("slot_step", "gauge", "Optimizer steps done in a slot."),
-    ("slot_eval_loss", "gauge", "eval/loss of a slot, the last one told."),
+    ("slot_eval_loss", "gauge", "eval/loss of a slot's last known evaluation."),
     ("slot_attempts_total", "counter", "Attempts at a slot."),
-    ("slot_lease_age_seconds", "gauge", "Since the holder last renewed a slot's lease."),
+    ("slot_lease_age_seconds", "gauge", "Seconds since the holder last renewed a slot's lease."),
 )
 
 
@@ -64,7 +68,7 @@ def slot_table(overview: Overview, width: int | None = None) -> Group:
     one = _fitting([slot, *progress, *params, *rest], width)
     if one is not None or not params:
         return Group(_table(one or [slot, *progress, *rest[:2]]))
-    # Only below 65 columns does not even `few` fit; then cells are folded.
+    # Below 65 columns not even `few` fits; then cells are folded.
     few = _fitting([slot, *progress, *rest], width) or [slot, *progress, *rest[:2]]
     drawn = [number for number, view in enumerate(views) if view.params]
     below = [(name, [cells[number] for number in drawn]) for name, cells in [slot, *params]]
@@ -76,7 +80,7 @@ def _fitting(columns: list[_Column], width: int | None) -> list[_Column] | None:
     shown = [(name, cells) for name, cells in columns if any(cells)]
     for names in (frozenset[str](), *_DROPPED):
         left = [(name, cells) for name, cells in shown if name not in names]
-        # Of box.SIMPLE: three blanks between two columns, two at either side.
+        # box.SIMPLE puts three blanks between two columns, and two at either side.
         taken = 1 + sum(max(map(cell_len, [name, *cells])) + 3 for name, cells in left)
         if width is None or taken <= width:
             return left
@@ -94,7 +98,7 @@ def _table(columns: list[_Column]) -> Table:
 
 
 def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
-    """Slots whose holder has gone silent, with the command that is safe to run."""
+    """A line for each slot whose holder went silent, with the command that is safe to run."""
     return [
         f"slot {view.slot}: {view.node or 'its holder'} has not renewed the lease for"
         f" {duration(view.lease_age_seconds)}. Another attempt takes it over by itself; if the pod"
@@ -107,7 +111,7 @@ def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
 
 
 def to_json(overview: Overview) -> str:
-    """One object: the sweep, its numbers, and every slot."""
+    """The sweep as a JSON object: its numbers, and every slot."""
     best = overview.best
     content = {
         "sweep": overview.sweep,

@@ -1,4 +1,4 @@
-"""`Attempt`: all that one attempt at a slot rests on, and the training that it uses."""
+"""`Attempt`: one attempt at a slot with all that it uses; `Training`, which tests replace."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Training:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What attempts at any slot of the sweep rest on."""
+    """The loaded base, rows and device, which serve an attempt at any slot of the sweep."""
 
     base: BaseModel
     data: PreparedData
     device: torch.device
-    model: Any  # the base, loaded
+    model: Any  # the base model with its weights
     prepare_seconds: float
     load_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """All that one attempt at a slot rests on."""
+    """One attempt at a slot, with all that it uses."""
 
     settings: Settings
     definition: SweepDefinition
@@ -68,7 +68,7 @@ class Attempt:
         return self.lease.slot
 
     def stop_asked(self) -> str | None:
-        """That somebody ended the trial on W&B, in words."""
+        """Say that somebody stopped the trial on W&B; None if nobody did."""
         return "stopped on W&B" if self.mirror.stop_requested.is_set() else None
 
     def should_stop(self) -> None:

@@ -35,9 +35,10 @@ class Drawn:
 def drawable(
     settings: Settings, ledger: Ledger, numbers: list[int], should_stop: Callable[[], None]
 ) -> list[int]:
-    """Those of the open slots that can be worked on: all, unless the W&B sweep gives no more.
+    """The open slots that can be worked on: all, or the drawn ones if the W&B sweep gives no more.
 
-    Waits for a paused one. Asked before anything is loaded, and only if a slot is not drawn yet.
+    Waits while the W&B sweep is paused. Called before anything is loaded; W&B is asked only if
+    one of the slots is not drawn yet.
     """
     if settings.wandb_sweep_id is None:
         return numbers

@@ -1,4 +1,4 @@
-"""Which sweep this is: its name, its definition, and all that can change its eval/loss."""
+"""The sweep's name, its definition, and its identity: all that can change its eval/loss."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def load_sweep(
 ) -> tuple[SweepDefinition, str]:
     """The sweep's definition and its name in the bucket.
 
-    A W&B sweep's is what its first trial froze, so that later attempts at a drawn slot do without
-    W&B; before that, what the server says. Raises `SweepError`, `SettingsError`, and what
-    `read_sweep` raises.
+    A W&B sweep's definition is the one that its first trial froze, so that later attempts at a
+    drawn slot do without W&B; before that it is read from the server. Raises `SweepError`,
+    `SettingsError`, and what `read_sweep` raises.
     """
     sweep = sweep_name(settings)
     if settings.wandb_sweep_id is None:
@@ -89,7 +89,7 @@ def sweep_identity(
 
 
 def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledger) -> None:
-    """Say what a sweep without open slots was not made with, as far as settings alone tell it."""
+    """Warn if a sweep without open slots was made with other settings, as far as settings tell."""
     frozen = ledger.identity()
     if frozen is None:
         return

@@ -1,4 +1,4 @@
-"""README.md beside an adapter: what it is and where it comes from, as the hub reads it.
+"""The README.md beside an adapter: what it is and where it comes from, as the hub reads it.
 
 https://huggingface.co/docs/hub/model-cards: YAML between `---` lines, then Markdown. It holds no
 bucket, path or time: equal trials write equal bytes, and an adapter can be published as it is.
@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What of a trial its card tells, beside how it went."""
+    """The facts about a trial that its card tells, beside its eval/loss and step."""
 
     base_model: str
     base_model_revision: str
@@ -76,7 +76,7 @@ def _metadata(origin: Provenance, eval_loss: float) -> dict[str, Any]:
     metric = {"type": "loss", "name": "eval/loss", "value": round(eval_loss, 6)}
     dataset = {"type": "private", "name": f"prepared rows {origin.data_digest[:12]}"}
     return {
-        # The hub refuses a base that is not one of its own.
+        # The hub refuses a base model that is not one of its own.
         **({"base_model": origin.base_model} if on_the_hub else {}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",

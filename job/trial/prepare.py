@@ -1,4 +1,4 @@
-"""What a trial needs before it takes a slot: the base's files, the prepared rows, the model."""
+"""All that a trial needs before it takes a slot: the base's files, prepared rows, the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a trial went: its clock and budgets, why it ends early, its result in numbers and a line."""
+"""How a trial went: its clock and budgets, why it ends early, its result in numbers and words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class AttemptClock:
-    """The budgets of a trial, and what its attempts have cost."""
+    """The budgets of a trial, and the cost of all attempts at it."""
 
     def __init__(
         self, settings: Settings, lease: HeldLease, *, prepare_seconds: float, load_seconds: float
@@ -44,10 +44,10 @@ class AttemptClock:
         return None
 
     def close(self, state: TrainState) -> tuple[float, float]:
-        """End the attempt's account; GPU-seconds of all attempts, and of them the wasted ones.
+        """End the attempt's account; return the GPU-seconds of all attempts, and the wasted ones.
 
-        Wasted is what was not load, steps and evaluations that count: redone steps, restarts,
-        waiting. The result and the accounts of the attempts then say the same.
+        Wasted is all but loading once, and the steps and evaluations that count: redone steps,
+        restarts, waiting. The result and the accounts of the attempts then say the same.
         """
         self._lease.stop_paying()
         lease = self._lease.record
@@ -65,7 +65,7 @@ def stop_early(
 ) -> str | None:
     """Why the sweep file's `early_terminate` ends this trial; None if it may go on."""
     if definition.early_terminate is None or settings.wandb_sweep_id is not None:
-        return None  # W&B's own is told to its agent
+        return None  # W&B tells its agent when its own early_terminate ends a run
     own = [loss for step, loss in state.curve if step > 0]
     others = [
         [loss for step, loss in result.finite_curve if step > 0]
@@ -76,8 +76,8 @@ def stop_early(
     return None
 
 
-def outcome(fitted: Fit, clock: AttemptClock) -> dict[str, Any]:
-    """What training came to: the part of a `Result` that the training alone says."""
+def training_result(fitted: Fit, clock: AttemptClock) -> dict[str, Any]:
+    """The part of a `Result` that the training alone decides; ends the attempt's account."""
     state = fitted.state
     best: dict[str, Any] = state.best or {}
     gpu_seconds, wasted = clock.close(state)

@@ -28,7 +28,7 @@ from job.trial.attempt import Attempt, Training
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
 from job.trial.prepare import load
-from job.trial.result import AttemptClock, outcome, summary
+from job.trial.result import AttemptClock, summary, training_result
 from job.trial.slots import (
     budget_spent,
     check_progress,
@@ -60,7 +60,7 @@ def run_trial(settings: Settings, stop: Stop, watchdog: Watchdog) -> str:
 def run_trial_on(
     store: Store, settings: Settings, stop: Stop, training: Training, watchdog: Watchdog
 ) -> str:
-    """`run_trial` with the outside given: the store and the training."""
+    """Run the trial on this store and with this training; otherwise as `run_trial`."""
     check_work_dir(settings.work_dir)
     definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
@@ -72,7 +72,7 @@ def run_trial_on(
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
-    # Loaded before anything is frozen: a base that cannot be loaded must not stamp a sweep.
+    # Loaded before anything is frozen: a base that cannot be loaded must not become a sweep's own.
     loaded = load(settings, ledger, training, stop, watchdog)
     ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data))
     stop.check()
@@ -125,7 +125,7 @@ def _drawn(
     data: PreparedData,
     stop: Stop,
 ) -> Drawn | str:
-    """The slot's frozen spec, drawn now if it was not; or why no trial is begun."""
+    """The slot's frozen spec, drawn now if it was not yet; or a line why no trial is begun."""
     slot = lease.slot
     spec = slot.spec()
     if spec is not None:
@@ -158,7 +158,7 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
             with attempt.watchdog.phase("training", by_bytes=False):
                 fitted = training.fit(attempt, uploads, work_dir)
         except PreemptedError:
-            raise _saved(lease, uploads, attempt.stop) from None
+            raise _preempted(lease, uploads, attempt.stop) from None
         uploads.flush()
         attempt.mirror.read_to_end()
         history_key = publish_history(slot, fitted.history_path)
@@ -176,7 +176,7 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
 
 
 def _check_spec(attempt: Attempt) -> None:
-    """Refuse rows that the slot was not drawn for, and a recipe that says more than we know."""
+    """Refuse rows that the slot was not drawn for, and a recipe with keys that we do not know."""
     number, spec, digest = attempt.slot.number, attempt.spec, attempt.loaded.data.digest
     if spec.data_digest != digest:
         raise SettingsError(
@@ -191,11 +191,11 @@ def _check_spec(attempt: Attempt) -> None:
 
 
 def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Result:
-    """How training ended, and all that the ending rests on."""
+    """The slot's result: how training ended, and with which base, rows and parameters."""
     base = attempt.loaded.base
     result = Result.model_validate(
         {
-            **outcome(fitted, attempt.clock),
+            **training_result(fitted, attempt.clock),
             "params": attempt.spec.params,
             "wandb_run_id": attempt.spec.wandb_run_id,
             "attempts": attempt.lease.epoch,
@@ -212,8 +212,8 @@ def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Result:
     return result
 
 
-def _saved(lease: HeldLease, uploads: Uploads, stop: Stop) -> PreemptedError:
-    """What to say of a preempted attempt, once its last checkpoint is up or time has run out."""
+def _preempted(lease: HeldLease, uploads: Uploads, stop: Stop) -> PreemptedError:
+    """Wait for the last upload of a preempted attempt, as time allows; the error that ends it."""
     number = lease.slot.number
     if lease.lost:
         return PreemptedError(f"slot {number}: a newer attempt holds it")

@@ -1,4 +1,4 @@
-"""What a run looks at before it trains: which slots, which folder, and whether to go on at all."""
+"""Checks before a run trains: which slots are its own, may it go on, can it write its folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from job.ledger.slot import begin_again
 from job.log import log
 from job.settings import Settings
 
-FRUITLESS_ATTEMPTS = 3  # that trained two checkpoint intervals each and published nothing later
-STARTLESS_ATTEMPTS = 10  # that never finished a step
+FRUITLESS_ATTEMPTS = 3  # each trained for two checkpoint intervals and saved nothing later
+STARTLESS_ATTEMPTS = 10  # each ended before it had finished a step
 
 
 def slots(settings: Settings, ledger: Ledger) -> list[int]:
@@ -38,7 +38,7 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
 def open_slots(ledger: Ledger, num_trials: int) -> list[int]:
     """The slots that a trial may work on; a damaged one is left to a person.
 
-    Raises its `SlotError` once no other is open: else nobody would hear of it.
+    Raises that slot's `SlotError` once no other is open, or nobody would learn of the damage.
     """
     found: list[int] = []
     damage: SlotError | None = None
@@ -57,7 +57,7 @@ def open_slots(ledger: Ledger, num_trials: int) -> list[int]:
 
 
 def slot_name(settings: Settings, sweep: str) -> str:
-    """How the last line names what this run was to work on."""
+    """The slot or slots that this run was to work on, as its last line names them."""
     if settings.completion_index is None:
         return f"sweep {sweep}, all {settings.num_trials} slots"
     return f"slot {settings.completion_index}"
@@ -72,7 +72,7 @@ def nothing_to_do(settings: Settings, ledger: Ledger) -> str:
 
 
 def check_progress(lease: HeldLease) -> None:
-    """Close a slot that eats attempts without getting anywhere; preemptions alone never do.
+    """Close a slot whose attempts make no progress; preemptions alone never close one.
 
     Raises `SlotError` for such a slot.
     """
@@ -99,7 +99,7 @@ def check_undrawn(lease: HeldLease) -> None:
 
 
 def budget_spent(settings: Settings, ledger: Ledger) -> str | None:
-    """That `JOB_SWEEP_BUDGET_GPU_HOURS` is spent, in words; None if it is not."""
+    """Say that `JOB_SWEEP_BUDGET_GPU_HOURS` is spent; None if it is not."""
     limit = settings.sweep_budget_gpu_hours
     if limit is None or (spent := gpu_hours_spent(ledger, settings.num_trials)) < limit:
         return None
@@ -107,7 +107,7 @@ def budget_spent(settings: Settings, ledger: Ledger) -> str | None:
 
 
 def check_work_dir(work_dir: Path) -> None:
-    """Before minutes are spent: `JOB_WORK_DIR` must be a folder that we may write.
+    """Check, before minutes are spent, that `JOB_WORK_DIR` is a folder that we may write.
 
     Raises `SettingsError`, and `OutageError` for a full volume.
     """

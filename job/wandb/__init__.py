@@ -1,1 +1,1 @@
-"""What people see of the bucket on W&B, and what W&B's sweeps suggest. The bucket never waits."""
+"""W&B: runs that show the bucket's trials, and sweeps that suggest parameters for them."""

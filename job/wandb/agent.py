@@ -19,7 +19,7 @@ from job.sweep.definition import SweepDefinition
 from job.wandb.client import POLL_SECONDS, as_job_error, finish_seconds, run_settings
 from job.wandb.sweeps import SweepPath, check_params, check_same, read_sweep, wait_until_running
 
-# begin(params, run_id, path): freezes them; whether they are the ones that hold.
+# begin(params, run_id, path) freezes the parameters; it returns whether they are those that hold.
 Begin: TypeAlias = Callable[[Mapping[str, Any], str, SweepPath], bool]
 
 
@@ -38,7 +38,7 @@ class AgentRun:
         self._thread = threading.Thread(target=self._agent, daemon=True, name="wandb agent")
 
     def wait_for_run(self, seconds: float, should_stop: Callable[[], None]) -> bool:
-        """Whether the agent was given a run; False once it ended without one.
+        """Wait until the agent was given a run; False if it ended without one.
 
         Raises `OutageError` after `seconds`, what the client's own error means, and what
         `should_stop` raises.
@@ -75,7 +75,7 @@ class AgentRun:
         self._ended.set()
 
     def _function(self) -> None:
-        """What the agent runs; it must not raise: that would end the run as failed, in a trace."""
+        """Run by the agent; must not raise: the run would end as failed, with a traceback."""
         try:
             if self._open():
                 self._handed_over.set()
@@ -133,5 +133,5 @@ def draw(
     drawn = AgentRun(sweep.path, begin_checked)
     if drawn.wait_for_run(60 * settings.outage_minutes, should_stop):
         return drawn
-    read_sweep(settings, should_stop)  # deleted meanwhile: says so
+    read_sweep(settings, should_stop)  # raises if the sweep was deleted meanwhile
     return None

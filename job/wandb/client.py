@@ -26,11 +26,11 @@ from job.settings import Settings
 
 DEFAULT_PROJECT = "qlora-sweep"
 POLL_SECONDS = 0.1
-REQUEST_SECONDS = 20.0  # that a question to W&B may take, the client's own retries included
+REQUEST_SECONDS = 20.0  # a question to W&B may take so long, the client's own retries included
 
 Result = TypeVar("Result")
 
-# What the process as a whole tells W&B: nothing that nobody asked for. `prepare` sets it, since
+# Settings that keep the client from telling W&B what nobody asked for. `prepare` sets them, since
 # `wandb.agent` reads its settings from the environment only.
 QUIET = {
     "WANDB_SILENT": "true",
@@ -40,19 +40,19 @@ QUIET = {
     "WANDB_ERROR_REPORTING": "false",  # to Sentry
     "WANDB_PROGRAM": "job",  # else the path of the script
 }
-# If the environment does not say: seconds that opening a run and its last upload may take (without
-# the second the client waits for ever), and between two uploads (15 otherwise: what a kill loses).
+# Defaults in seconds: how long opening a run and its last upload may take (without the second the
+# client waits for ever), and the time between two uploads (15 otherwise, which a kill would lose).
 LIMITS = {
     "WANDB_INIT_TIMEOUT": "30",
     "WANDB_FINISH_TIMEOUT": "30",
     "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "5",
 }
-# What would make every run of this process the same one; `place_of` says which run it is.
+# Variables that would make every run of this process the same one; `place_of` says which it is.
 OTHER_RUNS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_NAME")
 
 
 def is_wanted(settings: Settings) -> bool:
-    """W&B may be called: there is a key, and `WANDB_MODE` is not offline or disabled."""
+    """Whether W&B may be called: there is a key, and `WANDB_MODE` is not offline or disabled."""
     return settings.wandb_api_key is not None and settings.wandb_mode == "online"
 
 
@@ -67,7 +67,7 @@ def check_wanted(settings: Settings) -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Have the client write below `JOB_WORK_DIR` only, and send nothing but what it is given."""
+    """Let the client write below `JOB_WORK_DIR` only, and send nothing but what it is given."""
     folder = settings.work_dir / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
@@ -90,7 +90,7 @@ def run_settings(
     """`wandb.Settings` of a run: system metrics, metadata, code, git and host stay here.
 
     `on_stop` is called, in a thread of the client's, when a person or `early_terminate` stops the
-    run; it does not hear it while an agent runs, which tells it to its function instead.
+    run. It is not called while an agent runs: the agent stops its function instead.
     """
     import wandb
 
@@ -130,7 +130,7 @@ def call(
     should_stop: Callable[[], None],
     seconds: float = 3 * REQUEST_SECONDS,
 ) -> Result:
-    """The action's result; `should_stop` is asked meanwhile and may raise.
+    """Run `action` in a side thread; `should_stop` is asked meanwhile and may raise.
 
     Raises `OutageError` if it takes longer than `seconds`, and as `as_job_error` says.
     """
@@ -160,7 +160,7 @@ def call(
 def retried(
     attempt: Callable[[], Result], *, seconds: float, pause: Callable[[float], None]
 ) -> Result:
-    """`attempt()` again and again while W&B is down, for `seconds`; then the last error."""
+    """Call `attempt` again and again while W&B is down, for `seconds`; then raise the error."""
     deadline, wait = time.monotonic() + seconds, 1.0
     while True:
         try:
@@ -175,7 +175,7 @@ def retried(
 
 
 def as_job_error(doing: str, error: Exception) -> JobError:
-    """What the client's error means for this run: `CredentialsError` or `OutageError`."""
+    """Translate the client's error into `CredentialsError` or `OutageError`."""
     if isinstance(error, JobError):
         return error
     statuses = [status for link in causes(error) if (status := _http_status(link))]
@@ -191,7 +191,7 @@ def brief(error: Exception) -> str:
 
 
 def is_refusal(error: Exception) -> bool:
-    """W&B answered and said no, so that asking again would change nothing."""
+    """Whether W&B answered and said no, so that asking again would change nothing."""
     refused = re.search(r"\b(error|HTTP) (400|403|404|409)\b", str(error)) is not None
     return refused or any(400 <= _http_status(link) < 429 for link in causes(error))
 
@@ -226,7 +226,7 @@ ANSWER_SECONDS = 8.0  # that any answer may take, the look-up of the server's na
 
 
 def check_reachable(should_stop: Callable[[], None] = lambda: None) -> None:
-    """Return if W&B's server answers, whatever it says. Raises `OutageError`: what was tried."""
+    """Return if W&B's server answers, whatever it says. Raises `OutageError` with the address."""
     url = call("starting its client", _server, should_stop=should_stop)
     try:
         silence = call(
@@ -241,15 +241,17 @@ def check_reachable(should_stop: Callable[[], None] = lambda: None) -> None:
 def _server() -> str:
     import wandb
 
-    return str(wandb.setup().settings.base_url)  # of the environment, or of W&B's own files
+    return str(wandb.setup().settings.base_url)  # from the environment, or from W&B's own files
 
 
 def silence_of(url: str) -> str | None:
     """Why the server gives no answer; None if it gives any."""
     proxy = urllib.request.getproxies().get(urlsplit(url).scheme, "")
-    if urlsplit(proxy).scheme not in ("", "http", "https"):  # SOCKS: the client's business
+    if urlsplit(proxy).scheme not in ("", "http", "https"):  # a SOCKS proxy is left to the client
         return None
-    opener = urllib.request.OpenerDirector()  # without those who follow redirections or raise
+    opener = (
+        urllib.request.OpenerDirector()
+    )  # without the handlers that follow redirections or raise
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),

@@ -1,4 +1,4 @@
-"""Committed trials that W&B has not confirmed yet, told to it again by whoever comes next."""
+"""Committed trials that W&B has not confirmed yet: sent again by a later pod, or by a person."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from job.wandb.run import (
     upload_seconds,
 )
 
-CATCH_UP_SECONDS = 60.0  # at a pod's start, for what earlier pods could not tell W&B
-FAILURES = 3  # slots in a row, after which W&B itself is taken to be down
-SLOT_SECONDS = 25.0  # a slot is not begun with less than that left
+CATCH_UP_SECONDS = 60.0  # a pod spends so long on mirroring the slots of earlier pods
+FAILURES = 3  # so many slots that fail in a row mean that W&B itself is down
+SLOT_SECONDS = 25.0  # with less time left no further slot is begun
 
 
 class Unconfirmed(NamedTuple):
@@ -55,7 +55,7 @@ def unconfirmed(ledger: Ledger, num_trials: int) -> list[Unconfirmed]:
 
 
 def mirror_slot(settings: Settings, slot: Slot, spec: Spec, result: Result) -> bool:
-    """Tell W&B all of a committed trial; whether it confirmed. Raises what the client raises."""
+    """Tell W&B all of a committed trial; return whether it confirmed. Raises any client error."""
     rows = Rows()
     with tempfile.TemporaryDirectory(dir=settings.work_dir, prefix="mirror-") as folder:
         history = Path(folder) / "history.jsonl"
@@ -96,7 +96,7 @@ def catch_up(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]
             return
         try:
             _mirror_and_say(settings, found, should_stop=should_stop, seconds=left)
-        except OutageError as error:  # perhaps of this slot alone: the next one is tried, too
+        except OutageError as error:  # perhaps this slot's alone, so the next one is tried, too
             log.warning("%s; later: job report --mirror", error)
         except CredentialsError as error:
             log.warning("%s; later: job report --mirror", error)
@@ -104,7 +104,7 @@ def catch_up(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]
 
 
 def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
-    """Mirror every committed slot that W&B has not confirmed; how many it has now, of how many.
+    """Mirror every committed slot that W&B has not confirmed; return how many it did, of how many.
 
     Raises `CredentialsError`, and `OutageError` after `FAILURES` slots in a row.
     """

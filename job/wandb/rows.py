@@ -19,7 +19,7 @@ class Rows:
     def __init__(self) -> None:
         self._rows: dict[int, StepMetrics] = {}  # by optimizer step, ascending
         self._offset = 0
-        self.is_whole = False  # nothing will be added, to the last row neither
+        self.is_whole = False  # nothing will be added any more, not even to the last row
 
     def read(self, path: Path) -> None:
         """Add the lines that were completed since the last call."""

@@ -39,8 +39,13 @@ from job.wandb.client import (
 )
 from job.wandb.rows import Rows
 
+FOLLOW_SECONDS = 1.0  # between two looks at the history file
+REOPEN_SECONDS = 60.0  # between two tries to open a run
 UPLOAD_SECONDS = 600.0  # instead of WANDB_FINISH_TIMEOUT, when the run carries the adapter itself
-MIRROR_FILE = "mirror.json"  # create-once: W&B has all of a committed trial; run, url
+CONFIRM_SECONDS = 30.0  # W&B's confirmation may take so long after the last upload
+FAIL_SECONDS = 10.0  # a run's end may take so long when the trial failed
+LATER = "the result holds; the sweep's next trial or `job report --mirror` brings W&B up to date"
+MIRROR_FILE = "mirror.json"  # created once, with the run and its url: W&B has all of the trial
 CONFIRM_TRIES = 4  # W&B shows what it was sent with a delay
 ENDED_WELL = ("completed", "truncated", "stopped")
 SUMMARY = (
@@ -64,7 +69,7 @@ class Place:
 
 
 def place_of(settings: Settings, slot: Slot, spec: Spec) -> Place:
-    """Of the spec alone and what the environment says of entity and project."""
+    """The place of a slot's run, from its spec and the environment's entity and project."""
     recipe = {k: v for k, v in spec.recipe.to_json().items() if k != "eval_steps"}
     entity, project, sweep_id = (None, None, None)
     if spec.wandb_sweep is not None:
@@ -122,7 +127,7 @@ def _init(place: Place, on_stop: Callable[[], None] | None, upload_seconds: floa
             settings=settings,
         )
     except Exception:
-        # Its service (0.31) keeps the id of a run that it could not open: "is in use" ever after.
+        # wandb's service (0.31) keeps the id of a run that it could not open as "in use" for ever.
         wandb.teardown()
         raise
     if run.id != place.run_id:  # the client gives back whatever run is open in this process
@@ -138,10 +143,11 @@ def describe(run: Any, place: Place) -> None:
 
 
 def send_rows(run: Any, rows: Rows, after: int | None) -> int:
-    """Send the rows of steps after `after`; the last step sent."""
+    """Send the rows of steps after `after`; return the last step sent."""
     assert after is not None
     for step, row in rows.after(after):
-        # Held back, the last row would be sent after the summary, and its eval/loss put over ours.
+        # Without `commit` the client holds the last row back until after the summary, and then puts
+        # the row's eval/loss over ours.
         run.log(row, step=step, commit=True)
         after = step
     return after
@@ -159,7 +165,7 @@ def end_run(
 ) -> bool:
     """Send the last rows, the summary and the adapter; end the run as the trial ended.
 
-    Whether the client took the adapter: a run without it still has to end.
+    Returns whether the client took the adapter; a run without it still has to end.
     """
     send_rows(run, rows, after)
     for name in SUMMARY:
@@ -205,7 +211,7 @@ def _artifact(run_id: str, store: Store, result: Result, kind: str, folder: Path
 
 
 def confirm(run: Any, slot: Slot, result: Result, num_rows: int) -> bool:
-    """Write `mirror.json` if W&B has everything; whether it has."""
+    """Write `mirror.json` if W&B has everything; return whether it has."""
     path = f"{run.entity}/{run.project}/{run.id}"
     if not is_confirmed(path, result, num_rows):
         return False
@@ -214,7 +220,7 @@ def confirm(run: Any, slot: Slot, result: Result, num_rows: int) -> bool:
 
 
 def is_confirmed(path: str, result: Result, num_rows: int) -> bool:
-    """W&B itself says that it has the run's end, all its rows and its eval/loss."""
+    """Whether W&B itself says that it has the run's end, all its rows and its eval/loss."""
     expected = "finished" if result.status in ENDED_WELL else "failed"
     for attempt in range(CONFIRM_TRIES):
         if attempt:
@@ -228,15 +234,6 @@ def is_confirmed(path: str, result: Result, num_rows: int) -> bool:
         ):
             return True
     return False
-
-
-FOLLOW_SECONDS = 1.0  # between two looks at the history file
-REOPEN_SECONDS = 60.0  # between two tries to open a run
-CONFIRM_SECONDS = 30.0  # beyond the last upload
-FAIL_SECONDS = 10.0  # for a run's end when the trial failed anyway
-
-
-LATER = "the result holds; the sweep's next trial or `job report --mirror` brings W&B up to date"
 
 
 class Mirror:
@@ -267,7 +264,7 @@ class Mirror:
         self._ended = threading.Event()
         self._result: Result | None = None
         self._exit_code = 0
-        self._said: tuple[str, str] | None = None
+        self._warned: tuple[str, str] | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
 
     def follow(self, history_path: Path) -> None:
@@ -278,7 +275,7 @@ class Mirror:
             self._thread.start()
 
     def read_to_end(self) -> None:
-        """The history is whole; its file may go."""
+        """Read the rest of the history, after which its file may be deleted."""
         if self._is_on:
             self._read()
             self._rows.is_whole = True
@@ -330,7 +327,7 @@ class Mirror:
             self._warn(error, "the trial goes on, and W&B is asked again every minute")
 
     def _open(self) -> bool:
-        """Whether the run is open; one that could not be opened is tried again a minute later."""
+        """Open the run, a minute after a failure at the earliest; return whether it is open."""
         if self._run is None and time.monotonic() >= self._next_try:
             self._next_try = time.monotonic() + REOPEN_SECONDS
             check_reachable()
@@ -382,9 +379,9 @@ class Mirror:
             log.warning("W&B did not confirm the run; later: job report --mirror")
 
     def _warn(self, error: Exception, outlook: str) -> None:
-        said = brief(error).removeprefix("W&B: ")
-        if (said, outlook) != self._said:  # else a trial's outage is a line a minute
-            self._said = (said, outlook)
-            log.warning("W&B: %s; %s", said, outlook)
+        reason = brief(error).removeprefix("W&B: ")
+        if (reason, outlook) != self._warned:  # else an outage would be a line a minute
+            self._warned = (reason, outlook)
+            log.warning("W&B: %s; %s", reason, outlook)
         if self._agent_run is None:  # an agent's run stays open until the agent ends
             self._run = None

@@ -28,7 +28,7 @@ from job.wandb.client import (
 )
 
 RUNS_PER_TRIAL = 2  # run_cap of a new sweep: the ledger limits trials; a lost draw costs a run
-PAUSE_SECONDS = 15.0  # between two looks at a paused sweep
+PAUSE_SECONDS = 15.0  # between two questions whether a paused sweep goes on
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -57,7 +57,7 @@ class ServerSweep:
 
     @property
     def is_over(self) -> bool:
-        """W&B gives no more trials."""
+        """Whether W&B gives no more trials."""
         return self.state in ("FINISHED", "CANCELED", "CANCELLED", "STOPPED", "FAILED", "CRASHED")
 
 
@@ -127,7 +127,7 @@ def create_sweep(settings: Settings, definition: SweepDefinition) -> ServerSweep
         import wandb
 
         client = api()
-        with contextlib.redirect_stdout(io.StringIO()):  # says in its words what we say in ours
+        with contextlib.redirect_stdout(io.StringIO()):  # the client prints what `next_steps` says
             sweep_id = wandb.sweep(config, entity=entity, project=project)
         path = SweepPath(entity or client.default_entity, project, sweep_id)
         return path, str(client.sweep(str(path)).url)
@@ -137,7 +137,7 @@ def create_sweep(settings: Settings, definition: SweepDefinition) -> ServerSweep
 
 
 def next_steps(settings: Settings, sweep: ServerSweep) -> str:
-    """What `job sweep create` prints: the id, the page, and how to go on."""
+    """The text that `job sweep create` prints: the id, the page, and how to go on."""
     path, trials = sweep.path, settings.num_trials
     base_url = " --env WANDB_BASE_URL" if "WANDB_BASE_URL" in os.environ else ""
     return f"""\
@@ -196,7 +196,7 @@ def _fetch(path: SweepPath, limit: float) -> ServerSweep:
             " shown to this WANDB_API_KEY); give entity/project/id as its page shows them"
         ) from error
     try:
-        # Its name is for people here, it names no folder.
+        # On W&B a sweep's name is for people: it names no folder.
         config = {key: value for key, value in sweep.config.items() if key != "name"}
         definition = parse_definition(config, where=f"WANDB_SWEEP_ID: {found}")
     except SweepError as error:
@@ -205,7 +205,7 @@ def _fetch(path: SweepPath, limit: float) -> ServerSweep:
 
 
 def _pause(seconds: float, should_stop: Callable[[], None]) -> None:
-    ended = threading.Event()  # never set: a clock that wakes up for `should_stop`
+    ended = threading.Event()  # never set: only a way to wait in short pieces
     for _ in range(max(1, round(seconds / POLL_SECONDS))):
         should_stop()
         ended.wait(POLL_SECONDS)

@@ -1,1 +1,1 @@
-"""What becomes of the best adapter."""
+"""The best adapter of a sweep, taken out of the bucket for use."""

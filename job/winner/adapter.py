@@ -32,7 +32,7 @@ def download(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
             arriving = Path(name) / "adapter"
             arriving.mkdir()
-            folder.rmdir()  # it is made again by the move, or not at all
+            folder.rmdir()  # the move makes it again
             fetch_folder(store, key, sha256, arriving)
             (arriving / MANIFEST).unlink()
             shutil.move(arriving, folder)
@@ -51,20 +51,20 @@ def download(
 def merge(store: Store, slot: int, result: Result, folder: Path, *, work_dir: Path) -> None:
     """Write the base with the adapter added to its weights, in fp16, as a model of its own.
 
-    Raises as `download`; then nothing of it stays.
+    Raises as `download` does, and then leaves nothing in `folder`.
     """
     make_new(folder, _MERGE)
     try:
         base = _merge(store, slot, result, folder, work_dir)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty
+        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty before
         raise
     log.info("slot %d merged into %s: %s", slot, base, folder)
 
 
 def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path) -> str:
-    """The base's name."""
-    from job.training.merging import merge_adapter  # torch
+    """Merge the adapter into `folder`; return the name of the base."""
+    from job.training.merging import merge_adapter  # imports torch
 
     base = resolve_base_model(result.base_model, result.base_model_revision, cache_dir=work_dir)
     with tempfile.TemporaryDirectory(prefix="adapter-") as name:
@@ -73,7 +73,7 @@ def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path
         try:
             merge_adapter(base.location, base.hub_revision, adapter, folder)
         except Exception as error:  # safetensors and tokenizers have errors of their own for it
-            # Before the first file, it is the volume of the base that is full.
+            # If no file was written yet, it is the volume of the base that is full.
             if is_volume_full(error) and any(folder.iterdir()):
                 raise unwritable(_MERGE, folder, error) from error
             raise
@@ -95,7 +95,7 @@ def make_new(folder: Path, option: str) -> None:
 
 
 def unwritable(option: str, path: Path, error: Exception) -> JobError:
-    """What it means that a file or folder which a person named cannot be written."""
+    """The error for a file or folder that a person named and that cannot be written."""
     if is_volume_full(error):
         return OutageError(f"{option}: {path}: no space left; free some, or give another folder")
     assert isinstance(error, OSError)

@@ -1,6 +1,6 @@
 """What only a CUDA GPU can show: fp16 autocast, loss scaling, memory. `make test-gpu`
 
-Written without a GPU at hand; not run on one yet.
+These tests passed on an H100 capped to 14.6 GiB (2026-11-26, torch 2.11); they never ran on a T4.
 """
 
 from __future__ import annotations
