@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from job.data.prepared import DataSettings, PreparedData, prepare
-from job.data.selection import Choice, Selection
+from job.data.selection import Selection, SelectionRule
 from job.data.sources import open_source
 from job.data.tokens import load_tokenizer
 from job.store.local import LocalStore
@@ -194,7 +194,7 @@ def _stage(stage: str, lines: Path) -> None:
     with tempfile.TemporaryDirectory(dir=lines.parent) as name:
         folder = Path(name)
         if stage == "subsample":
-            with Selection(Choice(None, 17, 0.15), folder) as selection:
+            with Selection(SelectionRule(None, 17, 0.15), folder) as selection:
                 selection.read(open_source(str(lines), folder), lambda: None)
                 kept = sum(1 for _ in selection.rows())
         elif stage == "tokenizer only":

@@ -27,7 +27,7 @@ from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
 from job.data.table_parquet import read_table
 from job.demo.base import ensure_base
-from job.demo.pretraining import Recipe as BaseRecipe
+from job.demo.pretraining import PretrainingPlan
 from job.demo.rows import write_rows
 from job.demo.run import SETTINGS, SWEEP_FILE
 from job.ledger.records import Recipe
@@ -51,7 +51,7 @@ def main() -> None:
         folder = Path(name)
         write_rows(folder / "rows.jsonl")
         # Speed does not depend on what the weights know: 20 steps of pre-training are enough.
-        base = ensure_base(folder, recipe=BaseRecipe(num_steps=20)).model_dir
+        base = ensure_base(folder, plan=PretrainingPlan(num_steps=20)).model_dir
         result, wall_seconds = _run_trial(folder, base)
         console.print(_phase_table(result, wall_seconds))
         (train_file,) = folder.glob("store/prepared/*/train-*.parquet")

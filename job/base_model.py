@@ -1,4 +1,4 @@
-"""`JOB_BASE_MODEL` resolved once: which files, at exactly which commit."""
+"""Resolves `JOB_BASE_MODEL` once: which files, at exactly which commit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.errors import CredentialsError, OutageError, SettingsError
+from job.errors import CredentialsError, OutageError, SettingsError, work_dir_error
 from job.file_uri import path_of
 from job.log import log
 from job.progress import CountProgress, size
+from job.store.base import file_sha256
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 # Families whose activations overflow fp16 (largest value 65504); a T4 has no bf16 to fall back to.
@@ -42,13 +43,13 @@ FP16_UNSAFE_MODEL_TYPES = {
     "mt5": "transformers issues 4586, 9295",
     "umt5": "transformers issues 4586, 9295",
 }
-# What from_pretrained() reads of a folder: no pickles, no code, nothing in sub-folders.
+# The files of a folder that from_pretrained() reads: no pickles, no code, nothing in sub-folders.
 _MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model that exists."""
+    """A base model that was found, and what its config.json says."""
 
     name: str  # as the user gave it
     location: str  # what from_pretrained() takes: a folder or a Hugging Face id
@@ -102,8 +103,7 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
         try:
             if path in weights:
                 check_weights(path)
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = file_sha256(path)
         except OSError as error:
             raise SettingsError(
                 f"JOB_BASE_MODEL: {path} cannot be read: {error.strerror}"
@@ -113,7 +113,7 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
 
 
 def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseModel:
-    """The revision is that of the listing, so a model that is on this disk moves no byte."""
+    """Find a bucket's model. Its revision hashes the listing, so one on this disk moves no byte."""
     scheme, _, rest = name.rstrip("/").partition("://")
     bucket, _, key = rest.partition("/")
     prefix = f"{key}/" if key else ""
@@ -143,7 +143,7 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseMo
 def _download_model(
     uri: str, files: Mapping[str, ObjectInfo], folder: Path, outage_seconds: float
 ) -> None:
-    """What is not on this disk in full: after a download that was cut off, only the rest."""
+    """Download the files that this disk does not hold in full."""
     missing = {
         folder / file: info
         for file, info in files.items()
@@ -165,9 +165,7 @@ def _download_model(
                     outage_seconds=outage_seconds,
                 )
         except OSError as error:
-            raise OutageError(
-                f"JOB_WORK_DIR: {folder} cannot be written ({error}): free disk space"
-            ) from error
+            raise work_dir_error(folder, error) from error
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:
@@ -252,7 +250,7 @@ def check_weights(path: Path) -> None:
 
 
 def no_weights(where: str, files: Iterable[str]) -> SettingsError:
-    """`where` holds these files, and none of them is safetensors."""
+    """Make the error for a place whose files, none of them safetensors, are these."""
     what = f"JOB_BASE_MODEL: {where} holds no *.safetensors file"
     if any(file.endswith(_PICKLES) for file in files):
         return SettingsError(

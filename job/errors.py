@@ -12,7 +12,7 @@ The exit codes are a contract with `podFailurePolicy` in k8s/sweep-job.yaml:
     │   └── StoreError         74  the store
     │       └── DamagedError   74  what it holds is not what was written
     ├── PreemptedError         75  state saved, or another attempt owns the slot
-    │   └── HeldError          75  it did before this attempt began
+    │   └── HeldError          75  another attempt held the slot before this one began
     └── CredentialsError       77  credentials refused
 
 Any other exception is a bug of ours: it ends with 70 and a traceback.
@@ -104,7 +104,7 @@ class CredentialsError(JobError):
     exit_code = ExitCode.CREDENTIALS
 
 
-VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: a limit on one file
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -115,7 +115,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_volume_full(error: BaseException | None) -> bool:
-    """Whether a full volume is behind it; safetensors tells the system's error in words only."""
+    """Whether a full volume caused the error; safetensors tells the system's one in words only."""
     return any(
         (isinstance(cause, OSError) and cause.errno in VOLUME_FULL)
         or f"os error {errno.ENOSPC}" in str(cause)
@@ -124,7 +124,7 @@ def is_volume_full(error: BaseException | None) -> bool:
 
 
 def is_network_failure(error: BaseException | None) -> bool:
-    """Whether a network's failure is behind it; the hub's HTTP client has had two names."""
+    """Whether the network caused the error; the hub's HTTP client is httpx or httpx2."""
     return any(
         type(cause).__module__.startswith("httpx")
         or isinstance(cause, ConnectionError | TimeoutError)
@@ -132,10 +132,18 @@ def is_network_failure(error: BaseException | None) -> bool:
     )
 
 
+# A folder that this user can never write; other failures are this node's or the moment's.
+_NOT_OURS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+
+
 def work_dir_error(path: Path, error: OSError) -> JobError:
-    """What a failed write below `JOB_WORK_DIR` means: a folder that is not ours, or a full one."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+    """Make the error for a failed write below `JOB_WORK_DIR`: not ours (64), or full (74)."""
+    if error.errno in _NOT_OURS:
+        reason = "it is a file" if error.errno == errno.EEXIST else error.strerror
         return SettingsError(
-            f"JOB_WORK_DIR: {path}: {error.strerror}; give a folder that this user may write"
+            f"JOB_WORK_DIR: {path} cannot be written ({reason}); give a folder that this user may"
+            " write"
         )
     return OutageError(f"JOB_WORK_DIR: {path} cannot be written ({error}): free disk space")

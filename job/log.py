@@ -58,7 +58,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at that moment: a progress bar puts itself in between."""
+    """Writes to what `sys.stderr` is at the moment: a progress bar may have replaced it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -74,9 +74,9 @@ def set_up_logging(log_format: str) -> None:
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # Libraries telling each other about their next versions is nothing for the one who runs a job.
+    # What libraries tell each other about their next versions does not help who runs a job.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # That an optional package with a faster kernel for CPUs is not installed.
+    # It warns that an optional package with a faster kernel for CPUs is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     log.setLevel(logging.INFO)
 

@@ -1,4 +1,4 @@
-"""How far work is: bars on a terminal, a plain line now and then everywhere else."""
+"""Shows how far work is: bars on a terminal, a plain line now and then everywhere else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from job.log import log
 
 LINE_SECONDS = 30.0  # between plain lines
-_BAR_SECONDS = 1.0  # what is done by then needs no bar
+_BAR_SECONDS = 1.0  # work that is done by then needs no bar
 
 Clock = Callable[[], float]
 
@@ -71,7 +71,7 @@ class CountProgress:
             log.info("%s: done, %s in %.0f s", self._title, self._text(), seconds)
 
     def expect(self, total: int) -> None:
-        """What the total is, where it is only known once the work has begun."""
+        """Set the total, where it is only known once the work has begun."""
         self._total = total
 
     def advance(self, num: int) -> None:
@@ -111,7 +111,7 @@ class _Display:
             log.info("%s: %s", self._title, text)
 
     def close(self) -> bool:
-        """Whether anything was shown."""
+        """Remove the bar; return whether anything was shown."""
         if self._task is not None:
             _BARS.remove(self._task)
             self._task = None
@@ -158,7 +158,7 @@ _BARS = _Bars()
 
 
 def size(num_bytes: float) -> str:
-    """Three digits or more in powers of ten, as JOB_MAX_ADAPTER_MB counts: 34.1 kB, 336 MB."""
+    """Bytes in words, by powers of ten as JOB_MAX_ADAPTER_MB counts: 34.1 kB, 336 MB."""
     for unit_bytes, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if num_bytes >= 0.9995 * unit_bytes:  # 999.6 kB would be rounded to 1e+03
             amount = num_bytes / unit_bytes

@@ -1,4 +1,4 @@
-"""The settings: `JOB_*` variables, what each allows, and all mistakes in them at once."""
+"""The `JOB_*` variables: what each sets and allows, with all mistakes told at once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from job.errors import SettingsError
 from job.file_uri import path_of
 
 PREFIX = "JOB_"
+_UNLESS_SWEPT = "used where the sweep does not name it"
 
 
 def _check_uri(uri: str) -> str:
@@ -39,7 +40,7 @@ def _check_uri(uri: str) -> str:
 
 
 def _check_written_out(text: str) -> None:
-    """Refuse what a shell would have made a path of: taken literally it names an empty folder."""
+    """Refuse what only a shell makes a path of: taken literally, it names a new, empty folder."""
     if text.startswith("~"):
         raise ValueError("begins with ~, which only a shell expands; give the whole path")
     if text != text.strip():
@@ -86,7 +87,7 @@ class Settings(BaseSettings):
         "unsloth/mistral-7b-v0.3-bnb-4bit",
         description="Hugging Face id, folder or bucket URI of the base",
     )
-    base_model_revision: str = Field("main", description="its branch, tag or commit")
+    base_model_revision: str = Field("main", description="branch, tag or commit of the base")
     dataset_uri: Uri = Field(
         description="rows: file, glob or folder (path, s3://, gs://), or a Hugging Face id"
     )
@@ -111,15 +112,17 @@ class Settings(BaseSettings):
     chat_template: str | None = Field(None, description="Jinja template, or a file that holds one")
 
     per_device_train_batch_size: FewCount = Field(2, description="samples of an accumulation step")
-    learning_rate: Positive = Field(2e-4, description="where the sweep does not name it")
-    gradient_accumulation_steps: FewCount = Field(4, description="likewise")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="likewise")
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.01, description="likewise")
-    lora_r: FewCount = Field(8, description="likewise")
-    lora_alpha: Positive = Field(16, description="likewise")
-    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="likewise")
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="likewise")
-    max_grad_norm: Positive = Field(1.0, description="likewise")
+    learning_rate: Positive = Field(2e-4, description=_UNLESS_SWEPT)
+    gradient_accumulation_steps: FewCount = Field(4, description=_UNLESS_SWEPT)
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description=_UNLESS_SWEPT)
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.01, description=_UNLESS_SWEPT)
+    lora_r: FewCount = Field(8, description=_UNLESS_SWEPT)
+    lora_alpha: Positive = Field(16, description=_UNLESS_SWEPT)
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description=_UNLESS_SWEPT
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description=_UNLESS_SWEPT)
+    max_grad_norm: Positive = Field(1.0, description=_UNLESS_SWEPT)
 
     max_steps: Count = Field(1500, description="optimizer steps of a trial, at most")
     num_epochs: Positive = Field(1, description="passes over the training rows, at most")
@@ -127,7 +130,9 @@ class Settings(BaseSettings):
     eval_rows: Count = Field(192, description="held-out rows of an evaluation, at most")
     patience: Count = Field(3, description="evaluations without improvement before stopping")
     trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
-    sweep_budget_gpu_hours: Positive | None = Field(None, description="no new slot past it")
+    sweep_budget_gpu_hours: Positive | None = Field(
+        None, description="no new slot is begun past it"
+    )
     gpu_hourly_usd: Positive | None = Field(None, description="price, for plan and report")
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
@@ -178,16 +183,16 @@ class Settings(BaseSettings):
 
     @property
     def row_fraction(self) -> float:
-        """Share of the rows that is used, `JOB_USE_FULL_DATASET` considered."""
+        """The share of the rows that is used, `JOB_USE_FULL_DATASET` considered."""
         return 1.0 if self.use_full_dataset else self.subsample_fraction
 
     @property
     def hyperparameters(self) -> dict[str, float | int | str]:
-        """Values for what the sweep does not name, by hyper-parameter."""
+        """The settings' value of each hyper-parameter, for those that the sweep does not name."""
         return {name: getattr(self, name) for name in HYPERPARAMETER_FIELDS}
 
 
-# Where the sweep does not name them; a sweep may name only these.
+# The settings that count where the sweep does not name them; a sweep may name only these.
 HYPERPARAMETER_FIELDS = (
     "learning_rate",
     "gradient_accumulation_steps",
@@ -200,7 +205,7 @@ HYPERPARAMETER_FIELDS = (
     "max_grad_norm",
 )
 
-# What can change eval/loss: frozen in sweep.json by the first trial. The rest is free to change.
+# Settings that can change eval/loss: the first trial freezes them in sweep.json.
 # (Model, tokenizer and rows enter it resolved: as a commit and a digest.)
 IDENTITY_FIELDS = (
     *HYPERPARAMETER_FIELDS,
@@ -214,7 +219,8 @@ IDENTITY_FIELDS = (
 )
 
 
-# They enter the identity as the prepared rows' digest; kept beside it for who looks for a change.
+# Settings that choose the rows. The identity holds the prepared rows' digest; these are kept beside
+# it, so that a person sees which of them changed.
 ROW_FIELDS = (
     "dataset_uri",
     "use_full_dataset",

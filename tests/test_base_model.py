@@ -57,6 +57,12 @@ def test_a_buckets_model_comes_to_this_disk_once(bucket: Bucket, tmp_path: Path)
     assert all((folder / name).stat().st_ino == inode for name, inode in inodes.items())
 
 
+def test_a_work_folder_that_is_none_of_ours_is_a_setting(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"^JOB_WORK_DIR: .*\(Not a directory\); give"):
+        resolve_base_model("gs://models/llama", "main", tmp_path / "file")
+
+
 def test_the_revision_changes_with_a_file_and_not_with_the_place(
     bucket: Bucket, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Files of rows in a bucket: listed for the digest, downloaded one by one only to be read."""
+"""Files of rows in a bucket: listed for the digest, and downloaded one by one to be read."""
 
 from __future__ import annotations
 
@@ -45,11 +45,14 @@ class BucketFiles:
 
     @contextmanager
     def _downloaded(self, info: ObjectInfo) -> Iterator[io.BufferedReader[Any]]:
-        """The open object. Its file goes when it is read: a killed process leaves one behind,
-        which the next one uses, and the disk never has to hold the whole data set."""
+        """The open object, downloaded first where this disk lacks it.
+
+        Its file is removed once it is read, so that the disk never has to hold the whole data set.
+        A killed process leaves a file behind, which the next one uses.
+        """
         identity = f"{self.bucket}\n{info.key}\n{info.version}"
         path = self.cache_dir / "objects" / hashlib.sha256(identity.encode()).hexdigest()
-        while (file := _open_whole(path, info.size_bytes)) is None:  # gone, where others read too
+        while (file := _open_whole(path, info.size_bytes)) is None:  # another process may remove it
             self._download(info, path)
         with closing(file):
             yield file
@@ -74,7 +77,10 @@ class BucketFiles:
 
 
 def list_bucket(uri: str, cache_dir: Path, outage_seconds: float = 1200) -> BucketFiles:
-    """The objects that a URI names: one, those of a glob, or those of a folder."""
+    """The objects that a URI names: one, those of a glob, or those of a folder.
+
+    Raises `DataError` if there is none or all are empty, and what the bucket raises.
+    """
     scheme, _, rest = uri.partition("://")
     name, _, key = rest.partition("/")
     bucket, wanted = f"{scheme.lower()}://{name}", key.strip("/")
@@ -102,12 +108,12 @@ def list_bucket(uri: str, cache_dir: Path, outage_seconds: float = 1200) -> Buck
 
 
 def _literal_prefix(wanted: str) -> str:
-    """What every key that is meant begins with, a glob's wildcards taken as such."""
+    """What all wanted keys begin with: the text before the first wildcard."""
     return wanted[: min((wanted.index(c) for c in "*?[" if c in wanted), default=len(wanted))]
 
 
 def _open_whole(path: Path, size_bytes: int) -> io.BufferedReader[Any] | None:
-    """The open file: what another process on this disk may remove now stays readable here."""
+    """Open the file if it is whole: even if another process removes it, it stays readable here."""
     with suppress(FileNotFoundError):
         file = path.open("rb")
         if file.seek(0, io.SEEK_END) == size_bytes:

@@ -1,4 +1,4 @@
-"""From rows to the files of both sample tables: read, choose, order, render, tokenise, write."""
+"""Makes both sample tables of the rows: read, choose, order, render, tokenise, write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import uuid4
 from job.data.formats import Columns, UnusableRowError, UnusableRows
 from job.data.rows import Source
 from job.data.sampling import is_eval
-from job.data.selection import CHECK_ROWS, Choice, SelectedRow, Selection
+from job.data.selection import CHECK_ROWS, SelectedRow, Selection, SelectionRule
 from job.data.table_files import SIDES, Counts, TableFile
 from job.data.table_parquet import TableWriter
 from job.data.templates import ChatTemplate, Rendered
@@ -25,14 +25,14 @@ from job.progress import CountProgress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Between two looks at should_stop, or CHECK_ROWS rows. A tokenised batch holds 100 bytes of Python
-# objects a character: 2 million took 30 MB more at the peak.
+# A batch ends here, or after CHECK_ROWS rows, and should_stop is asked between two of them. When it
+# is tokenised, it holds 100 bytes of Python objects a character: 2 million took 30 MB more.
 _BATCH_CHARACTERS = 300_000
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Everything of the job's settings that decides which tokens a trial sees."""
+    """The settings that decide which tokens a trial sees."""
 
     dataset_uri: str
     prompt_column: str | None
@@ -90,8 +90,8 @@ def build_tables(
     of the sides or more than 5 % for none.
     """
     refused = UnusableRows()
-    choice = Choice(settings.columns, settings.seed, settings.subsample_fraction)
-    with Selection(choice, work_dir) as selection, _sides(work_dir) as (train, held_out):
+    rule = SelectionRule(settings.columns, settings.seed, settings.subsample_fraction)
+    with Selection(rule, work_dir) as selection, _sides(work_dir) as (train, held_out):
         selection.read(source, should_stop)
         log.info("data: %d rows read, %d selected", selection.num_rows, len(selection))
         with CountProgress("data: tokenising", "rows", total=len(selection)) as progress:
@@ -118,7 +118,7 @@ def build_tables(
 
 @contextmanager
 def _sides(folder: Path) -> Iterator[tuple[_Side, _Side]]:
-    """Both tables in the making; what was not published is gone afterwards."""
+    """Both tables in the making; one that was not published is removed afterwards."""
     with ExitStack() as stack:
         sides = []
         for name in SIDES:

@@ -13,11 +13,12 @@ RECORD_LIMIT_BYTES = 2**20
 
 
 def read_csv(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:
-    """RFC 4180: commas, fields in double quotes may hold line ends.
+    """The rows of a CSV file by RFC 4180: commas, and double-quoted fields with line ends.
 
+    `name` is for the rows' places, `where` for errors.
     Raises `DataError` if the names of the columns are not all different.
     """
-    csv.field_size_limit(RECORD_LIMIT_BYTES)  # of the process; Python's own limit is 128 KiB
+    csv.field_size_limit(RECORD_LIMIT_BYTES)  # for the whole process; Python's own limit is 128 KiB
     lines = _Lines(file)
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
@@ -52,7 +53,7 @@ _WAY_OUT = "write the columns' names into its first line"
 
 
 class _RecordTooLongError(Exception):
-    """An open quote would make one record of the rest of the file."""
+    """A record over the limit: an open quote would make one of the rest of the file."""
 
 
 class _Lines:

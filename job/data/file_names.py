@@ -1,4 +1,4 @@
-"""Which names are files of rows: the same rule for folders, globs, buckets and prefixes."""
+"""Tells files of rows by their names, alike in folders, globs, buckets and prefixes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def kind_of(name: str) -> str | None:
 
 
 def folder_files(names: Iterable[str], where: object) -> list[str]:
-    """Of the names in a folder, in every depth, those of its one kind of rows.
+    """The names in a folder, at any depth, that are files of its one kind of rows.
 
-    Hidden files and those that begin with an underscore (`_SUCCESS`) are no rows. Raises
+    Hidden files and those that begin with an underscore (`_SUCCESS`) are left out. Raises
     `DataError` for none, and for two kinds, which may hold the same rows twice.
     """
     found: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def glob_folder(pattern: str) -> str:
 
 
 def glob_matches(pattern: str, name: str) -> bool:
-    """As a path's glob: `*` and `?` stay within a folder, a whole part `**` spans any number."""
+    """Whether a name fits: `*` and `?` stay within a folder, a whole part `**` spans any number."""
     return _parts_match(pattern.split("/"), name.split("/"))
 
 

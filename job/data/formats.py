@@ -1,4 +1,4 @@
-"""From a row to messages, and the book-keeping of the rows that give none."""
+"""Turns a row into messages, and counts the rows that give none."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Columns(NamedTuple):
 
 
 class UnusableRowError(Exception):
-    """Why a row gives no sample: one of a few reasons, so that rows can be counted by them."""
+    """A row gives no sample; the message is one of a few reasons, by which rows are counted."""
 
 
 def row_messages(row: Mapping[str, Any], columns: Columns | None = None) -> tuple[Message, ...]:
@@ -123,7 +123,7 @@ def _turn(turn: object) -> Message:
 
 
 def _joined_parts(parts: list[object]) -> str:
-    """OpenAI's content parts, as chat templates join them: without anything between."""
+    """Join OpenAI's content parts as chat templates do: without anything between them."""
     texts = []
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text":
@@ -203,6 +203,6 @@ def _no_such_column(name: str, columns_seen: list[str]) -> DataError:
 
 
 def listing(names: list[str]) -> str:
-    """At most twenty names, for a message."""
+    """At most twenty names in one line, for a message."""
     shown = [name[:60] for name in names[:20]]
     return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -69,7 +69,7 @@ class HubDataset:
 
 
 def find_dataset(name: str, *, config: str | None, revision: str | None) -> HubDataset:
-    """Look the commit up, unless `revision` is one in full, which needs no network.
+    """Find the data set's commit; `revision` needs no network where it is a commit in full.
 
     Raises `SettingsError` if the hub does not know it, `CredentialsError` if it is gated, and
     `OutageError` if the hub cannot be reached.
@@ -117,7 +117,7 @@ def _explained(where: str, revision: str | None) -> Iterator[None]:
 
 
 def _unreachable(name: str, commit: str) -> Exception | None:
-    """Why the hub does not answer, None if it does. `datasets` then looks at its own disk."""
+    """Why the hub does not answer (`datasets` then looks at its own disk); None if it does."""
     from huggingface_hub import HfApi, errors
 
     try:

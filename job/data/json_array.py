@@ -1,4 +1,4 @@
-"""The items of a JSON array one by one, in the memory of one item."""
+"""Reads the items of a JSON array one by one, in the memory of one item."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def array_items(file: io.BufferedReader[Any]) -> Iterator[object]:
 
 
 class _Text:
-    """What was decoded and not used yet."""
+    """The part of the file that is decoded and not used up yet."""
 
     def __init__(self, file: io.BufferedReader[Any]) -> None:
         self._file = file
@@ -58,12 +58,13 @@ class _Text:
             self._read_on()
 
     def take(self) -> str:
-        """The same, which is used up by that."""
+        """Use up the next character that is no white space; return it, "" at the end."""
         character = self.next()
         self._at += len(character)
         return character
 
     def item(self) -> object:
+        """Use up the next JSON value and return it."""
         self.next()
         while True:
             try:
@@ -86,7 +87,7 @@ class _Text:
         return self._text[space.end() : space.end() + 1] in (",", "]")
 
     def _read_on(self) -> None:
-        """At least doubles the text, so that a long item is not parsed once per block."""
+        """Read at least as much again, so that a long item is not parsed once for each block."""
         self._text = self._text[self._at :]
         self._at = 0
         data = self._file.read(max(_BLOCK_BYTES, len(self._text)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from job.data.file_names import folder_files, is_glob
 from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, explained, unusable
+from job.store.base import file_sha256
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class LocalFiles:
     def versions(self) -> list[SourceVersion]:
         versions = []
         for name in self.names:
-            with explained(self.folder / name), (self.folder / name).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                versions.append(SourceVersion(name, file.tell(), sha256))
+            path = self.folder / name
+            with explained(path):
+                versions.append(SourceVersion(name, path.stat().st_size, file_sha256(path)))
         return versions
 
     def rows(self, should_stop: Callable[[], None]) -> Iterator[Row]:

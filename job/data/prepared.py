@@ -19,14 +19,13 @@ from job.data.table_files import (
     Counts,
     Manifest,
     TableFile,
-    file_sha256,
 )
 from job.data.table_parquet import read_table
 from job.data.templates import ChatTemplate, load_template
 from job.data.tokens import tokenizer_fingerprint
 from job.errors import StoreError, work_dir_error
 from job.log import log
-from job.store.base import Store, Stored
+from job.store.base import Store, Stored, file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +37,7 @@ _PUBLISH_ATTEMPTS = 3  # each is lost only to another pod's manifest, which the 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What every trial of a sweep trains and is judged on."""
+    """The tables that every trial of a sweep trains on and is judged by."""
 
     digest: str
     train: SampleTable
@@ -113,7 +112,7 @@ def data_digest(
 def _from_store(
     store: Store, stored: Stored | None, prefix: str, folder: Path
 ) -> PreparedData | None:
-    """What the manifest names, downloaded where this disk lacks it; None if absent or damaged."""
+    """The tables that the store's manifest names; None if they are absent or damaged."""
     manifest = _parse(stored, folder.name)
     if manifest is None:
         return None
@@ -161,7 +160,7 @@ def _load(manifest: Manifest, folder: Path) -> PreparedData:
 
 
 def _from_disk(folder: Path) -> Manifest | None:
-    """What an earlier process left on this disk, if every byte of it is still there."""
+    """The manifest that an earlier process left here, if every byte it names is still there."""
     path = folder / "manifest.json"
     if not path.is_file():
         return None
@@ -209,7 +208,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
 def _publish(
     store: Store, manifest: Manifest, damaged: Stored | None, prefix: str, folder: Path
 ) -> None:
-    """Files first, manifest last. Losing to another pod is no failure: its manifest stands."""
+    """Upload the files, then the manifest. To lose to another pod is no failure: its one stands."""
     theirs = _parse(damaged, manifest.digest)
     for file, their in zip(
         (manifest.train, manifest.eval),

@@ -27,7 +27,8 @@ _BOM = b"\xef\xbb\xbf"
 def read_file(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:
     """The rows of `file`; `name` is for their places, `where` for errors.
 
-    Content decides, because many `.json` files hold JSON lines; the name decides the rest.
+    The content decides the format, because many `.json` files hold JSON lines; where it cannot,
+    the name does. Raises `DataError` for a file that cannot be read as a whole.
     """
     with explained(where):
         stream = unpacked(file, where)
@@ -103,7 +104,7 @@ def _read_parquet(name: str, file: io.BufferedReader[Any], where: str) -> Iterat
 
 
 def _check_parquet(metadata: Any, size_bytes: int, where: str) -> int:
-    """How many rows to take at once. Raises `DataError` for a bomb."""
+    """How many rows to take at once. Raises `DataError` if the file unpacks to far too much."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     if sum(group.total_byte_size for group in groups) > expansion_limit(size_bytes):
         raise unusable(where, "unpacks to over 100 times its size", "write it again")

@@ -1,4 +1,4 @@
-"""What every source of rows gives: rows with their places, and the versions of its files."""
+"""What every source of rows gives: the rows with their places, and the files' versions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 def row_of(place: str, value: object) -> Row:
-    """The row that a JSON value is."""
+    """Make a row of a JSON value; one that is no object becomes a row with a problem."""
     return Row(place, value) if isinstance(value, dict) else Row(place, {}, "not a JSON object")
 
 
@@ -63,5 +63,5 @@ def explained(where: object) -> Iterator[None]:
 
 
 def unusable(where: object, what: str, way_out: str) -> DataError:
-    """The error of a file, a folder or a data set as a whole."""
+    """Make the error for a file, folder or data set that cannot be used as a whole."""
     return DataError(f"JOB_DATASET_URI: {where} {what}: {way_out}")

@@ -17,8 +17,8 @@ class SampleTable:
     """Samples one after another; sample i is the slice `offsets[i]:offsets[i + 1]`.
 
     `is_target[j]` says that token j is learned, that is, predicted from the tokens before it in
-    the same sample. A sample's first token is therefore never a target (`TableWriter` sees to it:
-    here it would read the whole of a mapped table).
+    the same sample. A sample's first token is therefore never a target. `TableWriter` checks that;
+    a check here would read the whole of a mapped table.
     """
 
     input_ids: NDArray[np.int32]  # (tokens,)
@@ -34,7 +34,7 @@ class SampleTable:
     def concatenate(
         cls, input_ids: Sequence[NDArray[np.int32]], is_target: Sequence[NDArray[np.bool_]]
     ) -> SampleTable:
-        """Samples, each as its own two arrays, in their order."""
+        """Make a table of samples that are two arrays each, in this order."""
         offsets = np.cumsum([0, *(len(ids) for ids in input_ids)], dtype=np.int64)
         return cls(
             np.concatenate([np.empty(0, dtype=np.int32), *input_ids]),
@@ -47,15 +47,16 @@ class SampleTable:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sample, (samples,)."""
+        """The number of tokens of each sample, (samples,) int64."""
         return np.diff(self.offsets)
 
     @property
     def num_target_tokens(self) -> int:
+        """The number of target tokens of all samples."""
         return int(self.is_target.sum())
 
     def targets_of(self, indices: Sequence[int]) -> int:
-        """Target tokens of some samples."""
+        """The number of target tokens of the samples at these indices."""
         ends = ((self.offsets[index], self.offsets[index + 1]) for index in indices)
         return sum(int(self.is_target[start:end].sum()) for start, end in ends)
 

@@ -1,4 +1,4 @@
-"""Which rows a sweep uses, and on which side: decided by hashes of what the rows say.
+"""Decides by hashes of what rows say which of them a sweep uses, and on which side.
 
 The hash is taken over a row's messages, not over its bytes in a file, so the same rows are chosen
 whatever the shard order, the file format or the machine. Sorted by that hash, the rows stand in a
@@ -20,7 +20,7 @@ HASH_BYTES = 16
 
 
 def row_hash(messages: Iterable[Message], *, seed: int) -> bytes:
-    """16 bytes that only depend on the seed, the roles and the contents."""
+    """Hash a row: 16 bytes that depend on the seed, the roles and the contents only."""
     text = json.dumps([list(message) for message in messages], ensure_ascii=False)
     seeded = f"{seed}\n{text}".encode()
     return hashlib.blake2b(seeded, digest_size=HASH_BYTES, person=b"job row").digest()
@@ -32,7 +32,7 @@ def is_selected(row: bytes, *, fraction: float) -> bool:
 
 
 def is_eval(row: bytes, *, fraction: float) -> bool:
-    """Whether it is held out for evaluation; independent of `is_selected`."""
+    """Whether the row with this hash is held out for evaluation; independent of `is_selected`."""
     side = hashlib.blake2b(row, digest_size=HASH_BYTES, person=b"job side").digest()
     return _unit(side) < fraction
 

@@ -1,4 +1,4 @@
-"""The subsample: rows chosen by their hashes and kept on disk, so that memory holds hashes only."""
+"""The subsample: rows chosen by their hashes and kept on disk; memory holds the hashes only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from job.data.formats import (
 )
 from job.data.rows import Row, Source
 from job.data.sampling import is_selected, row_hash
-from job.errors import DataError, OutageError, work_dir_error
+from job.errors import DataError, work_dir_error
 from job.progress import CountProgress
 
 CHECK_ROWS = 500  # between two looks at should_stop: about a second, of the 15 of a spot machine
@@ -35,7 +35,7 @@ class SelectedRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionRule:
     """How rows become messages, and which of them are taken."""
 
     columns: Columns | None
@@ -49,11 +49,12 @@ class Selection:
     A row that says what a kept one says is counted as a duplicate.
     """
 
-    def __init__(self, choice: Choice, work_dir: Path) -> None:
+    def __init__(self, rule: SelectionRule, work_dir: Path) -> None:
         self.unusable = UnusableRows()
         self.num_rows = 0
         self.num_duplicates = 0
-        self._choice = choice
+        self._rule = rule
+        self._work_dir = work_dir
         self._columns_seen: set[str] = set()
         self._places: dict[bytes, int] = {}  # row hash -> where its line begins
         self._file = _temporary_file(work_dir)
@@ -83,7 +84,7 @@ class Selection:
             raise DataError(
                 "JOB_DATASET_URI: no rows in these files: give files with one row a line"
             )
-        self.unusable.check_columns(self._columns_seen, self._choice.columns)
+        self.unusable.check_columns(self._columns_seen, self._rule.columns)
         self.unusable.check_share(
             self.num_rows,
             way_out="name the columns with JOB_PROMPT_COLUMN and JOB_COMPLETION_COLUMN "
@@ -93,13 +94,13 @@ class Selection:
     def _consider(self, row: Row) -> None:
         if row.problem:
             raise UnusableRowError(row.problem)
-        columns = self._choice.columns
+        columns = self._rule.columns
         if len(self._columns_seen) < _COLUMN_NAMES_LIMIT:
             self._columns_seen.update(row.columns)
         self._columns_seen.update(name for name in columns or () if name in row.columns)
         messages = row_messages(row.columns, columns)
-        row_key = row_hash(messages, seed=self._choice.seed)
-        if is_selected(row_key, fraction=self._choice.fraction):
+        row_key = row_hash(messages, seed=self._rule.seed)
+        if is_selected(row_key, fraction=self._rule.fraction):
             self._keep(row_key, messages, row.place)
 
     def _keep(self, row_key: bytes, messages: tuple[Message, ...], place: str) -> None:
@@ -111,7 +112,7 @@ class Selection:
             self._places[row_key] = self._file.tell()
             self._file.write(line + b"\n")
         except OSError as error:
-            raise _disk_error(error) from error
+            raise work_dir_error(self._work_dir, error) from error
 
     def rows(self) -> Iterator[SelectedRow]:
         """The chosen rows in the order of their hashes, which is the tables' order."""
@@ -122,7 +123,7 @@ class Selection:
                 place, *messages = json.loads(self._file.readline())
                 yield SelectedRow(row_key, tuple(Message(*turn) for turn in messages), place)
         except OSError as error:
-            raise _disk_error(error) from error
+            raise work_dir_error(self._work_dir, error) from error
 
 
 def _temporary_file(work_dir: Path) -> IO[bytes]:
@@ -132,7 +133,3 @@ def _temporary_file(work_dir: Path) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=work_dir)
     except OSError as error:
         raise work_dir_error(work_dir, error) from error
-
-
-def _disk_error(error: OSError) -> OutageError:
-    return OutageError(f"JOB_WORK_DIR: the selected rows cannot be written ({error}): free space")

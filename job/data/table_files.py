@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from job.data.table_parquet import content_sha256
+from job.store.base import file_sha256
 
 SCHEMA_VERSION = 1  # raise it when the same settings would give other rows, tokens or files
 SIDES = ("train", "eval")
@@ -35,7 +35,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class TableFile:
-    """One side's file. `content_sha256` is that of the table, whoever wrote the file."""
+    """The file of one side; `content_sha256` is that of the table in it, whoever wrote the file."""
 
     name: str
     sha256: str
@@ -64,7 +64,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, digest: str) -> Manifest:
-        """Raises `ValueError` for anything that `to_bytes` did not write for this digest."""
+        """Read a manifest; `ValueError` for what `to_bytes` did not write for this digest."""
         try:
             document = json.loads(data)
             if (document["schema"], document["digest"]) != (SCHEMA_VERSION, digest):
@@ -82,9 +82,3 @@ def _table_file(side: str, document: dict[str, Any]) -> TableFile:
     if file.name != f"{side}-{file.sha256}.parquet":
         raise ValueError("a file's name is not its hash")
     return file
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

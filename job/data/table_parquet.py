@@ -32,7 +32,7 @@ _ROW_GROUP_SAMPLES = 1000
 
 
 class TableWriter:
-    """A file in the making. Everything raises `OutageError` for a full disk."""
+    """A table's file in the making; every method raises `OutageError` for a full disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,7 +87,7 @@ class TableWriter:
 
 
 def read_table(path: Path) -> SampleTable:
-    """The table of a file; check the file's sha256 before. Raises `OutageError` for a full disk."""
+    """Read the table of a file whose sha256 was checked. Raises `OutageError` for a full disk."""
     lengths: list[int] = []
     try:
         with tempfile.TemporaryFile(dir=path.parent) as file:
@@ -110,7 +110,10 @@ def read_table(path: Path) -> SampleTable:
 
 
 def content_sha256(lengths: list[int], path: Path) -> str:
-    """Of the table in a file: equal for equal samples, whatever Parquet writer stored them."""
+    """The sha256 of the table in a file, whose samples have these numbers of tokens.
+
+    It is equal for equal samples, whatever Parquet writer stored them.
+    """
     content = hashlib.sha256(_offsets(lengths, "<i8").data)
     for column in _COLUMNS.names:
         for lists in _groups(path, column):

@@ -1,4 +1,4 @@
-"""From messages to one text, and the spans of it that the model learns to say.
+"""Renders messages as one text, and finds the spans of it that the model learns to say.
 
 Most chat templates carry no `{% generation %}` markers, so the spans are found by rendering: what
 the template writes for the messages before an answer, with its generation prompt, is the prompt
@@ -101,7 +101,7 @@ class ChatTemplate:
         return Rendered(text, tuple(spans), len(answers) - len(spans))
 
     def _answer_length(self, span: str) -> int:
-        """Without the line ends after an end-of-turn token, where generation has long stopped."""
+        """The length without line ends after an end-of-turn token, where generation has stopped."""
         spoken = span.rstrip()
         return len(spoken) if spoken.endswith(self.end_tokens) else len(span)
 
@@ -201,7 +201,7 @@ def _ends_turns(template: ChatTemplate) -> bool:
 
 
 def _keeps_system(template: ChatTemplate) -> bool:
-    """Gemma's template raises on a system turn; Mistral's drops it once an answer follows."""
+    """Whether a system turn stays: Gemma's template raises on one, Mistral's drops it later."""
     try:
         rendered = template.render((_SYSTEM, _QUESTION, _ANSWERS[0]))
     except UnusableRowError:
@@ -210,6 +210,7 @@ def _keeps_system(template: ChatTemplate) -> bool:
 
 
 def _folded(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with the system turn's text at the head of the first question."""
     if messages[0].role != "system":
         return messages
     first = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
@@ -224,5 +225,5 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _squeezed(text: str) -> str:
-    """Without white space, which templates trim and rejoin."""
+    """The text without white space, which templates trim and rejoin."""
     return "".join(text.split())

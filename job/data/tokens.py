@@ -1,4 +1,4 @@
-"""From rendered texts to token ids and target masks.
+"""Turns rendered texts into token ids and target masks.
 
 A text is tokenised as a whole, as training and inference libraries do, and each token is placed by
 the offsets of its characters. Tokenising the pieces on their own would be simpler, but
@@ -136,6 +136,6 @@ def _sample(
 
 
 def _used_length(is_target: NDArray[np.bool_]) -> int:
-    """Up to the last target."""
+    """The number of tokens up to the last target, which is counted; 0 without any target."""
     (targets,) = is_target.nonzero()
     return int(targets[-1]) + 1 if len(targets) else 0

@@ -1,4 +1,4 @@
-"""`ensure_base`: the demo's base model, from the cache or pre-trained now."""
+"""Finds the demo's base model in the cache, or pre-trains it now."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from job.demo.pretraining import Recipe, pretrain
+from job.demo.pretraining import PretrainingPlan, pretrain
 from job.demo.rows import read_corpus
+from job.store.base import file_sha256
 
-RECIPE_VERSION = 1  # raise it when the code, but no number of `Recipe`, changes the weights
+# Raise it when the code, but no number of `PretrainingPlan`, changes the weights.
+PLAN_VERSION = 1
 DONE_MARKER = "base.json"  # written last, and only then is the folder given its name
 
 
@@ -36,17 +38,17 @@ def ensure_base(
     cache_dir: Path,
     *,
     on_progress: Callable[[int, int, float], None] | None = None,
-    recipe: Recipe | None = None,
+    plan: PretrainingPlan | None = None,
 ) -> BaseInfo:
-    """Return the base model for this Python, torch and recipe; pre-train it if there is none yet.
+    """Return the base model for this Python, torch and plan; pre-train it if there is none yet.
 
     `on_progress` is called after each optimizer step with the step, the planned steps and the
     train loss. An interrupted call leaves nothing behind that a later one takes for a model.
     Raises DataError without the sources of Python's standard library.
     """
-    recipe = recipe or Recipe()
+    plan = plan or PretrainingPlan()
     text = read_corpus().text
-    model_dir = cache_dir / f"base-{_cache_key(text, recipe)}"
+    model_dir = cache_dir / f"base-{_cache_key(text, plan)}"
     if (info := _finished(model_dir)) is not None:
         return info
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -54,13 +56,13 @@ def ensure_base(
         building_dir = Path(temporary) / "model"
         building_dir.mkdir()
         start = time.monotonic()
-        losses = pretrain(text, building_dir, recipe, on_progress=on_progress)
+        losses = pretrain(text, building_dir, plan, on_progress=on_progress)
         marker = {
-            "steps": recipe.num_steps,
+            "steps": plan.num_steps,
             "held_out_loss_before": losses.held_out_before,
             "held_out_loss_after": losses.held_out_after,
             "seconds": time.monotonic() - start,
-            "files": {path.name: _sha256(path) for path in sorted(building_dir.iterdir())},
+            "files": {path.name: file_sha256(path) for path in sorted(building_dir.iterdir())},
         }
         (building_dir / DONE_MARKER).write_text(json.dumps(marker, indent=1))
         _publish(building_dir, model_dir)
@@ -69,11 +71,11 @@ def ensure_base(
     return BaseInfo(**{**asdict(info), "was_cached": False})
 
 
-def _cache_key(text: tuple[str, ...], recipe: Recipe) -> str:
-    """Everything that decides the weights."""
+def _cache_key(text: tuple[str, ...], plan: PretrainingPlan) -> str:
+    """A digest of everything that decides the weights."""
     parts = {
-        "recipe_version": RECIPE_VERSION,
-        "recipe": asdict(recipe),
+        "recipe_version": PLAN_VERSION,
+        "recipe": asdict(plan),
         "text_sha256": hashlib.sha256("\n".join(text).encode()).hexdigest(),
         "torch": version("torch"),
         "transformers": version("transformers"),
@@ -91,7 +93,7 @@ def _finished(model_dir: Path) -> BaseInfo | None:
         return None
     for name, sha256 in marker.pop("files").items():
         path = model_dir / name
-        if not path.is_file() or _sha256(path) != sha256:
+        if not path.is_file() or file_sha256(path) != sha256:
             return None
     return BaseInfo(model_dir=model_dir, was_cached=True, **marker)
 
@@ -106,7 +108,3 @@ def _publish(building_dir: Path, model_dir: Path) -> None:
     except OSError:  # not empty: another process was faster
         if _finished(model_dir) is None:
             raise
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -13,11 +13,11 @@ from job.demo.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[int, int, float], None]  # optimizer step, planned steps, train loss
+OnStep = Callable[[int, int, float], None]  # optimizer step, planned steps, train loss
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PretrainingPlan:
     """Everything that decides the weights, but for the text and the torch version."""
 
     vocab_size: int = 2048
@@ -47,31 +47,27 @@ class Losses:
 def pretrain(
     text: Sequence[str],
     model_dir: Path,
-    recipe: Recipe,
+    plan: PretrainingPlan,
     *,
-    on_progress: Progress | None = None,
+    on_progress: OnStep | None = None,
 ) -> Losses:
     """Train tokenizer and model on `text` and save both, in fp32, as a Hugging Face folder.
 
-    The same text, recipe and torch version give the same weights.
+    The same text, plan and torch version give the same weights.
     """
     import torch
     from transformers import LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]), _one_thread():
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(plan.seed)
         order = torch.randperm(len(text)).tolist()
-        held_out = [text[i] for i in order[: recipe.held_out_pieces]]
-        learned = [text[i] for i in order[recipe.held_out_pieces :]]
-        tokenizer = train_tokenizer(
-            learned, vocab_size=recipe.vocab_size, max_length=recipe.max_length
-        )
-        model = LlamaForCausalLM(_config(recipe, tokenizer))
-        held_out_rows = _rows_of_tokens(held_out, tokenizer, recipe.sequence_length)
+        held_out = [text[i] for i in order[: plan.held_out_pieces]]
+        learned = [text[i] for i in order[plan.held_out_pieces :]]
+        tokenizer = train_tokenizer(learned, vocab_size=plan.vocab_size, max_length=plan.max_length)
+        model = LlamaForCausalLM(_config(plan, tokenizer))
+        held_out_rows = _rows_of_tokens(held_out, tokenizer, plan.sequence_length)
         before = _held_out_loss(model, held_out_rows)
-        _train(
-            model, _rows_of_tokens(learned, tokenizer, recipe.sequence_length), recipe, on_progress
-        )
+        _train(model, _rows_of_tokens(learned, tokenizer, plan.sequence_length), plan, on_progress)
         after = _held_out_loss(model, held_out_rows)
     with no_progress_bars():
         model.save_pretrained(model_dir)
@@ -97,7 +93,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """For one small file transformers would draw one across the caller's output."""
+    """Keep transformers from drawing a bar for one small file across the caller's output."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
@@ -109,17 +105,17 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _config(recipe: Recipe, tokenizer: Any) -> Any:
+def _config(plan: PretrainingPlan, tokenizer: Any) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=recipe.vocab_size,
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
-        num_key_value_heads=recipe.num_key_value_heads,
-        max_position_embeddings=recipe.max_length,
+        vocab_size=plan.vocab_size,
+        hidden_size=plan.hidden_size,
+        intermediate_size=plan.intermediate_size,
+        num_hidden_layers=plan.num_layers,
+        num_attention_heads=plan.num_heads,
+        num_key_value_heads=plan.num_key_value_heads,
+        max_position_embeddings=plan.max_length,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -139,26 +135,26 @@ def _rows_of_tokens(pieces: Sequence[str], tokenizer: Any, length: int) -> torch
     return torch.tensor(tokens[: num_rows * length], dtype=torch.int64).view(num_rows, length)
 
 
-def _train(model: Any, rows: torch.Tensor, recipe: Recipe, on_progress: Progress | None) -> None:
+def _train(
+    model: Any, rows: torch.Tensor, plan: PretrainingPlan, on_progress: OnStep | None
+) -> None:
     """Shuffled passes over `rows`; AdamW, short warm-up, then linear decay to zero."""
     import torch
 
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=recipe.learning_rate,
+        lr=plan.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=0.01,
         fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(
-            (step + 1) / recipe.warmup_steps, (recipe.num_steps - step) / recipe.num_steps
-        ),
+        lambda step: min((step + 1) / plan.warmup_steps, (plan.num_steps - step) / plan.num_steps),
     )
-    batches = _batches(rows, recipe)
+    batches = _batches(rows, plan)
     model.train()
-    for step in range(1, recipe.num_steps + 1):
+    for step in range(1, plan.num_steps + 1):
         batch = next(batches)
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
@@ -167,15 +163,15 @@ def _train(model: Any, rows: torch.Tensor, recipe: Recipe, on_progress: Progress
         schedule.step()
         optimizer.zero_grad()
         if on_progress is not None:
-            on_progress(step, recipe.num_steps, loss.item())
+            on_progress(step, plan.num_steps, loss.item())
 
 
-def _batches(rows: torch.Tensor, recipe: Recipe) -> Iterator[torch.Tensor]:
+def _batches(rows: torch.Tensor, plan: PretrainingPlan) -> Iterator[torch.Tensor]:
     """Endless batches of `batch_size` rows, in a new order at every pass."""
     import torch
 
     while True:
-        yield from torch.split(rows[torch.randperm(len(rows))], recipe.batch_size)
+        yield from torch.split(rows[torch.randperm(len(rows))], plan.batch_size)
 
 
 def _held_out_loss(model: Any, rows: torch.Tensor) -> float:

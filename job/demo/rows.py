@@ -25,8 +25,8 @@ QUESTIONS = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """`answer` is a fixed opening, which a tuned model learns, followed by `paragraph`."""
+class DemoRow:
+    """A question and its answer: a fixed opening, which a tuned model learns, then `paragraph`."""
 
     question: str
     answer: str
@@ -37,7 +37,7 @@ class Row:
 class Corpus:
     """Everything the demo learns from. No paragraph of `rows` occurs in `text`."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[DemoRow, ...]
     text: tuple[str, ...]  # pieces of plain text, one line each
 
 
@@ -78,9 +78,9 @@ def read_corpus() -> Corpus:
     return Corpus(rows, _text_without(files, [row.paragraph for row in rows]))
 
 
-def _rows(docstrings: Iterable[Docstring]) -> tuple[Row, ...]:
+def _rows(docstrings: Iterable[Docstring]) -> tuple[DemoRow, ...]:
     """One row for each different first paragraph, so that no answer is in both train and eval."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, DemoRow] = {}
     for docstring in docstrings:
         paragraph = _paragraphs(docstring.text)[0]
         if len(paragraph) in ANSWER_LENGTHS and paragraph not in rows:
@@ -90,7 +90,7 @@ def _rows(docstrings: Iterable[Docstring]) -> tuple[Row, ...]:
     return tuple(rows.values())
 
 
-def _row(docstring: Docstring, paragraph: str) -> Row:
+def _row(docstring: Docstring, paragraph: str) -> DemoRow:
     if docstring.name:
         name, whole = docstring.name, f"`{docstring.module}`"
         full_name = f"{docstring.module}.{name}"
@@ -99,7 +99,7 @@ def _row(docstring: Docstring, paragraph: str) -> Row:
         whole = f"`{package}`" if package else "Python"
         full_name = docstring.module
     wording = QUESTIONS[hashlib.sha256(full_name.encode()).digest()[0] % len(QUESTIONS)]
-    return Row(
+    return DemoRow(
         question=wording.format(full_name),
         answer=f"`{name}` is part of {whole}. {paragraph}",
         paragraph=paragraph,

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from job.demo.base import BaseInfo, ensure_base
-from job.demo.pretraining import Recipe
+from job.demo.pretraining import PretrainingPlan
 from job.demo.rows import write_rows
 from job.demo.samples import generate_answers, pick_questions
 from job.errors import SettingsError
@@ -40,10 +40,10 @@ SETTINGS = {
 }
 
 
-def run_demo(recipe: Recipe | None = None) -> int:
+def run_demo(plan: PretrainingPlan | None = None) -> int:
     """Generate rows and base, run the sweep, show what came of it; the exit code of the queue.
 
-    Everything lies in `.demo`; the base is pre-trained once, by `recipe` if given, and found there
+    Everything lies in `.demo`; the base is pre-trained once, by `plan` if given, and found there
     afterwards. Settings in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`).
     """
     started = time.monotonic()
@@ -55,7 +55,7 @@ def run_demo(recipe: Recipe | None = None) -> int:
     console.print(f"    {rows.num_rows} questions and answers in {demo_dir / 'rows.jsonl'}")
 
     console.print("[bold]2/5[/] a base model of 2 M parameters, pre-trained on plain text")
-    base = _base(demo_dir, recipe)
+    base = _base(demo_dir, plan)
     console.print(
         f"    held-out loss {base.held_out_loss_before:.2f} before, {base.held_out_loss_after:.2f}"
         f" after {base.steps} steps ({'cached' if base.was_cached else f'{base.seconds:.0f} s'})"
@@ -82,7 +82,7 @@ def run_demo(recipe: Recipe | None = None) -> int:
 
 
 def _num_trials() -> int:
-    """`JOB_NUM_TRIALS`, checked before minutes are spent."""
+    """The number of trials by `JOB_NUM_TRIALS`, checked before minutes are spent."""
     text = os.environ.get("JOB_NUM_TRIALS") or str(NUM_TRIALS)
     if not text.isdecimal() or not 1 <= int(text) <= 100:
         raise SettingsError(f"JOB_NUM_TRIALS: is {text!r}; allowed: 1 to 100 in the demo")
@@ -111,19 +111,19 @@ def _run_verb(environ: dict[str, str], *words: str) -> int:
         signal.signal(signal.SIGINT, before)
 
 
-def _base(demo_dir: Path, recipe: Recipe | None) -> BaseInfo:
+def _base(demo_dir: Path, plan: PretrainingPlan | None) -> BaseInfo:
     with StepProgress("    pre-training", 0) as progress:
 
         def on_progress(step: int, total: int, loss: float) -> None:
             progress.update(step, f"loss {loss:.2f}", total=total)
 
-        return ensure_base(demo_dir, on_progress=on_progress, recipe=recipe)
+        return ensure_base(demo_dir, on_progress=on_progress, plan=plan)
 
 
 def _show(
     console: Console, ledger: Ledger, num_trials: int, base: BaseInfo, demo_dir: Path
 ) -> None:
-    """The untuned loss, the best adapter, and a few answers before and after."""
+    """Print the untuned loss, the best adapter, and a few answers before and after."""
     results = [result for _, _, result in ledger.committed(num_trials)]
     judged = [(r.eval_loss, r.adapter_key) for r in results if r.eval_loss and r.adapter_key]
     untuned = [loss for r in results for step, loss in r.finite_curve[:1] if step == 0]

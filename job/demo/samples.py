@@ -13,7 +13,7 @@ from job.demo.pretraining import no_progress_bars
 def pick_questions(rows_path: Path, n: int, seed: int) -> list[str]:
     """`n` different questions of the rows at `rows_path` (JSON lines, see `write_rows`).
 
-    They are of all rows, so most were trained on: the samples show the format, not knowledge.
+    They are drawn from all rows, so most were trained on: samples show the format, not knowledge.
     """
     with rows_path.open(encoding="utf-8") as lines:
         questions = [str(json.loads(line)["question"]) for line in lines]

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from job.errors import DamagedError
 from job.ledger.slot import Slot
-from job.store.base import Store
+from job.store.base import Store, file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -26,7 +26,9 @@ class PublishedFolder:
 def seal_folder(prefix: str, folder: Path) -> PublishedFolder:
     """Write the manifest of `folder`; it will be called `<prefix>-<sha256>` once it is uploaded."""
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths
+    }
     manifest = json.dumps({"files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(manifest)
     digest = hashlib.sha256(manifest.encode()).hexdigest()
@@ -57,7 +59,7 @@ def fetch_folder(store: Store, key: str, sha256: str, folder: Path) -> None:
             if name != PurePosixPath(name).name or name.startswith("."):
                 raise DamagedError(f"{store.uri}/{key}/{MANIFEST}: names a file {name!r}")
             store.download(f"{key}/{name}", folder / name)
-            if _sha256(folder / name) != expected["sha256"]:
+            if file_sha256(folder / name) != expected["sha256"]:
                 (folder / name).unlink()
                 raise DamagedError(f"{store.uri}/{key}/{name}: corrupt, its sha256 is another")
     except FileNotFoundError as error:
@@ -73,11 +75,6 @@ def delete_folder(store: Store, key: str) -> None:
 
 def publish_history(slot: Slot, path: Path) -> str:
     """Upload a trial's history file under the hash of its content; return its key."""
-    key = slot.key(f"history-{_sha256(path)}.jsonl")
+    key = slot.key(f"history-{file_sha256(path)}.jsonl")
     slot.store.upload(key, path)
     return key
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""The process itself: told to end, hanging, its heartbeat, its work folder, its GPU."""
+"""The process itself: how it is told to end, how a hang is found, its work folder, its GPU."""

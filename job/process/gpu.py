@@ -1,36 +1,41 @@
-"""Whether this node's GPU can be used, asked of the driver before torch is imported.
+"""Asks the driver whether this node's GPU can be used, before torch is imported.
 
 A node that cannot train is left within a second, before a base model is downloaded to it. What
 passes here is looked at again through torch (`job/training/device.py`). The driver's library is
-NVML, https://docs.nvidia.com/deploy/nvml-api: the container runtime mounts it beside the GPU.
+NVML, https://docs.nvidia.com/deploy/nvml-api, called through NVIDIA's package nvidia-ml-py; the
+container runtime mounts it beside the GPU.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pynvml
 
 from job.errors import GpuError
 from job.log import log
 
-NVML = "libnvidia-ml.so.1"
-NVML_NOT_SUPPORTED, NVML_NO_PERMISSION = 3, 4
 # What the codes that a node really shows mean; nvmlReturn_t has 30 of them.
 NVML_ERRORS = {
-    NVML_NO_PERMISSION: "no permission to use the GPU",
-    6: "there is no such GPU",
-    9: "the NVIDIA driver is not loaded",
-    15: "the GPU is lost: it has fallen off the bus",
-    18: "the driver and its library are of different versions: restart the node",
+    pynvml.NVML_ERROR_NO_PERMISSION: "no permission to use the GPU",
+    pynvml.NVML_ERROR_NOT_FOUND: "there is no such GPU",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU is lost: it has fallen off the bus",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "the driver and its library are of different versions: restart the node"
+    ),
 }
 MIN_CAPABILITY = (7, 0)  # the first cards with fp16 tensor cores; a T4 is (7, 5)
-# Of a T4's capability, but built without tensor cores (TU116, TU117).
+# Cards of a T4's compute capability that were built without tensor cores (TU116, TU117).
 WITHOUT_TENSOR_CORES = r"\b(GTX 16\d\d|MX[45]50|T(400|500|550|600|1000|1200|2000))\b"
-FREE_SHARE = 0.9  # of the card; less means that another process holds it
+FREE_SHARE = 0.9  # of the card's memory; less means that another process holds it
 WAY_OUT = (
     "run with --gpus all (or nvidia.com/gpu: 1) on a node with a working driver, or set"
     " JOB_DEVICE=cpu for a tiny model"
@@ -98,35 +103,34 @@ def check_gpu(gpu: Gpu, *, torch_cuda: tuple[int, int], gpu_memory_gb: float | N
         )
 
 
-def read_gpu(visible: str | None, *, library: str = NVML) -> Gpu:
+def read_gpu(visible: str | None) -> Gpu:
     """Describe the first GPU of `CUDA_VISIBLE_DEVICES` (unset: of all). Raises `GpuError`."""
     wanted = "0" if visible is None else visible.split(",")[0].strip()
     if not wanted or wanted.startswith("-"):
         raise GpuError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one")
     try:
-        nvml = ctypes.CDLL(library)
-    except OSError as error:
-        raise GpuError(f"no GPU: the driver's library {library} is not here; {WAY_OUT}") from error
-    _call(nvml, "nvmlInit_v2")
+        _ask(pynvml.nvmlInit, but=pynvml.NVMLError_LibraryNotFound)
+    except pynvml.NVMLError_LibraryNotFound as error:
+        library = "the driver's library libnvidia-ml.so.1"
+        raise GpuError(f"no GPU: {library} is not here; {WAY_OUT}") from error
     try:
-        device = _handle(nvml, wanted)
-        total_bytes, free_bytes = _memory(nvml, device)
-        cuda = ctypes.c_int()
-        _call(nvml, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(cuda))
+        device = _handle(wanted)
+        memory = _memory(device)
+        cuda = _ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)
         return Gpu(
-            name=_text(nvml, "nvmlDeviceGetName", device),
-            capability=_capability(nvml, device),
-            total_bytes=total_bytes,
-            free_bytes=free_bytes,
-            driver=_text(nvml, "nvmlSystemGetDriverVersion"),
-            driver_cuda=(cuda.value // 1000, cuda.value % 1000 // 10),
+            name=_ask(pynvml.nvmlDeviceGetName, device),
+            capability=_capability(device),
+            total_bytes=memory.total,
+            free_bytes=memory.free,
+            driver=_ask(pynvml.nvmlSystemGetDriverVersion),
+            driver_cuda=(cuda // 1000, cuda % 1000 // 10),
         )
     finally:
-        nvml.nvmlShutdown()
+        pynvml.nvmlShutdown()
 
 
 def torch_cuda_version() -> tuple[int, int] | None:
-    """The CUDA that torch is built for, from its version file; None for a CPU build."""
+    """The CUDA (major, minor) that torch is built for, by its version file; None for the CPU."""
     spec = importlib.util.find_spec("torch")  # finds, does not import: 3 s on two cores
     assert spec is not None
     assert spec.origin is not None
@@ -135,60 +139,49 @@ def torch_cuda_version() -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _handle(nvml: ctypes.CDLL, wanted: str) -> ctypes.c_void_p:
-    device = ctypes.c_void_p()
-    if wanted.isdecimal():
-        count = ctypes.c_uint()
-        _call(nvml, "nvmlDeviceGetCount_v2", ctypes.byref(count))
-        if int(wanted) >= count.value:
-            raise GpuError(f"no GPU {wanted}: this node shows {count.value}; {WAY_OUT}")
-        index = ctypes.c_uint(int(wanted))
-        _call(nvml, "nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(device))
-    else:  # GPU-<uuid>, or MIG-<uuid> for a slice of one
-        _call(nvml, "nvmlDeviceGetHandleByUUID", wanted.encode(), ctypes.byref(device))
-    return device
+def _handle(wanted: str) -> Any:
+    """NVML's handle of the GPU with this index or this id."""
+    if not wanted.isdecimal():  # GPU-<uuid>, or MIG-<uuid> for a slice of one
+        return _ask(pynvml.nvmlDeviceGetHandleByUUID, wanted)
+    num_gpus = _ask(pynvml.nvmlDeviceGetCount)
+    if int(wanted) >= num_gpus:
+        raise GpuError(f"no GPU {wanted}: this node shows {num_gpus}; {WAY_OUT}")
+    return _ask(pynvml.nvmlDeviceGetHandleByIndex, int(wanted))
 
 
-def _memory(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[int, int]:
-    """Total and free bytes; of its slice, where this container has a slice (MIG) of the card.
+def _memory(device: Any) -> Any:
+    """NVML's `total` and `free` bytes; of its slice, where this container has a slice (MIG).
 
-    Index 0 is the whole card even then, and its memory is nobody's to see: `NO_PERMISSION`.
+    Index 0 is the whole card even then, and nobody may see its memory: `NO_PERMISSION`.
     """
-    memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
-    code = nvml.nvmlDeviceGetMemoryInfo(device, memory)
-    if code == NVML_NO_PERMISSION:
-        mig = ctypes.c_void_p()
-        first = ctypes.c_uint(0)
-        if nvml.nvmlDeviceGetMigDeviceHandleByIndex(device, first, ctypes.byref(mig)) == 0:
-            code = nvml.nvmlDeviceGetMemoryInfo(mig, memory)
-    _check(code, "nvmlDeviceGetMemoryInfo")
-    return memory[0], memory[1]
+    try:
+        return _ask(pynvml.nvmlDeviceGetMemoryInfo, device, but=pynvml.NVMLError_NoPermission)
+    except pynvml.NVMLError_NoPermission:
+        with contextlib.suppress(pynvml.NVMLError):
+            device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(device, 0)
+        return _ask(pynvml.nvmlDeviceGetMemoryInfo, device)
 
 
-def _capability(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[int, int] | None:
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    function = nvml.nvmlDeviceGetCudaComputeCapability
-    code = function(device, ctypes.byref(major), ctypes.byref(minor))
-    if code == NVML_NOT_SUPPORTED:
+def _capability(device: Any) -> tuple[int, int] | None:
+    """The compute capability; None where the driver has none to tell (a slice of a GPU)."""
+    function = pynvml.nvmlDeviceGetCudaComputeCapability
+    try:
+        major, minor = _ask(function, device, but=pynvml.NVMLError_NotSupported)
+    except pynvml.NVMLError_NotSupported:
         return None
-    _check(code, "nvmlDeviceGetCudaComputeCapability")
-    return major.value, minor.value
+    return major, minor
 
 
-def _text(nvml: ctypes.CDLL, name: str, *arguments: object) -> str:
-    buffer = ctypes.create_string_buffer(96)  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
-    _call(nvml, name, *arguments, buffer, ctypes.c_uint(len(buffer)))
-    return buffer.value.decode(errors="replace")
-
-
-def _call(nvml: ctypes.CDLL, name: str, *arguments: object) -> None:
-    _check(getattr(nvml, name)(*arguments), name)
-
-
-def _check(code: int, name: str) -> None:
-    if code:
-        reason = NVML_ERRORS.get(code, f"error {code}")
-        raise GpuError(f"the GPU cannot be used: {reason} ({name}); {WAY_OUT}")
+def _ask(function: Callable[..., Any], *arguments: object, but: Any = ()) -> Any:
+    """The answer of one of NVML's functions; its errors, but those of type `but`, as `GpuError`."""
+    try:
+        return function(*arguments)
+    except but:
+        raise
+    except pynvml.NVMLError as error:
+        reason = NVML_ERRORS.get(error.value, f"error {error.value}")
+        message = f"the GPU cannot be used: {reason} ({function.__name__}); {WAY_OUT}"
+        raise GpuError(message) from error
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -1,7 +1,7 @@
-"""The parent's ear on its child: a byte at every tick of the child's watchdog, through a pipe.
+"""The supervisor's look at its child: a byte at every tick of the child's watchdog, through a pipe.
 
-A child whose main thread sits in C code that holds the interpreter's lock runs no thread of its
-own, its watchdog neither; only another process can tell.
+A child whose main thread sits in C code that holds the interpreter's lock runs no other thread
+either, its watchdog included; only another process can tell.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from job.log import log
 
 @dataclass(frozen=True)
 class HeartbeatLimits:
-    """How long a child may be unheard, in seconds that both lived through."""
+    """How long a child may be silent, in seconds that both processes lived through."""
 
     silence_seconds: float = 600.0  # twice the child's own patience: the code may only be slow
     tick_seconds: float = 5.0
@@ -28,7 +28,7 @@ class HeartbeatLimits:
 
 
 def open_beat(descriptor: int | None) -> tuple[int, ...]:
-    """The child's end, made ready; empty without a parent that listens."""
+    """Prepare the child's end of the pipe for `beat`; empty where no supervisor listens."""
     if descriptor is None:
         return ()
     os.set_blocking(descriptor, False)
@@ -37,59 +37,65 @@ def open_beat(descriptor: int | None) -> tuple[int, ...]:
 
 
 def beat(descriptors: tuple[int, ...]) -> None:
-    """Say that this process lives; a parent that does not listen is no reason to stop."""
+    """Tell the supervisor that this process lives; one that has gone is no reason to stop."""
     for descriptor in descriptors:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(descriptor, b".")
 
 
 class HeartbeatMonitor:
-    """Listens to one child, from its first beat on; ends it when it falls silent."""
+    """Listens to one child from its first beat on, and ends it when it falls silent."""
 
-    def __init__(self, hearing: HeartbeatLimits | None = None) -> None:
-        self._hearing = hearing or HeartbeatLimits()
+    def __init__(self, limits: HeartbeatLimits | None = None) -> None:
+        self._limits = limits or HeartbeatLimits()
         self._read, self.write_end = os.pipe()
         self._closing = threading.Event()
         self.found_silent = False
 
     def listen(self, pid: int) -> None:
-        """Begin, once the child has the other end; `pid` leads a process group of its own."""
+        """Start listening to the child `pid`, which leads a process group of its own.
+
+        Call it once the child has `write_end`, which is closed here.
+        """
         os.close(self.write_end)
-        threading.Thread(target=self._run, args=(pid,), daemon=True, name="ear").start()
+        threading.Thread(
+            target=self._run, args=(pid,), daemon=True, name="heartbeat monitor"
+        ).start()
 
     def close(self) -> None:
-        """The child has ended: its process id may soon be another's."""
+        """Stop listening. Call it when the child has ended: its process id may be reused soon."""
         self._closing.set()
 
     def _run(self, pid: int) -> None:
-        hearing, heard, silence, last = self._hearing, False, 0.0, time.monotonic()
+        limits, heard, silence, last = self._limits, False, 0.0, time.monotonic()
         while not self._closing.is_set():
-            ready = select.select([self._read], [], [], hearing.tick_seconds)[0]
+            ready = select.select([self._read], [], [], limits.tick_seconds)[0]
             lived, last = time.monotonic() - last, time.monotonic()
             if ready:
                 if not os.read(self._read, 65536):
                     break  # the child closed its end, or has ended
                 heard, silence = True, 0.0
-                self._closing.wait(hearing.tick_seconds / 10)
+                self._closing.wait(limits.tick_seconds / 10)
             elif heard and not _is_stopped(pid):
-                silence += min(lived, 2 * hearing.tick_seconds)
-            if silence >= hearing.silence_seconds:
+                silence += min(lived, 2 * limits.tick_seconds)
+            if silence >= limits.silence_seconds:
                 self._end(pid, silence)
                 break
         os.close(self._read)
 
     def _end(self, pid: int, silence: float) -> None:
+        """Have the child's process group dump its stacks, then kill it."""
         log.error("hang: the trial runs no Python any more since %.0f s; its stacks:", silence)
         self.found_silent = True
         for number in (signal.SIGABRT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
-            if self._closing.wait(self._hearing.words_seconds):
+            if self._closing.wait(self._limits.words_seconds):
                 return
 
 
 def _is_stopped(pid: int) -> bool:
-    """Frozen by SIGSTOP or a debugger: it cannot beat, and that says nothing."""
+    """Whether a process is frozen by SIGSTOP or a debugger, or gone: its silence says nothing."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

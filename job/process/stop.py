@@ -32,7 +32,7 @@ class Stop:
             raise PreemptedError("told to end")
 
     def on_the_way_down(self, error: JobError) -> JobError:
-        """What a process that met `error` ends with.
+        """The error that a process ends with after it met `error`.
 
         After SIGTERM only a full volume is told: whatever else fails must not count as a try.
         """
@@ -42,7 +42,7 @@ class Stop:
         return PreemptedError(f"told to end; on the way down: {error}")
 
     def seconds_left(self) -> float | None:
-        """Until the process has to be gone; None if nobody told it to end."""
+        """Seconds until the process has to be gone; None if nobody told it to end."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def wait(self, seconds: float) -> None:

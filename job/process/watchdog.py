@@ -1,9 +1,10 @@
 """`Watchdog`: ends a process that stands still, after all its threads have said where they stand.
 
 It never ends one that only takes long: what counts is the time without any sign of life. In
-training a sign is a micro-batch, of a step or an evaluation; elsewhere also bytes that move and
-memory that is touched, so a slow load or upload lives. The time is counted in ticks that the
-process itself lived through: one that was frozen and woken starts where it stood.
+training a sign is a micro-batch, of a step or an evaluation; elsewhere bytes that move and memory
+that is touched for the first time are signs too, so a slow load or upload lives. The time is
+counted in ticks that the process itself lived through: one that was frozen and woken starts where
+it stood.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from job.log import log
 from job.process.stop import Stop
 
 PAGE_BYTES = 4096
-LAST_ACT_SECONDS = 5.0  # to release the lease before the end
+LAST_ACT_SECONDS = 5.0  # for what `acting_before_the_end` was given: the lease's release
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,22 @@ class Patience:
 
     seconds: float = 300.0
     step_medians: float = 20.0  # in training, if that is longer
-    first_step_seconds: float = 900.0  # until a step's length is known
+    first_step_seconds: float = 900.0  # in training, until a step's length is known
     tick_seconds: float = 5.0
-    sign_bytes: int = 1_000_000  # fewer are our own housekeeping
+    sign_bytes: int = 1_000_000  # fewer since the last sign are our own housekeeping
 
 
 @dataclass(frozen=True)
 class _Phase:
+    """What the process does at present."""
+
     name: str
-    by_bytes: bool
+    by_bytes: bool  # whether bytes that move are a sign of life
     extra_seconds: float  # the store's own patience with an outage
 
 
 class Watchdog:
-    """Looks at the process at every tick, in a thread of its own."""
+    """Looks for signs of life at every tick, in a thread of its own."""
 
     def __init__(
         self,
@@ -74,14 +77,18 @@ class Watchdog:
         self._last_act: Callable[[str], None] = lambda _: None
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread that looks."""
         threading.Thread(target=self._run, daemon=True, name="watchdog").start()
 
     @contextlib.contextmanager
     def phase(
         self, name: str, *, by_bytes: bool = True, outage_minutes: float = 0
     ) -> Iterator[None]:
-        """What the process does meanwhile; a phase that waits for a store knows outages."""
+        """Name what the process does within the block, which sets how long it may be silent.
+
+        With `by_bytes`, bytes that move are a sign of life. `outage_minutes` is how long a phase
+        that waits for a store may be silent in addition.
+        """
         before = self._phase
         self._phases_entered += 1
         self._phase = _Phase(name, by_bytes, 60 * outage_minutes)
@@ -93,8 +100,12 @@ class Watchdog:
 
     @contextlib.contextmanager
     def acting_before_the_end(self, act: Callable[[str], None]) -> Iterator[None]:
-        """Have `act` called with the reason, for a few seconds, before a hanging process ends."""
-        before, self._last_act = self._last_act, act
+        """Within the block, a process that hangs calls `act` with the reason before it ends.
+
+        The act runs in a thread of its own and is left alone after `LAST_ACT_SECONDS`.
+        """
+        before = self._last_act
+        self._last_act = act
         try:
             yield
         finally:
@@ -110,7 +121,7 @@ class Watchdog:
         self._last_step = (step, at)
 
     def limit_seconds(self) -> float:
-        """Of silence, in the present phase."""
+        """The longest silence in the present phase, in seconds."""
         patience, phase = self._patience, self._phase
         if phase.by_bytes:
             return patience.seconds + phase.extra_seconds
@@ -121,7 +132,7 @@ class Watchdog:
         return max(patience.seconds, patience.step_medians * median)
 
     def look(self, lived_seconds: float) -> str | None:
-        """Count the time lived since the last look; why the process hangs, or None."""
+        """Count the seconds lived since the last look; return why the process hangs, or None."""
         phase, moved = self._phase, _bytes_moved()
         if moved - self._bytes_seen < self._patience.sign_bytes:
             moved = self._bytes_seen

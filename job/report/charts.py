@@ -16,7 +16,8 @@ EDGE_SHARE = 0.1  # a best trial in the outer tenth of the range asks for a wide
 
 def best_so_far(overview: Overview) -> str:
     """Draw every committed trial in the order of commits, and the best loss until then."""
-    judged = sorted(_judged(overview), key=lambda view: (view.committed_at or "", view.slot))
+    shown = [view for view in overview.slots if view.judged]
+    judged = sorted(shown, key=lambda view: (view.committed_at or "", view.slot))
     if not judged:
         return ""
     losses = [view.eval_loss or 0.0 for view in judged]
@@ -36,7 +37,7 @@ def best_so_far(overview: Overview) -> str:
 def learning_rate(overview: Overview) -> str:
     """Draw the learning rate against eval/loss, with the edges of the range marked."""
     domain = _domain(overview, "learning_rate")
-    shown = [view for view in _judged(overview) if view.params.get("learning_rate")]
+    shown = overview.comparable
     if not isinstance(domain, FloatRange) or not shown:
         return ""
     x = svg.x_scale([domain.min, domain.max], log=domain.log)
@@ -87,8 +88,8 @@ def loss_curves(overview: Overview) -> str:
 
 
 def parallel_coordinates(overview: Overview) -> str:
-    """Draw every judged trial as a line through its parameters and its eval/loss."""
-    definition, shown = overview.definition, _judged(overview)
+    """Draw every comparable trial as a line through its parameters and its eval/loss."""
+    definition, shown = overview.definition, overview.comparable
     domains = searched(definition.parameters) if definition else {}
     if len(shown) < 2 or not domains:
         return ""
@@ -177,10 +178,6 @@ def share(domain: Distribution, value: float | str) -> float:
 
 def _domain(overview: Overview, name: str) -> Distribution | None:
     return overview.definition.parameters.get(name) if overview.definition else None
-
-
-def _judged(overview: Overview) -> list[SlotView]:
-    return [view for view in overview.slots if view.judged]
 
 
 def _trial_dot(overview: Overview, view: SlotView, x: float, y: float) -> str:

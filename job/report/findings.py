@@ -32,7 +32,7 @@ def _at_the_edge(overview: Overview) -> Iterator[str]:
     if best is None or definition is None:
         return
     for name, domain in searched(definition.parameters).items():
-        if not isinstance(domain, FloatRange) or name not in best.params:
+        if not isinstance(domain, FloatRange) or best not in overview.comparable:
             continue
         low, high = inner_range(domain)
         value = float(best.params[name])

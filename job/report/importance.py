@@ -32,7 +32,7 @@ def importances(overview: Overview) -> list[Importance]:
     on ranks, so that one bad trial does not decide, and at least 0.
     """
     definition = overview.definition
-    judged = [view for view in overview.slots if view.judged]
+    judged = overview.comparable
     if definition is None or len(judged) < MIN_TRIALS:
         return []
     losses = _ranks([view.eval_loss or 0.0 for view in judged])

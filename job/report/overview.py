@@ -15,6 +15,7 @@ from job.ledger.records import Identity, Result, Spec, Status
 from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
+from job.sweep.distributions import contains
 
 State = Literal[
     "empty",  # not drawn
@@ -86,6 +87,17 @@ class Overview:
         """The committed trial with the lowest eval/loss; None before the first."""
         judged = [view for view in self.slots if view.judged]
         return min(judged, key=lambda view: (view.eval_loss, view.slot), default=None)
+
+    @property
+    def comparable(self) -> list[SlotView]:
+        """The judged trials whose parameters are some that the sweep can give, as charts need."""
+        definition = self.definition
+        domains = definition.parameters if definition else {}
+        return [
+            view
+            for view in self.slots
+            if view.judged and all(contains(d, view.params.get(n)) for n, d in domains.items())
+        ]
 
     @property
     def gpu_seconds(self) -> float:

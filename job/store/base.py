@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-DOCUMENT_LIMIT_BYTES = (
-    16 * 2**20
-)  # get() is for small JSON documents; big files go through download()
+DOCUMENT_LIMIT_BYTES = 16 * 2**20  # of get(): JSON documents; big files go through download()
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*")
 
@@ -57,6 +56,12 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an uploaded object; an absent one is no error."""
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex: what objects are named by and checked against."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_key(key: str) -> str:

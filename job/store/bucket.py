@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from job.errors import VOLUME_FULL
 from job.progress import CountProgress
 from job.store.base import Stored, check_key
 from job.store.pace import slowness
@@ -18,7 +19,6 @@ from job.store.retries import Action, Fault, FaultKind, Limits, Retries
 
 T = TypeVar("T")
 OnProgress = Callable[[int], None]
-_VOLUME_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Listed(NamedTuple):
@@ -29,14 +29,14 @@ class Listed(NamedTuple):
     version: str
 
 
-class Progress(Protocol):
-    """What hears of a download; several threads call it."""
+class TransferProgress(Protocol):
+    """Where a transfer reports its progress; several threads call it."""
 
     def expect(self, total: int) -> None:
-        """How many bytes the object has."""
+        """Note how many bytes the object has."""
 
     def advance(self, num: int) -> None:
-        """That so many more bytes came; negative when a try starts over."""
+        """Note how many more bytes came; negative when a try starts over."""
 
 
 class Expiry(NamedTuple):
@@ -47,14 +47,14 @@ class Expiry(NamedTuple):
 
 
 class Bucket(Protocol):
-    """One service's requests, each tried once; keys are the bucket's own, in full.
+    """The requests to one bucket service, each tried once; keys are whole, any prefix included.
 
     Errors are the SDK's own; `diagnose` says what they mean.
     """
 
     @property
     def uri(self) -> str:
-        """`s3://bucket` or `gs://bucket`."""
+        """Where the bucket is: `s3://bucket` or `gs://bucket`."""
 
     def read(self, key: str) -> Stored | None:
         """A small object and its version; None if absent."""
@@ -65,11 +65,13 @@ class Bucket(Protocol):
     def send(self, key: str, path: Path, on_progress: OnProgress) -> None:
         """Write a file of any size, in parallel parts where it is large."""
 
-    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
+    def fetch(
+        self, key: str, path: Path, progress: TransferProgress, *, version: str | None
+    ) -> bool:
         """Read an object of any size into `path`; False if it, or that version of it, is absent."""
 
     def list(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
-        """One page of the objects under a prefix, and the next page's token."""
+        """One page of the objects under a prefix, and the token of the next, None at the end."""
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is no error."""
@@ -92,7 +94,7 @@ class BucketReader:
         self._retries = Retries(limits, setting, diagnose=self._diagnose, renew=bucket.renew)
 
     def run(self, key: str, action: Action, attempt: Callable[[], T]) -> T:
-        """The attempt's result, tried again as `Retries` says."""
+        """Return what `attempt` returns, trying again as `Retries` says."""
         return self._retries.run(f"{self.bucket.uri}/{key}", action, attempt)
 
     def _page(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
@@ -109,7 +111,7 @@ class BucketReader:
                 return iter(sorted(found))
 
     def download(
-        self, key: str, path: Path, progress: Progress, *, version: str | None = None
+        self, key: str, path: Path, progress: TransferProgress, *, version: str | None = None
     ) -> bool:
         """Replace `path` by the object in one step; False if it is absent."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ class BucketReader:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def upload(self, key: str, path: Path, progress: Progress) -> None:
+    def upload(self, key: str, path: Path, progress: TransferProgress) -> None:
         """Send a file, from its beginning in every try."""
         counted = _Counted(progress)
 
@@ -139,7 +141,7 @@ class BucketReader:
         self.run(key, Action.WRITE, attempt)
 
     def _diagnose(self, error: Exception) -> Fault | None:
-        if isinstance(error, OSError) and error.errno in _VOLUME_FULL:
+        if isinstance(error, OSError) and error.errno in VOLUME_FULL:
             reason = f"{error.filename or 'work volume'}: {error.strerror}; free space on it"
             return Fault(FaultKind.REFUSED, reason)
         if slow := slowness(error):
@@ -160,7 +162,7 @@ class BucketStore:
         return f"{self._bucket.uri}/{self._top}".rstrip("/")
 
     def expiries(self) -> Sequence[Expiry] | None:
-        """The bucket's rules that would delete something of ours; None where it does not say.
+        """The rules by which the bucket would delete objects of ours; None where it does not say.
 
         Asked once, without retries: it takes a permission that a trial does not need.
         """
@@ -217,9 +219,9 @@ class BucketStore:
 
 
 class _Counted:
-    """The progress of one try after another."""
+    """Reports the bytes of one try, and takes them back when the next one starts over."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: TransferProgress) -> None:
         self._progress = progress
         self._lock = threading.Lock()
         self._num_bytes = 0

@@ -21,16 +21,17 @@ from job.store.base import DOCUMENT_LIMIT_BYTES, Stored, check_key
 
 _VERSION_SUFFIX = re.compile(r"\.v([1-9][0-9]*)$")
 _TEMPORARY = ".tmp-"
-# A folder that can never serve, and one that fails us now; anything else is a bug of ours.
+# Errors of a folder that can never serve, and of one that fails now; any other is a bug of ours.
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
     errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EEXIST,
 }  # fmt: skip
-_FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMLINK}
-# Of a folder that holds nothing of ours yet, a wrong setting: a read-only mount, /proc. Of one that
-# has served, a fault of this node: ext4 goes read-only after an I/O error; the next node mounts it.
+_FAILING = VOLUME_FULL | {errno.EIO, errno.ESTALE, errno.EMLINK}
+# Errors of a wrong setting, where the folder holds nothing of ours yet: a read-only mount, /proc.
+# Where it has served, this node is at fault: ext4 turns read-only after an I/O error, and the next
+# node mounts it anew.
 _WRONG_OR_FAILING = {errno.EROFS, errno.ENOENT}
-_SERVED = ("prepared", "sweeps")  # what a trial leaves
+_SERVED = ("prepared", "sweeps")  # folders that a trial leaves
 
 
 class LocalStore:
@@ -152,6 +153,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
+        """Turn the system's errors into the one line that a person needs."""
         try:
             yield
         except _AbsentError:
@@ -176,12 +178,12 @@ class LocalStore:
             raise
 
     def _is_ours(self, path: Path) -> bool:
-        """Of the store, not a file that was to be uploaded and is not there: a bug of ours."""
+        """Whether the path is the store's; that a file to be uploaded is missing is our bug."""
         return path.is_relative_to(self._root) or self._root.is_relative_to(path)
 
 
 class _AbsentError(FileNotFoundError):
-    """Nothing was uploaded under the key, which a caller may expect."""
+    """No object was uploaded under the key; a caller may expect that."""
 
 
 def open_local_store(root: Path) -> LocalStore:

@@ -83,7 +83,7 @@ def _open(uri: str, setting: str, outage_seconds: float) -> tuple[BucketReader, 
 def _reader(
     scheme: str, name: str, setting: str, outage_seconds: float, _: tuple[tuple[str, str], ...]
 ) -> BucketReader:
-    """A bucket under the same name in another environment is another bucket."""
+    """The bucket's reader, kept for later calls under the same credentials and endpoint."""
     limits = Limits(outage_seconds=outage_seconds)
     if scheme == "s3":
         from job.store.s3 import S3Bucket
@@ -96,7 +96,7 @@ def _reader(
 
 @dataclass(frozen=True)
 class _Bytes:
-    """Progress of which only the bytes are asked for: the list told the size."""
+    """A `TransferProgress` that passes on the bytes only: the listing has told the size."""
 
     advance: Callable[[int], None]
 

@@ -1,9 +1,10 @@
 """A minimum pace for HTTP connections, so that a server cannot hold us by a byte now and then.
 
-A read timeout limits the silence between two bytes, not the time of an answer. Here every
+A read timeout limits the silence between two bytes, not the time of a whole answer. Here every
 connection counts the bytes that went through it, both ways, and the seconds it made us wait for
 them; too few for too long ends the request in the thread that waits, as a stall would. So no
-watchdog is needed, and no thread stays behind. boto3's and Google's connections are both urllib3's.
+watchdog is needed, and no thread stays behind. The connections are urllib3's, which
+`job/store/adapter.py` gives to boto3 and to Google's SDK.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from job.errors import causes
+
 _PIECE_BYTES = 2**16  # of what is sent, between two looks at the clock
 
 
 class SlowTransferError(Exception):
-    """No OSError on purpose: the SDKs would try again, ten times the whole wait."""
+    """A connection that fell below its minimum pace.
+
+    No `OSError` on purpose: urllib3 and the SDKs would take it for a broken connection.
+    """
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What has to move in any `seconds` that one request waits for its connection."""
+class MinimumPace:
+    """The bytes that have to move in any `seconds` that one request waits for its connection."""
 
     num_bytes: int
     seconds: float
@@ -32,28 +38,28 @@ class Pace:
 
 # 2 kB/s of each connection, and two minutes for a small request: far below any link that could
 # carry a trial, and far above a byte now and then.
-MINIMUM_PACE = Pace(num_bytes=2**18, seconds=120)
+MINIMUM_PACE = MinimumPace(num_bytes=2**18, seconds=120)
 
 
-def keep_pace(pool_classes: dict[str, Any], pace: Pace) -> dict[str, Any]:
-    """urllib3's pool classes by scheme, such that their connections keep the pace."""
-    return {
-        scheme: type(pool.__name__, (pool,), {"ConnectionCls": _paced(pool.ConnectionCls, pace)})
-        for scheme, pool in pool_classes.items()
-    }
+def keep_pace(pool_class: Any, pace: MinimumPace) -> Any:
+    """A subclass of one of urllib3's pool classes, whose connections keep the pace."""
+    connection_class = _paced(pool_class.ConnectionCls, pace)
+    return type(pool_class.__name__, (pool_class,), {"ConnectionCls": connection_class})
 
 
 def slowness(error: BaseException | None) -> str:
     """The words of the `SlowTransferError` that an SDK's error was raised from; "" if of none."""
-    while error is not None and not isinstance(error, SlowTransferError):
-        error = error.__cause__ or error.__context__
-    return str(error or "")
+    slow = (cause for cause in causes(error) if isinstance(cause, SlowTransferError))
+    return str(next(slow, ""))
 
 
-def _paced(connection: Any, pace: Pace) -> type:
-    """A class of connections that measure themselves from when they are connected (by TLS too)."""
+def _paced(connection_class: Any, pace: MinimumPace) -> type:
+    """A subclass of one of urllib3's connection classes that measures itself.
 
-    class Paced(connection):  # type: ignore[misc]
+    It begins when it is connected, by TLS too, and anew with each request.
+    """
+
+    class Paced(connection_class):  # type: ignore[misc]
         sock: Any
 
         def connect(self) -> None:
@@ -72,7 +78,7 @@ class PacedSocket:
     """A connected socket whose sends and reads are counted; all else is the socket's own."""
 
     def __init__(
-        self, sock: socket.socket, pace: Pace, *, clock: Callable[[], float] = time.monotonic
+        self, sock: socket.socket, pace: MinimumPace, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._sock = sock
         self._pace = pace
@@ -98,6 +104,7 @@ class PacedSocket:
         self.begin()
 
     def sendall(self, data: Any) -> None:
+        """Send all bytes, in pieces that are counted one by one."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), _PIECE_BYTES):
             piece = view[start : start + _PIECE_BYTES]
@@ -106,7 +113,7 @@ class PacedSocket:
             self.moved(len(piece), since)
 
     def makefile(self, mode: str, buffering: int = io.DEFAULT_BUFFER_SIZE) -> Any:
-        """What http.client reads answers from."""
+        """The file that `http.client` reads the answer from."""
         assert mode == "rb"
         raw = _PacedFile(self._sock.makefile("rb", buffering=0), self)
         return io.BufferedReader(raw, buffering) if buffering else raw
@@ -116,7 +123,7 @@ class PacedSocket:
 
 
 class _PacedFile(io.RawIOBase):
-    """A socket's unbuffered file."""
+    """A socket's unbuffered file whose reads are counted."""
 
     def __init__(self, raw: Any, meter: PacedSocket) -> None:
         self._raw = raw

@@ -1,4 +1,4 @@
-"""Trying again, for as long as it makes sense: what failed decides how long, and how it ends."""
+"""Tries again for as long as it makes sense: what failed decides how long, and how it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from job.errors import CredentialsError, SettingsError, StoreError
 from job.log import log
-from job.store.pace import MINIMUM_PACE, Pace
+from job.store.pace import MINIMUM_PACE, MinimumPace
 
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -20,17 +20,16 @@ _LINE_SECONDS = 60.0  # between two log lines about one operation
 
 @dataclass(frozen=True)
 class Limits:
-    """How long everything may take. Each wait of a cloud store ends by one of these."""
+    """How long a cloud store may take: each wait for one ends by one of these."""
 
-    outage_seconds: float = 1200  # of retries of one operation: JOB_OUTAGE_MINUTES
+    outage_seconds: float = 1200  # one operation is tried again so long: JOB_OUTAGE_MINUTES
     credentials_seconds: float = 180  # a cold node has no identity in its first minutes
     connect_seconds: float = 5
-    read_seconds: float = 30  # between two bytes of an answer
-    pace: Pace = MINIMUM_PACE
-    # Of one request inside the SDK, where it retries by itself. boto3's default of 3 dies on four
-    # 503 in a row.
+    read_seconds: float = 30  # of silence between two bytes of an answer
+    pace: MinimumPace = MINIMUM_PACE
+    # How often the SDK tries one request by itself. boto3's default of 3 dies on four 503 in a row.
     attempts: int = 10
-    sdk_seconds: float = 120  # of those tries together; then ours begin anew
+    sdk_seconds: float = 120  # the SDK's tries together may take so long; then ours begin anew
     pause_seconds: float = 1  # before our first retry; doubles up to half a minute
 
     @property
@@ -43,7 +42,7 @@ class FaultKind(Enum):
     """What a failed request means for the next one."""
 
     OUTAGE = "outage"  # may pass: retry for outage_seconds, then 74
-    CREDENTIALS = "credentials"  # nobody we are: retry for credentials_seconds, then 77
+    CREDENTIALS = "credentials"  # we are not known: retry for credentials_seconds, then 77
     PERMISSION = "permission"  # we are known, this action is not allowed: the same
     SETTING = "setting"  # will not pass: 64 at once
     REFUSED = "refused"  # will not pass and is nobody's setting: 74 at once
@@ -69,7 +68,7 @@ class Action(Enum):
 
 
 class Retries:
-    """Runs attempts under one store's limits; remembers which actions it ever accepted."""
+    """Runs attempts under one store's limits; remembers which actions the store ever accepted."""
 
     def __init__(
         self,
@@ -121,9 +120,10 @@ class Retries:
                 return result
 
     def _effective_kind(self, kind: FaultKind, action: Action) -> FaultKind:
-        """What was accepted a moment ago is the service's trouble: that passes, or is 74.
+        """The kind that decides how long to try again.
 
-        A role that may read and not write is refused at its first write, whatever it read before.
+        A refusal of what was accepted before is the service's trouble: it passes, or is 74. A role
+        that may read and not write is refused at its first write, whatever it read before.
         """
         if kind is FaultKind.PERMISSION:
             return FaultKind.OUTAGE if action in self._accepted else FaultKind.CREDENTIALS

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import StoreError
 from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
-from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, Progress
-from job.store.pace import keep_pace
+from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, TransferProgress
 from job.store.retries import Fault, Limits
 from job.store.s3_faults import diagnose, error_code
 
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 _PART_BYTES = 8 * 2**20  # S3 allows 10,000 parts: s3transfer enlarges them beyond 80 GB
 _PARALLEL_PARTS = 10
 _ABSENT = {"NoSuchKey", "404", "NoSuchVersion"}
-_BEGUN, _ANSWER = "job_begun", "job_answer"  # of a request, in boto3's context of its tries
+# Keys of what is kept in the context that boto3 hands from one try of a request to the next.
+_BEGUN, _ANSWER = "job_begun", "job_answer"
 _CONDITION_FAILED = {"PreconditionFailed", "412"}
 
 
@@ -83,7 +83,9 @@ class S3Bucket:
             watcher = _Watcher(on_progress, size_bytes, None)
             transfers.upload(str(path), self._name, key, subscribers=[watcher]).result()
 
-    def fetch(self, key: str, path: Path, progress: Progress, *, version: str | None) -> bool:
+    def fetch(
+        self, key: str, path: Path, progress: TransferProgress, *, version: str | None
+    ) -> bool:
         condition = {"IfMatch": version} if version else {}
         try:
             answer = self._s3().get_object(Bucket=self._name, Key=key, **condition)
@@ -166,7 +168,7 @@ def _when(expiration: dict[str, Any]) -> str:
 
 
 class _Watcher:
-    """What s3transfer calls in a transfer; it needs no HEAD when it is told size and ETag."""
+    """A subscriber of s3transfer: counts bytes; tells size and ETag, so that no HEAD is sent."""
 
     def __init__(self, on_progress: OnProgress, size_bytes: int, etag: str | None) -> None:
         self._on_progress = on_progress
@@ -184,7 +186,10 @@ class _Watcher:
 
 def _connect(limits: Limits) -> Any:
     import boto3
+    import botocore.session
     from botocore.config import Config
+
+    from job.store.adapter import Sender
 
     # Servers of one's own rarely have a host name for each bucket. boto3 has no variable for this.
     own_server = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} & set(os.environ)
@@ -196,20 +201,23 @@ def _connect(limits: Limits) -> Any:
         s3={"addressing_style": "path"} if own_server else None,
     )
     # A session of our own: boto3's default one is not safe across threads and keeps what it found.
-    client = boto3.session.Session().client("s3", config=config)
-    # boto3 takes no connections of ours, so they are put where it makes its own
-    # (tests/store/test_pace.py sees it if they move).
-    pools = client._endpoint.http_session._pool_classes_by_scheme
-    pools.update(keep_pace(pools, limits.pace))
+    session = botocore.session.get_session()
+    client = boto3.session.Session(botocore_session=session).client("s3", config=config)
+    sender = Sender(
+        limits,
+        num_connections=config.max_pool_connections,
+        ca_bundle=session.get_config_variable("ca_bundle"),
+    )
+    client.meta.events.register("before-send.s3", sender)
     client.meta.events.register("request-created.s3", partial(_end_retries, limits.seconds_in_sdk))
     client.meta.events.register("response-received.s3", _note_answer)
     return client
 
 
 def _end_retries(seconds: float, request: Any, operation_name: str, **_: object) -> None:
-    """Called before every try: raises the last try's error when they took too long together.
+    """Raise the last try's error before another one, when the tries took too long together.
 
-    Else a transfer of slow parts would stay in boto3 for ten times the pace's two minutes.
+    A transfer of slow parts would otherwise stay in boto3 for ten times the pace's two minutes.
     """
     begun = request.context.setdefault(_BEGUN, time.monotonic())
     if time.monotonic() - begun < seconds or _ANSWER not in request.context:

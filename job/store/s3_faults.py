@@ -31,7 +31,7 @@ _CREDENTIAL_ERRORS = {
     "PartialCredentialsError", "SSOError", "SSOTokenLoadError", "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
 }  # fmt: skip
-# IRSA and Pod Identity; a file that is not mounted (yet) leaves botocore as a plain OSError.
+# Token files of IRSA and Pod Identity: one that is not mounted (yet) is a plain OSError.
 _TOKEN_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 _SETTING_ERRORS = {
     "ConfigNotFound", "ConfigParseError", "InvalidConfigError", "InvalidRegionError",
@@ -52,7 +52,7 @@ def diagnose(error: Exception, bucket: str) -> Fault | None:
     """What an error of boto3 or s3transfer means; None if it is neither's."""
     import urllib3.exceptions
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
     from botocore.parsers import ResponseParserError
     from s3transfer.exceptions import RetriesExceededError
 
@@ -69,7 +69,8 @@ def diagnose(error: Exception, bucket: str) -> Fault | None:
     sdk = (BotoCoreError, Boto3Error, ResponseParserError, RetriesExceededError)
     if isinstance(error, (*sdk, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)):
         # ResponseParserError: not S3's answer, so a proxy's.
-        return Fault(FaultKind.OUTAGE, f"no whole answer ({name})")
+        sent = isinstance(error, HTTPClientError) and error.__cause__  # `adapter.Sender` raised it
+        return Fault(FaultKind.OUTAGE, f"no whole answer ({type(sent or error).__name__})")
     return None
 
 

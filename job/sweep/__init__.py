@@ -1,1 +1,1 @@
-"""The parameters for a slot: the sweep file, the built-in engine, W&B."""
+"""Where a slot's parameters come from: the sweep file and the built-in engine."""

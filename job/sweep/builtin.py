@@ -36,7 +36,7 @@ MIN_TOLD_FOR_GP = 2
 
 @dataclass(frozen=True)
 class Observation:
-    """What another slot of the sweep has said so far."""
+    """What is known so far of another slot of the sweep."""
 
     slot: int
     params: Mapping[str, ParamValue]
@@ -104,7 +104,7 @@ def told_losses(
 ) -> list[tuple[Observation, float]]:
     """The loss the GP is told for each slot that has ended.
 
-    No worse than the untrained adapter's loss: how far above it a bad learning rate ends says
+    It is no worse than the untrained adapter's loss: how far above it a bad learning rate ends says
     nothing about the good ones, and would flatten them for the GP. A diverged or infeasible slot
     counts as that loss; while it is unknown, as the worst loss told, or it is left out.
     """

@@ -31,7 +31,7 @@ IGNORED_KEYS = (
     *("apiVersion", "kind", "description", "program", "command", "project", "entity"),
     *("controller", "job", "image_uri"),
 )
-METRIC_KEYS = ("name", "goal", "impute", "impute_while_running")  # impute*: W&B's engine only
+METRIC_KEYS = ("name", "goal", "impute", "impute_while_running")  # impute*: for W&B's engine
 
 # The name becomes a folder in the bucket and on disk.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -39,7 +39,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class SweepDefinition:
-    """Two definitions are equal when they search the same, whatever their comments and layout."""
+    """A sweep file's content; two are equal when they search the same, whatever their layout."""
 
     name: str | None  # None: the file has none, and JOB_SWEEP_NAME or W&B's id must say it
     method: Method
@@ -74,7 +74,7 @@ def parse_definition(
 ) -> SweepDefinition:
     """Check a sweep file's content; `where` names it in the SweepError that lists every mistake.
 
-    `mistakes`: those the caller found already, as `key: text`.
+    `mistakes` are those that the caller has found already, as `key: text`.
     """
     lines = [f"{where}: {mistake}" for mistake in mistakes]
     if not isinstance(mapping, Mapping):
@@ -135,7 +135,7 @@ def _check_top_level(mapping: Mapping[Any, Any], complain: Complain) -> None:
 
 
 def _check_json(mapping: Mapping[Any, Any], complain: Complain) -> None:
-    """What is ignored may still hold a date or a NaN, which `to_json` could not hand on."""
+    """Complain of what JSON cannot hold: ignored keys, too, may have a date or a NaN."""
     for key, value in mapping.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -217,7 +217,7 @@ def _parameters(
 
 
 def flatten(given: Mapping[Any, Any], complain: Complain, prefix: str = "") -> dict[str, Any]:
-    """`{a: {parameters: {b: …}}}` as `{a.b: …}`, as W&B names nested parameters."""
+    """Name nested parameters as W&B does: `{a: {parameters: {b: …}}}` becomes `{a.b: …}`."""
     flat: dict[str, Any] = {}
     for key, spec in given.items():
         name = f"{prefix}{key}"
@@ -234,7 +234,7 @@ def flatten(given: Mapping[Any, Any], complain: Complain, prefix: str = "") -> d
 
 
 def _fits_grid(domain: Distribution) -> bool:
-    """W&B's grid takes neither ranges of floats nor log scales nor probabilities."""
+    """Whether W&B's grid takes the domain: no range of floats, no log scale, no probabilities."""
     return not (
         isinstance(domain, FloatRange)
         or (isinstance(domain, IntRange) and domain.log)

@@ -18,14 +18,14 @@ SIGNIFICANT_DIGITS = 6
 
 @dataclass(frozen=True)
 class Constant:
-    """`value`: nothing to search."""
+    """One value: nothing to search."""
 
     value: ParamValue
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`values`, in the file's order; `probabilities` sum to 1 and hold no zero."""
+    """Listed values, in the file's order; `probabilities` sum to 1 and hold no zero."""
 
     values: tuple[ParamValue, ...]
     probabilities: tuple[float, ...] | None = None
@@ -42,7 +42,7 @@ class FloatRange:
 
 @dataclass(frozen=True)
 class SteppedFloats:
-    """min, min + step, …, max as floats; `max` lies on the grid."""
+    """The floats min, min + step, …, max; `max` lies on the grid."""
 
     min: float
     max: float
@@ -51,7 +51,7 @@ class SteppedFloats:
 
 @dataclass(frozen=True)
 class IntRange:
-    """min, min + step, …, max as ints; `max` lies on the grid; `log` only with step 1."""
+    """The ints min, min + step, …, max; `max` lies on the grid; `log` only with step 1."""
 
     min: int
     max: int

@@ -1,4 +1,4 @@
-"""W&B's hyperband: should this trial be stopped early, given how the others stood at its point?"""
+"""Decides as W&B's hyperband does whether a trial is stopped early, by how the others stood."""
 
 from __future__ import annotations
 

@@ -12,8 +12,11 @@ LR_SCHEDULERS = ("linear", "cosine", "constant")
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """`kind` int takes only ints, float takes ints too; `allowed` is asked for every end of a
-    range, so the allowed numbers must be one interval; `text` completes "must be …"."""
+    """What values a hyper-parameter may take.
+
+    `kind` int takes only ints, float takes ints too. `allowed` is asked for both ends of a range,
+    so the allowed numbers must be one interval. `text` completes "must be …".
+    """
 
     kind: type[int] | type[float] | type[str]
     allowed: Callable[[Any], bool]

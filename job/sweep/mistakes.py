@@ -1,4 +1,4 @@
-"""How the mistakes of a sweep file are found and worded: numbers that are texts, near names."""
+"""Finds and words the mistakes of a sweep file: numbers that are texts, names that are near."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from collections.abc import Callable
 from difflib import get_close_matches
 
-# complain(key, text): collects, so that every mistake of a file is told at once.
+# complain(key, text) collects a mistake, so that all of a file are told at once.
 Complain = Callable[[str, str], None]
 
 _NUMBER = re.compile(r"([+-]?)(\d*)\.?(\d*)(?:[eE]([+-]?)(\d+))?")
 
 
 def nearest_name(name: object, names: tuple[str, ...]) -> str:
-    """`"; nearest: learning_rate"`, or nothing when no name is near."""
+    """A hint such as `"; nearest: learning_rate"`; "" when no name is near."""
     near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     return f"; nearest: {near[0]}" if near else ""
 
 
 def one_of(names: tuple[str, ...]) -> str:
-    """`allowed: bayes, random, grid`."""
+    """The allowed names in words: `allowed: bayes, random, grid`."""
     return "allowed: " + ", ".join(names)
 
 
@@ -41,6 +41,7 @@ def as_yaml_number(text: str) -> str | None:
 
 
 def number_at(key: str, value: object, complain: Complain) -> int | float | None:
+    """The value if it is a finite number; else None, with a complaint made."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         complain(key, not_a_number(value))
         return None
@@ -48,5 +49,6 @@ def number_at(key: str, value: object, complain: Complain) -> int | float | None
 
 
 def not_a_number(value: object) -> str:
+    """The complaint about a value that is no number; how to write it, if it looks like one."""
     better = as_yaml_number(value) if isinstance(value, str) else None
     return f"is the text {value!r}: write {better}" if better else f"is {value!r}, not a number"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from job.errors import VOLUME_FULL, SettingsError, SlotError
+from job.errors import SlotError, work_dir_error
 from job.ledger.accounts import gpu_hours_spent
 from job.ledger.lease import HeldLease
 from job.ledger.ledger import Ledger
@@ -109,16 +109,10 @@ def budget_spent(settings: Settings, ledger: Ledger) -> str | None:
 def check_work_dir(work_dir: Path) -> None:
     """Check, before minutes are spent, that `JOB_WORK_DIR` is a folder that we may write.
 
-    Raises `SettingsError`, and the `OSError` of a full volume.
+    Raises `SettingsError`, and `OutageError` for a full volume.
     """
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=work_dir).close()
     except OSError as error:
-        if error.errno in VOLUME_FULL:
-            raise
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise SettingsError(
-            f"JOB_WORK_DIR: {work_dir} cannot be written ({reason}); give a folder that"
-            " this user may write"
-        ) from error
+        raise work_dir_error(work_dir, error) from error

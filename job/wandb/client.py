@@ -16,11 +16,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from job.errors import CredentialsError, JobError, OutageError, SettingsError
+from job.errors import CredentialsError, JobError, OutageError, SettingsError, causes
 from job.log import log
 from job.settings import Settings
 
@@ -178,7 +178,7 @@ def as_job_error(doing: str, error: Exception) -> JobError:
     """Translate the client's error into `CredentialsError` or `OutageError`."""
     if isinstance(error, JobError):
         return error
-    statuses = [status for link in _chain(error) if (status := _http_status(link))]
+    statuses = [status for link in causes(error) if (status := _http_status(link))]
     text = brief(error)
     if any(status in (401, 403) for status in statuses) or _is_bad_key(error):
         return CredentialsError(f"WANDB_API_KEY: W&B refused it while {doing}: {text}")
@@ -193,13 +193,7 @@ def brief(error: Exception) -> str:
 def is_refusal(error: Exception) -> bool:
     """Whether W&B answered and said no, so that asking again would change nothing."""
     refused = re.search(r"\b(error|HTTP) (400|403|404|409)\b", str(error)) is not None
-    return refused or any(400 <= _http_status(link) < 429 for link in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return refused or any(400 <= _http_status(link) < 429 for link in causes(error))
 
 
 def _http_status(error: BaseException) -> int:

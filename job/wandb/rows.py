@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-Row: TypeAlias = dict[str, float]
+StepMetrics: TypeAlias = dict[str, float]
 
 # Names in the history file that W&B shows as they are.
 PLAIN = ("eval/loss", "train/loss", "learning_rate")
@@ -17,7 +17,7 @@ class Rows:
     """The rows so far, read from a history file that grows."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, Row] = {}  # by optimizer step, ascending
+        self._rows: dict[int, StepMetrics] = {}  # by optimizer step, ascending
         self._offset = 0
         self.is_whole = False  # nothing will be added any more, not even to the last row
 
@@ -33,7 +33,7 @@ class Rows:
                 self._offset += len(line)
                 self._add(json.loads(line))
 
-    def after(self, step: int) -> Iterator[tuple[int, Row]]:
+    def after(self, step: int) -> Iterator[tuple[int, StepMetrics]]:
         """The rows of later steps to which nothing will be added any more."""
         last = next(reversed(self._rows), None)
         for at, row in list(self._rows.items()):  # a copy: another thread may read on meanwhile
@@ -47,7 +47,7 @@ class Rows:
         self._rows.setdefault(entry["step"], {}).update(_metrics(entry))
 
 
-def _metrics(entry: dict[str, Any]) -> Row:
+def _metrics(entry: dict[str, Any]) -> StepMetrics:
     """A loss that overflowed stands as null in the history, and not at all on W&B."""
     row = {name: float(entry[name]) for name in PLAIN if entry.get(name) is not None}
     if entry.get("seconds"):

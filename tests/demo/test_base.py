@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from job.demo.base import BaseInfo, ensure_base
-from job.demo.pretraining import Recipe
+from job.demo.pretraining import PretrainingPlan
 from job.demo.samples import generate_answers
 from job.demo.tokenizer import train_tokenizer
 
-SHORT = Recipe(num_steps=30, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2)
+SHORT = PretrainingPlan(
+    num_steps=30, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2
+)
 ONE_STEP = replace(SHORT, num_steps=1)
 MESSAGES = [
     {"role": "user", "content": "What does `posixpath.join` do?"},
@@ -35,7 +37,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def short_base(cache_dir: Path) -> BaseInfo:
-    return ensure_base(cache_dir, recipe=SHORT)
+    return ensure_base(cache_dir, plan=SHORT)
 
 
 def test_chat_template_ends_every_message(tokenizer: Any) -> None:
@@ -62,7 +64,7 @@ def test_tokenizer_adds_no_second_bos_and_knows_every_byte(tokenizer: Any) -> No
 
 @pytest.fixture(scope="module")
 def one_step_base(cache_dir: Path, short_base: BaseInfo) -> BaseInfo:
-    return ensure_base(cache_dir, recipe=ONE_STEP)
+    return ensure_base(cache_dir, plan=ONE_STEP)
 
 
 @pytest.mark.slow
@@ -78,7 +80,7 @@ def test_second_call_takes_the_model_from_the_cache(short_base: BaseInfo, cache_
     def fail(*_: object) -> None:
         pytest.fail("trained again")
 
-    cached = ensure_base(cache_dir, recipe=SHORT, on_progress=fail)
+    cached = ensure_base(cache_dir, plan=SHORT, on_progress=fail)
     assert cached.was_cached
     assert cached.model_dir == short_base.model_dir
     assert cached.held_out_loss_after == short_base.held_out_loss_after
@@ -86,11 +88,11 @@ def test_second_call_takes_the_model_from_the_cache(short_base: BaseInfo, cache_
 
 
 @pytest.mark.slow
-def test_same_recipe_gives_the_same_weights_and_reports_each_step(
+def test_same_plan_gives_the_same_weights_and_reports_each_step(
     short_base: BaseInfo, tmp_path: Path
 ) -> None:
     calls: list[tuple[int, int, float]] = []
-    again = ensure_base(tmp_path, recipe=SHORT, on_progress=lambda *call: calls.append(call))
+    again = ensure_base(tmp_path, plan=SHORT, on_progress=lambda *call: calls.append(call))
     weights = [info.model_dir / "model.safetensors" for info in (short_base, again)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert [call[:2] for call in calls] == [(step, 30) for step in range(1, 31)]
@@ -104,7 +106,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure_base(tmp_path, recipe=SHORT, on_progress=interrupt)
+        ensure_base(tmp_path, plan=SHORT, on_progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,13 +123,13 @@ def test_damaged_model_is_made_again(one_step_base: BaseInfo, tmp_path: Path, da
         marker.write_text(marker.read_text()[:40])
     else:
         weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    assert not ensure_base(tmp_path, recipe=ONE_STEP).was_cached
+    assert not ensure_base(tmp_path, plan=ONE_STEP).was_cached
     assert weights.read_bytes() == good
-    assert ensure_base(tmp_path, recipe=ONE_STEP).was_cached
+    assert ensure_base(tmp_path, plan=ONE_STEP).was_cached
 
 
 @pytest.mark.slow
-def test_other_recipe_is_another_folder(short_base: BaseInfo, one_step_base: BaseInfo) -> None:
+def test_other_plan_is_another_folder(short_base: BaseInfo, one_step_base: BaseInfo) -> None:
     assert one_step_base.model_dir != short_base.model_dir
     assert not one_step_base.was_cached
     assert one_step_base.steps == 1

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 # 250 steps of pre-training instead of 750: the same losses to learn from, a minute less.
 DEMO = """
 import sys
-from job.demo.pretraining import Recipe
+from job.demo.pretraining import PretrainingPlan
 from job.demo.run import run_demo
-sys.exit(run_demo(Recipe(num_steps=250)))
+sys.exit(run_demo(PretrainingPlan(num_steps=250)))
 """
 
 

@@ -11,6 +11,7 @@ import copy
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ import pytest
 from job.cli import parse
 from job.errors import ExitCode, JobError, PreemptedError
 from job.ledger.garbage import collect
+from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
 from job.ledger.redo import redo
 from job.process.stop import Stop
@@ -31,16 +33,19 @@ from job.settings import Settings
 from job.store.local import LocalStore
 from job.trial.run import run_trial_on
 from tests.fake_training import FAKE_TRAINING
+from tests.ledger.documents import make_spec
 from tests.workers import make_inputs
 
 OTHER = 2  # the slot whose trial has to be committed, whatever is spoiled
-SPOILED = {"null": None, "text": "spoilt", "number": -17.5, "list": [[1]], "object": {"a": 1}}
-SPOILS = list(SPOILED)[1:]
-# Of slot 0, which is committed, of slot 1, which has a checkpoint, and of the sweep; with the least
-# number of cases in each.
+# The text is no key of the store, no time, no number and no state.
+SPOILED = {"null": None, "text": "../x", "number": -17.5, "list": [[1]], "object": {"a": 1}}
+OTHERS = list(SPOILED)[2:]
+# Of slot 0, which is committed, of slot 1, which has a checkpoint, of slot 3, whose holder was
+# killed, and of the sweep; with the least number of cases in each.
 DOCUMENTS = {
-    "slots/0000/spec.json": 90, "slots/0000/result.json": 130, "slots/0000/lease.json": 90,
-    "slots/0001/spec.json": 90, "slots/0001/lease.json": 120, "sweep.json": 140,
+    "slots/0000/spec.json": 90, "slots/0000/result.json": 120, "slots/0000/lease.json": 90,
+    "slots/0001/spec.json": 90, "slots/0001/lease.json": 120, "slots/0003/lease.json": 80,
+    "sweep.json": 140,
 }  # fmt: skip
 
 
@@ -76,10 +81,17 @@ def _trial(given: dict[str, Any], out: Path, slot: int, **training: Any) -> None
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sweep")
-    given = make_inputs(folder) | {"max_steps": 4, "num_trials": 3, "lease_seconds": 60}
+    given = make_inputs(folder) | {"max_steps": 4, "num_trials": 4, "lease_seconds": 60}
     _trial(given, folder / "out", 0)
     with pytest.raises(PreemptedError):
         _trial(given, folder / "out", 1, fit=_stopped)
+    ledger = Ledger(LocalStore(folder / "out"), "s")
+    ledger.slot(3).specify(make_spec())
+    killed = acquire(ledger, [3], lease_seconds=60, should_stop=lambda: None)
+    assert killed is not None
+    killed.open_account()
+    killed.report(first_step=0, step=1, tokens_per_second=9.0)
+    killed.renew()
     return folder / "out", given
 
 
@@ -95,9 +107,9 @@ def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def _cases(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the document with each key removed, null, and spoiled in two of the ways by turns."""
+    """Yield the document with each key removed, null, a wrong text, and another thing by turns."""
     for turn, path in enumerate(_places(content)):
-        for how in ("removed", "null", *(SPOILS[(turn + 2 * n) % len(SPOILS)] for n in (0, 1))):
+        for how in ("removed", "null", "text", OTHERS[turn % len(OTHERS)]):
             spoiled = copy.deepcopy(content)
             inner: Any = spoiled
             for key in path[:-1]:
@@ -133,7 +145,8 @@ def _everything(given: dict[str, Any], out: Path) -> int:
         run(line)
     _code(lambda: collect(ledger, **options))
     code = _code(lambda: _trial(given, out, OTHER))
-    for number in (0, 1):
+    run(f"report --output {out}")  # with more than one trial to compare
+    for number in (0, 1, 3):
         _code(lambda: redo(ledger.slot(number)))  # noqa: B023
     run("status")
     return code
@@ -160,8 +173,10 @@ def test_a_spoiled_key_is_its_own_slots_damage_and_no_bug(
     wrong = []
     for number, (case, spoiled) in enumerate(_cases(content)):
         out = tmp_path / f"out-{number}"
-        shutil.copytree(bucket, out)
-        _newest(out / "sweeps/s" / name).write_text(json.dumps(spoiled))
+        shutil.copytree(bucket, out, copy_function=os.link)  # nothing is written in place
+        document = _newest(out / "sweeps/s" / name)
+        document.unlink()
+        document.write_text(json.dumps(spoiled))
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 codes.append(_everything(given, out))

@@ -1,7 +1,8 @@
 """What a node's driver says of its GPU, and what follows: pytest tests/process/test_gpu.py
 
-The driver's library is a small one of our own, built here and loaded through the same ctypes calls;
-environment variables say what it answers. No real GPU was asked so far (`make test-gpu`).
+The driver's library is a small one of our own, built here, which the loader finds in place of the
+driver's; environment variables say what it answers. Each test asks in a process of its own, because
+a process keeps the library that it loaded first.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LIBRARY = r"""
 #include <stdlib.h>
 #include <string.h>
 static int code(const char *name) { char *v = getenv(name); return v ? atoi(v) : 0; }
-int nvmlInit_v2(void) { return code("FAKE_INIT"); }
+int nvmlInitWithFlags(unsigned flags) { return code("FAKE_INIT"); }
 int nvmlShutdown(void) { return 0; }
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return code("FAKE_COUNT"); }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **device) {
@@ -56,8 +57,18 @@ int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
 """
 
 
+ASK = """
+from job.process.gpu import *
+try:
+    print(read_gpu({visible!r}))
+except GpuError as error:
+    print("GpuError:", error)
+"""
+
+
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a driver's library that answers as told."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler to build a driver library")
@@ -66,32 +77,33 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = folder / "libnvidia-ml.so.1"
     command = [compiler, "-shared", "-fPIC", "-o", str(out), str(folder / "nvml.c")]
     subprocess.run(command, check=True, timeout=60)
-    return str(out)
+    return folder
+
+
+def _ask(folder: Path, visible: str | None, **fault: str) -> str:
+    """`read_gpu`'s answer, or its error, in a process that loads the library of this folder."""
+    return subprocess.run(
+        [sys.executable, "-c", ASK.format(visible=visible)],
+        env={"LD_LIBRARY_PATH": str(folder), **fault},
+        cwd=ROOT, check=True, capture_output=True, text=True, timeout=60,
+    ).stdout.strip()  # fmt: skip
 
 
 @pytest.mark.parametrize("visible", [None, "0", "0,1", "GPU-1"])
-def test_the_driver_describes_the_gpu(library: str, visible: str | None) -> None:
-    assert read_gpu(visible, library=library) == T4
+def test_the_driver_describes_the_gpu(library: Path, visible: str | None) -> None:
+    assert _ask(library, visible) == repr(T4)
 
 
-def test_a_slice_of_a_gpu_is_measured_where_the_whole_is_nobodys_to_see(
-    library: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_MEMORY", "4")
-    with pytest.raises(GpuError, match="no permission to use the GPU"):
-        read_gpu("0", library=library)
-    monkeypatch.setenv("FAKE_MIG", "1")
-    gpu = read_gpu("0", library=library)
-    assert (gpu.total_bytes, gpu.free_bytes) == (10240 * 2**20, 10200 * 2**20)
+def test_a_slice_of_a_gpu_is_measured_where_the_whole_is_nobodys_to_see(library: Path) -> None:
+    assert "no permission to use the GPU" in _ask(library, "0", FAKE_MEMORY="4")
+    slice_of_it = t4(total_bytes=10240 * 2**20, free_bytes=10200 * 2**20)
+    assert _ask(library, "0", FAKE_MEMORY="4", FAKE_MIG="1") == repr(slice_of_it)
 
 
-def test_a_slice_of_a_gpu_may_keep_its_capability_to_itself(
-    library: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_CAPABILITY", "3")
-    gpu = read_gpu("0", library=library)
-    assert gpu.capability is None
-    check_gpu(gpu, torch_cuda=(12, 6), gpu_memory_gb=None)
+def test_a_slice_of_a_gpu_may_keep_its_capability_to_itself(library: Path) -> None:
+    silent = t4(capability=None)
+    assert _ask(library, "0", FAKE_CAPABILITY="3") == repr(silent)
+    check_gpu(silent, torch_cuda=(12, 6), gpu_memory_gb=None)
 
 
 @pytest.mark.parametrize(
@@ -104,23 +116,24 @@ def test_a_slice_of_a_gpu_may_keep_its_capability_to_itself(
         ("0", {"FAKE_INIT": "9"}, "the NVIDIA driver is not loaded"),
         ("0", {"FAKE_INIT": "18"}, "of different versions: restart the node"),
         ("0", {"FAKE_HANDLE": "15"}, "fallen off the bus"),
-        ("0", {"FAKE_MEMORY": "999"}, "error 999"),
+        ("0", {"FAKE_MEMORY": "999"}, "error 999 (nvmlDeviceGetMemoryInfo); run with --gpus all"),
         ("0", {"FAKE_CAPABILITY": "4"}, "no permission"),
     ],
 )
 def test_a_broken_node_is_named(
-    library: str, visible: str, fault: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+    library: Path, visible: str, fault: dict[str, str], message: str
 ) -> None:
-    for name, code in fault.items():
-        monkeypatch.setenv(name, code)
-    with pytest.raises(GpuError, match=message) as caught:
-        read_gpu(visible, library=library)
-    assert "\n" not in str(caught.value)
+    answer = _ask(library, visible, **fault)
+    assert answer.startswith("GpuError: ")
+    assert message in answer
+    assert "\n" not in answer
 
 
-def test_no_driver_in_the_container_is_named() -> None:
-    with pytest.raises(GpuError, match=r"libnvidia-ml-absent\.so is not here; run with --gpus all"):
-        read_gpu(None, library="libnvidia-ml-absent.so")
+def test_no_driver_in_the_container_is_named(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").touch()  # no library, even on a machine that has one
+    answer = _ask(tmp_path, None)
+    assert answer.startswith("GpuError: no GPU: the driver's library libnvidia-ml.so.1 is not here")
+    assert "run with --gpus all" in answer
 
 
 def t4(**changes: object) -> Gpu:

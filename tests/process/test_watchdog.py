@@ -130,20 +130,19 @@ def die(reason):
 patience = Patience(seconds=0.3, first_step_seconds=0.3, tick_seconds=0.05)
 stop = Stop(15)
 watchdog = Watchdog(stop, die, patience=patience)
-def act(reason):
-    print("lease released", flush=True)
-    time.sleep({last_act})
 watchdog.start()
+def release(reason):
+    print("lease released", flush=True)
 def the_place_where_it_hangs():
     {hang}
-with watchdog.acting_before_the_end(act), watchdog.phase("training", by_bytes=False):
+with watchdog.acting_before_the_end(release), watchdog.phase("training", by_bytes=False):
     the_place_where_it_hangs()
 """
 
 
-def _program(hang: str, last_act: int = 0) -> subprocess.Popen[str]:
+def _program(hang: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(hang=hang, last_act=last_act)],
+        [sys.executable, "-c", PROGRAM.format(hang=hang)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[2], env={"PATH": os.environ["PATH"]},
     )  # fmt: skip
@@ -161,6 +160,21 @@ def test_a_hung_process_dumps_all_stacks_and_ends_with_74(hang: str) -> None:
     assert "most recent call first" in err
     assert out.splitlines()[0] == "lease released"
     assert "hang: no sign of life from training" in out
+
+
+ANOTHER_ACT = """
+    with watchdog.acting_before_the_end(lambda reason: print("another act", flush=True)):
+        {inside}
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("inside", "act"), [("threading.Event().wait()", "another act"), ("pass", "lease released")]
+)
+def test_the_act_before_the_end_is_that_of_the_innermost_block(inside: str, act: str) -> None:
+    out, err = _program(ANOTHER_ACT.format(inside=inside)).communicate(timeout=30)
+    assert out.splitlines()[0] == act, err
 
 
 @pytest.mark.slow

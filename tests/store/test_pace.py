@@ -5,34 +5,39 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import ipaddress
 import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from urllib3 import HTTPSConnectionPool
 
 from job.errors import StoreError
 from job.store import open_store
-from job.store.base import Store
-from job.store.pace import Pace, PacedSocket, SlowTransferError, keep_pace, slowness
-from tests.servers.behind_proxy import LARGE_BYTES, RETRYING_LIMITS
+from job.store.adapter import PacedAdapter
+from job.store.base import Store, file_sha256
+from job.store.pace import MinimumPace, PacedSocket, SlowTransferError, slowness
+from tests.servers import s3
+from tests.servers.behind_proxy import LARGE_BYTES, RETRYING_LIMITS, SHORT_LIMITS
 from tests.servers.proxy import Fault, FaultProxy
 
 # A dripped answer never falls silent for read_seconds: only the pace can end it. 1 MB in half a
 # second is far over what the proxy drips, and far under what it passes on.
 PACED = dataclasses.replace(
-    RETRYING_LIMITS, pace=Pace(num_bytes=2**20, seconds=0.5), sdk_seconds=0.4, pause_seconds=0.01
+    RETRYING_LIMITS,
+    pace=MinimumPace(num_bytes=2**20, seconds=0.5),
+    sdk_seconds=0.4,
+    pause_seconds=0.01,
 )
 ENDING = dataclasses.replace(PACED, outage_seconds=1)
 
@@ -86,7 +91,7 @@ def test_a_dripping_server_is_left_and_asked_again(
     assert "the service is too slow" in caplog.text, "it was no read timeout"
     assert time.monotonic() - started < 8
     if operation == "download":
-        assert _sha256(tmp_path / "back") == _sha256(tmp_path / "large")
+        assert file_sha256(tmp_path / "back") == file_sha256(tmp_path / "large")
     left = {thread.name for thread in set(threading.enumerate()) - threads}
     assert not {name for name in left if "ThreadPoolExecutor" in name}, "s3transfer's still run"
 
@@ -133,7 +138,7 @@ def test_only_waiting_counts_and_each_window_anew() -> None:
     clock = Clock()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        paced = PacedSocket(ours, Pace(num_bytes=100, seconds=10), clock=clock)
+        paced = PacedSocket(ours, MinimumPace(num_bytes=100, seconds=10), clock=clock)
         clock.now += 1000  # what the caller does between two calls is not the server's
         paced.sendall(b"x" * 50)
         assert theirs.recv(100) == b"x" * 50
@@ -151,29 +156,56 @@ def test_an_sdks_own_error_still_tells_the_slowness() -> None:
     assert slowness(error) == "3 bytes"
 
 
-def test_an_encrypted_connection_keeps_the_pace_too(tmp_path: Path) -> None:
+def test_an_encrypted_connection_keeps_the_pace_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     certificate = _certificate(tmp_path / "server.pem")
+    with _dripping_server(certificate) as address:
+        s3.use(monkeypatch, f"https://{address}")
+        with pytest.raises(StoreError, match="no whole answer .SSLError."):
+            open_store("s3://trials", limits=SHORT_LIMITS).get("doc.json")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        with pytest.raises(StoreError, match=r"too slow \(\d+ bytes moved in"):
+            open_store("s3://trials", limits=ENDING).get("doc.json")
+
+
+def test_a_connection_through_a_proxy_keeps_the_pace_too() -> None:
+    adapter = PacedAdapter(PACED.pace, num_connections=1)
+    request = requests.Request("GET", "http://storage.example/").prepare()
+    with _dripping_server() as address, pytest.raises(SlowTransferError):
+        adapter.send(request, timeout=5, proxies={"http": f"http://{address}"})
+    adapter.close()
+
+
+@contextlib.contextmanager
+def _dripping_server(certificate: Path | None = None) -> Iterator[str]:
+    """The address of a server that answers every request by a byte now and then, for ever."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    if certificate:
+        context.load_cert_chain(certificate)
     ended = threading.Event()
 
-    def drip(listener: socket.socket) -> None:
-        client, _ = listener.accept()
-        with context.wrap_socket(client, server_side=True) as tls, contextlib.suppress(OSError):
-            tls.recv(65536)
+    def drip(peer: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            context.wrap_socket(peer, server_side=True) if certificate else peer as client,
+        ):
+            client.recv(65536)
             while not ended.wait(0.02):
-                tls.sendall(b"H")
+                client.sendall(b"H")
 
-    pool_class = keep_pace({"https": HTTPSConnectionPool}, PACED.pace)["https"]
+    def accept(listener: socket.socket) -> None:
+        with ThreadPoolExecutor() as threads, contextlib.suppress(OSError):
+            while True:
+                threads.submit(drip, listener.accept()[0])
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=drip, args=(listener,))
+        server = threading.Thread(target=accept, args=(listener,))
         server.start()
-        pool = pool_class("127.0.0.1", listener.getsockname()[1], ca_certs=str(certificate))
-        with pytest.raises(SlowTransferError):
-            pool.request("GET", "/", timeout=5, retries=False)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
         ended.set()
+        listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
         server.join(timeout=10)
-        pool.close()
 
 
 def _certificate(path: Path) -> Path:
@@ -196,7 +228,3 @@ def _certificate(path: Path) -> Path:
     private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     path.write_bytes(key.private_bytes(pem, *private) + certificate.public_bytes(pem))
     return path
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,6 +14,7 @@ from job.settings import Settings
 from job.store.local import LocalStore
 from job.trial.slots import budget_spent, check_progress, check_undrawn, slots
 from tests.ledger.documents import make_result, make_spec
+from tests.workers import make_inputs, start_worker, wait_for
 
 
 @pytest.fixture
@@ -80,3 +81,22 @@ def test_the_sweep_budget_counts_committed_and_running_slots(ledger: Ledger) -> 
     assert budget_spent(_settings(sweep_budget_gpu_hours=2.1), ledger) is None
     spent = budget_spent(_settings(sweep_budget_gpu_hours=2.0), ledger)
     assert spent == "2.0 GPU-hours are spent, JOB_SWEEP_BUDGET_GPU_HOURS is 2"
+
+
+@pytest.mark.slow
+def test_a_recipe_of_a_newer_version_is_not_trained_as_if_it_said_less(tmp_path: Path) -> None:
+    given = make_inputs(tmp_path) | {"max_steps": 4}
+    store = LocalStore(tmp_path / "out")
+    ledger = Ledger(store, "s")
+    assert wait_for(start_worker(given | {"completion_index": 0}, lambda: store)) == 0
+    spec = ledger.slot(0).spec()
+    assert spec is not None
+    newer = spec.recipe.changed(lora_on_the_head=True)
+    ledger.slot(1).specify(spec.changed(recipe=newer))
+    assert wait_for(start_worker(given | {"completion_index": 1}, lambda: store)) == 69
+    (account,) = ledger.slot(1).accounts()
+    assert account.reason == (
+        "slot 1: its recipe has lora_on_the_head, which this version does not know: use the image"
+        " that drew it"
+    )
+    assert ledger.slot(1).is_open(), "the right image trains it"
