@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_recipe(num_steps: int, **changes: Any) -> Recipe:
-    """The tuning card's, evaluated at its end only."""
+    """The tuning card's recipe, evaluated at its end only."""
     values: dict[str, Any] = {
         "learning_rate": 2e-4,
         "gradient_accumulation_steps": 4,
@@ -95,7 +95,7 @@ def _shards(shapes: dict[str, torch.Tensor]) -> Iterator[list[str]]:
 
 
 def _random(name: str, shape: torch.Size) -> torch.Tensor:
-    """Of a size that keeps activations near 1, as training would leave them."""
+    """Random weights of a size that keeps activations near 1, as training would leave them."""
     if "norm" in name:
         return torch.ones(shape, dtype=torch.float16)
     device = "cuda" if torch.cuda.is_available() else "cpu"

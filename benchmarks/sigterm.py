@@ -37,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen."""
+    """The end of a case as it was seen."""
 
     seconds: float
     code: int

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, the fast tier without torch, store servers."""
+"""Fixtures of all tests: one thread, no network, a fast tier without torch, store servers."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class _ScriptedFit:
 
 
 def _loss(recipe: Recipe, step: int) -> float:
-    """Falls with the steps; lowest near a learning rate of 1.4e-4."""
+    """A loss that falls with the steps, lowest near a learning rate of 1.4e-4."""
     away = math.log10(recipe.learning_rate / 1.4e-4)
     goal = 1.02 + 0.16 * away**2 + 0.02 * (recipe.gradient_accumulation_steps == 8)
     noise = 0.01 * (derive_seed(recipe.learning_rate, step) / 2**63 - 0.5)
@@ -132,7 +132,7 @@ def _leave(state: TrainState, work_dir: Path, keeper: Any, history: Path) -> Pre
 
 
 def _nothing(*_: Any) -> Any:
-    """No device is opened, no base is loaded."""
+    """Open no device, load no base."""
 
 
 def _never(reason: str) -> None:
@@ -143,7 +143,7 @@ SCRIPTED = Training(open_device=_nothing, load_base=_nothing, fit=_fit)
 
 
 def make_sweep(folder: Path) -> tuple[Ledger, dict[str, Any]]:
-    """Run 18 of 20 slots in this process; the ledger, and the settings they ran with."""
+    """Run 18 of 20 slots in this process; return the ledger and the settings they ran with."""
     given = make_inputs(folder) | {"num_trials": NUM_SLOTS, "max_steps": 1500, "num_epochs": 1000}
     given |= {"evals_per_trial": 8, "lease_seconds": 120, "gpu_hourly_usd": 0.35}
     Path(given["sweep_file"]).write_text(SWEEP)
@@ -167,7 +167,7 @@ def make_sweep(folder: Path) -> tuple[Ledger, dict[str, Any]]:
 
 
 def _spoil(ledger: Ledger, folder: Path, reason: str) -> Ledger:
-    """What no sound run leaves: slots at work, excluded, given up, and one that lost its spec."""
+    """Make slots that no sound run leaves: at work, excluded, given up, one without its spec."""
     lease = acquire(ledger, [RUNNING], lease_seconds=120, should_stop=lambda: None)
     assert lease is not None
     lease.report(step=800, eval_loss=1.09, tokens_per_second=362.0, gpu_seconds=4300.0)

@@ -23,7 +23,7 @@ STEP_SECONDS = 0.004
 
 
 class FakeFit:
-    """What `fit` returns, as far as the trial reads it."""
+    """The return value of `fit`, as far as the trial reads it."""
 
     def __init__(self, state: TrainState, history_path: Path) -> None:
         self.status, self.reason = "completed", "all planned steps"
@@ -78,7 +78,7 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
 
 
 def _write_line(history: Path, state: TrainState, value: str) -> None:
-    """A line as `fit` writes them, the step's evaluation in the same one."""
+    """Write a history line as `fit` does, with the step's evaluation in it."""
     entry = {"step": state.step, "value": value, "train/loss": 1 / state.step, "tokens": 10,
              "learning_rate": 1e-4, "seconds": STEP_SECONDS}  # fmt: skip
     if state.curve and state.curve[-1][0] == state.step:
@@ -88,7 +88,7 @@ def _write_line(history: Path, state: TrainState, value: str) -> None:
 
 
 def _count_step() -> None:
-    """A byte for every step that was computed, whatever becomes of it: benchmarks count them."""
+    """Append a byte for every computed step, whatever becomes of it: benchmarks count them."""
     if path := os.environ.get("FAKE_TRAINING_LOG"):
         with Path(path).open("a") as file:
             file.write(".")
@@ -108,7 +108,7 @@ def _evaluate(state: TrainState, value: str, work_dir: Path, keeper: Any) -> Non
 
 
 def _nothing(*_: Any) -> Any:
-    """No device is opened, no base is loaded."""
+    """Open no device, load no base."""
 
 
 FAKE_TRAINING = Training(open_device=_nothing, load_base=_nothing, fit=_fit)

@@ -31,7 +31,7 @@ def clock() -> Clock:
 
 @pytest.fixture(autouse=True)
 def logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Of our lines all; under pytest stderr is no terminal."""
+    """All lines of our logger; under pytest stderr is no terminal."""
     caplog.set_level(logging.INFO, "job")
 
 

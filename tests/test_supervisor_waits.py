@@ -1,4 +1,4 @@
-"""What the parent waits for: slots of other workers, and its own wait when it is told to end.
+"""The parent waits for slots of other workers, and stops waiting when it is told to end.
 
 `pytest tests/test_supervisor_waits.py`
 """

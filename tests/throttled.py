@@ -27,7 +27,7 @@ class ThrottledStore:
     def __init__(
         self, root: Path, bytes_per_second: float, mark: Mark, *, document_seconds: float = 0.05
     ) -> None:
-        """`mark` hears "upload" a quarter into a checkpoint's big file, "commit" before result."""
+        """`mark` is told "upload" a quarter into a checkpoint's big file, "commit" after that."""
         self._store = LocalStore(root)
         self._rate = bytes_per_second
         self._mark = mark
@@ -79,7 +79,7 @@ class BigTraining:
     num_steps: int = 60
 
     def training(self) -> Training:
-        """As the trial takes it."""
+        """The `Training` that a trial is given."""
         return Training(self._open_device, self._load_base, self._fit)
 
     def _open_device(self, *_: Any) -> Any:

@@ -94,7 +94,7 @@ def _work(given: dict[str, Any], store: Store, training: Training) -> int:
 
 
 def check_accounts(ledger: Ledger, slot: int) -> int:
-    """The attempts' documents and the result say the same; the steps that were done twice."""
+    """Check the attempts' documents against the result; return the steps that were done twice."""
     result = ledger.slot(slot).result()
     assert result is not None
     assert ledger.slot(slot).lease() is not None

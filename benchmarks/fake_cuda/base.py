@@ -16,7 +16,7 @@ CARD = torch.device("cuda", 0)
 
 
 def fake_base(config: Mapping[str, Any]) -> Any:
-    """From the entries of a config.json: linear layers but the head in NF4, the rest in fp16."""
+    """Make a base from a config.json's entries: linear layers but the head NF4, the rest fp16."""
     options = dict(config)
     configuration = AutoConfig.for_model(options.pop("model_type"), **options)
     with torch.device("meta"):
@@ -37,7 +37,7 @@ def fake_base(config: Mapping[str, Any]) -> Any:
 
 
 def _put_on_card(model: torch.nn.Module) -> None:
-    """What was made on the meta device, tied weights once."""
+    """Put on the card what was made on the meta device, tied weights once."""
     moved: dict[torch.Tensor, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():

@@ -23,7 +23,7 @@ def why_not() -> str | None:
 
 
 def run_with_fake_card(module: str, *arguments: str, folder: Path) -> str:
-    """What `python -m module arguments` prints; torch finds the card when it is first imported.
+    """Run `python -m module arguments`; return its output. Torch finds the card when imported.
 
     `folder` gets the library. Raises `subprocess.CalledProcessError`.
     """
@@ -56,7 +56,7 @@ def _build(folder: Path) -> Path:
 
 
 def _torch_dir() -> Path:
-    """Found, not imported."""
+    """The folder of torch, found without importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("torch")

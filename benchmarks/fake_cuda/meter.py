@@ -23,7 +23,7 @@ CAUSAL_ARGUMENT = {  # position of `is_causal`: the kernel skips half of a squar
 
 @dataclass
 class Cost:
-    """Of all calls of one operation."""
+    """The cost of all calls of one operation."""
 
     calls: int = 0
     flops: float = 0.0
@@ -123,7 +123,7 @@ def _moved(
 
 
 def _flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
-    """Of matrix products and attention, 2 for a multiplication and an addition."""
+    """FLOP of matrix products and attention: 2 for a multiplication and an addition."""
     if func is aten.linear.default:
         return 2.0 * out.numel() * args[0].shape[-1]
     formula = flop_registry.get(func._overloadpacket)

@@ -57,7 +57,7 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial does: plan, warm_up, train."""
+    """Do what a trial does: plan, warm up, train."""
     device = open_device("cuda", gpu_memory_gb=None)
     config = request["config"]
     table = rows_of(config)
@@ -99,7 +99,7 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _padded(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
-    """What `transformers.Trainer` does: padded pairs, whole logits, all layers recomputed."""
+    """Do what `transformers.Trainer` does: padded pairs, whole logits, all layers recomputed."""
     table = rows_of(request["config"])
     model = add_adapters(fake_base(request["config"]), RECIPE)
     as_peft_leaves_it(model)
@@ -126,7 +126,7 @@ def _padded(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _peak(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a step of two equal micro-batches in a given plan, beside the prediction."""
+    """The peak of a step of two equal micro-batches in a given plan, beside the prediction."""
     config = request["config"]
     if (shape := model_shape(config)) is None:
         raise ValueError(f"no prediction for {config['model_type']}")
@@ -185,7 +185,7 @@ def _least_seconds(cost: Cost) -> float:
 
 
 def rows_of(config: Mapping[str, Any]) -> SampleTable:
-    """As the training benchmark's: log-normal lengths, half of a row to be learned."""
+    """Rows as the training benchmark's: log-normal lengths, half of a row to be learned."""
     return log_normal_rows(64, config["vocab_size"])
 
 

@@ -88,7 +88,7 @@ def loss_curves(overview: Overview) -> str:
 
 
 def parallel_coordinates(overview: Overview) -> str:
-    """Draw every judged trial as a line through its parameters and its eval/loss."""
+    """Draw every comparable trial as a line through its parameters and its eval/loss."""
     definition, shown = overview.definition, overview.comparable
     domains = searched(definition.parameters) if definition else {}
     if len(shown) < 2 or not domains:

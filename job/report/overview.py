@@ -90,7 +90,7 @@ class Overview:
 
     @property
     def comparable(self) -> list[SlotView]:
-        """The judged trials whose parameters are some that the sweep can give, as charts need."""
+        """The judged trials whose parameters the sweep can give, for charts and importances."""
         definition = self.definition
         domains = definition.parameters if definition else {}
         return [

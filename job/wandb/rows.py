@@ -48,7 +48,7 @@ class Rows:
 
 
 def _metrics(entry: dict[str, Any]) -> StepMetrics:
-    """A loss that overflowed stands as null in the history, and not at all on W&B."""
+    """The metrics of a history line; a loss that overflowed is null there, and left out."""
     row = {name: float(entry[name]) for name in PLAIN if entry.get(name) is not None}
     if entry.get("seconds"):
         row["tokens_per_second"] = round(entry["tokens"] / entry["seconds"], 1)

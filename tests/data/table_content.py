@@ -1,4 +1,4 @@
-"""What a prepared table's `content_sha256` is taken of, written down a second time."""
+"""A prepared table's `content_sha256`, written down a second time for the tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from job.data.samples import SampleTable
 
 
 def content_sha256(table: SampleTable) -> str:
-    """Of the offsets, the tokens and the targets, in this order."""
+    """The sha256 of the offsets, the tokens and the targets, in this order."""
     content = hashlib.sha256()
     for array, dtype in (
         (table.offsets, "<i8"),

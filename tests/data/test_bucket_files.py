@@ -33,7 +33,7 @@ def server() -> Iterator[tuple[str, Bucket]]:
 
 @pytest.fixture
 def bucket(server: tuple[str, Bucket], monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """A bucket `rows` with shards, and beside them what is none."""
+    """A bucket `rows` with shards, and other objects beside them."""
     endpoint, bucket = server
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
     bucket.blobs.clear()

@@ -59,7 +59,7 @@ class Pod:
         self.code = code if code >= 0 else 128 - code
 
     def lose_node(self) -> None:
-        """Everything is gone at once, and the pod is given up as lost some time later."""
+        """Kill everything at once; the pod is given up as lost some time later."""
         self.conditions["DisruptionTarget"] = "True"
         kill_all(self.process.pid)
 
@@ -139,7 +139,7 @@ class JobController:
         return float(self.pod["terminationGracePeriodSeconds"])
 
     def environ(self, index: int) -> dict[str, str]:
-        """What the container sees: the ConfigMap, and `env` with its field references."""
+        """The environment of the container: the ConfigMap, and `env` with its field references."""
         annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
         environ = {"PATH": os.environ["PATH"], **self._settings}
         for entry in self.container["env"]:
@@ -172,7 +172,7 @@ class JobController:
         return pod
 
     def _judge(self, pod: Pod) -> str | None:
-        """Account for a pod that has ended; the reason if it fails the whole Job."""
+        """Account for a pod that has ended; return the reason if it fails the whole Job."""
         if pod.code == 0:
             self.succeeded.add(pod.index)
             return None

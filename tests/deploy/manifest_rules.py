@@ -1,4 +1,4 @@
-"""What a sweep's manifests must keep: the job's contracts and the API server's rules.
+"""Rules that a sweep's manifests must keep: the job's contracts and the API server's own.
 
 `kubernetes-validate` knows only the schema and lets most of what is refused here through. The rules
 are those of pkg/apis/batch/validation and pkg/apis/core/validation in kubernetes/kubernetes.
@@ -67,7 +67,7 @@ def exit_codes_by_action() -> dict[str, set[int]]:
 
 
 def quantity(text: object) -> float:
-    """Kubernetes' quantities, as far as they are used here."""
+    """A quantity of Kubernetes as a number, for the units that are used here."""
     match = re.fullmatch(r"([\d.]+|inf)(m|[KMG]i)?", str(text))
     assert match, text
     return float(match[1]) * {None: 1.0, "m": 1e-3, **UNITS}[match[2]]
@@ -94,7 +94,7 @@ def check_failure_policy_is_the_exit_code_contract(manifests: Manifests) -> Iter
 
 
 def check_failure_rules_are_valid(manifests: Manifests) -> Iterator[str]:
-    """What the API server refuses (validatePodFailurePolicy), and one thing it lets through."""
+    """Refuse what the API server does (validatePodFailurePolicy), and one thing it lets through."""
     for rule in manifests.rules:
         if ("onExitCodes" in rule) == ("onPodConditions" in rule):
             yield f"a failure rule has either exit codes or conditions: {rule}"

@@ -1,4 +1,4 @@
-"""What the pods of a sweep's manifests must keep: see manifest_rules.py."""
+"""Rules that the pods of a sweep's manifests must keep: see manifest_rules.py."""
 
 from __future__ import annotations
 

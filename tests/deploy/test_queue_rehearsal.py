@@ -35,7 +35,7 @@ ENTRY_POINT = json.loads(
 
 
 def play(script: str, out: Path, **spec: Any) -> tuple[str, JobController]:
-    """The Job over pods that are `sh -c SCRIPT`, which sees its slot and a folder, $OUT."""
+    """Play the Job over pods that are `sh -c SCRIPT`, which sees its slot and a folder, $OUT."""
 
     def command(_: int) -> Sequence[str]:
         return ["sh", "-c", script]

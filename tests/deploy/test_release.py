@@ -71,7 +71,7 @@ def test_a_release_without_a_digest_is_refused(
 
 
 def checkout(tmp_path: Path, docker: str, git: str) -> tuple[Path, dict[str, str]]:
-    """A copy of what is pinned, one action of it by tag, and the two tools."""
+    """A copy of all that is pinned, with one action by tag, and the two tools."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     shutil.copytree(ROOT / ".github", tmp_path / ".github")
     dockerfile = re.sub(r"@sha256:\w+", "", (ROOT / "Dockerfile").read_text())

@@ -1,4 +1,4 @@
-"""What docs/runbook.md tells people to do, rehearsed: pytest tests/deploy/test_runbook.py
+"""The advice of docs/runbook.md, rehearsed: `pytest tests/deploy/test_runbook.py`
 
 The Job's rules are played by tests/deploy/job_controller.py; pods are real `job trial` processes
 whose training is tests/fake_training.py.

@@ -1,4 +1,4 @@
-"""Documents of a sweep for tests, each whole; what a test is about is given by name."""
+"""Whole documents of a sweep for tests; a test gives by name only the values it is about."""
 
 from __future__ import annotations
 

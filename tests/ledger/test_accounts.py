@@ -44,7 +44,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def _take(ledger: Ledger) -> HeldLease:
-    """The lease; a silent holder's is broken, by a clock that only waiting moves."""
+    """Take the lease; a silent holder's is broken, by a clock that only waiting moves."""
     clock = Clock()
     lease = acquire(
         ledger, [0], lease_seconds=60, should_stop=lambda: None, wait=clock.wait, clock=clock
@@ -63,7 +63,7 @@ def _documents(ledger: Ledger) -> dict[int, dict[str, Any]]:
 
 
 def _end_by(ledger: Ledger, error: Exception) -> None:
-    """An attempt that ends by an exception."""
+    """Run an attempt that ends by an exception."""
 
     def attempt() -> None:
         with _take(ledger) as lease:
@@ -104,7 +104,7 @@ def test_the_document_says_why_the_attempt_ended(
 
 
 def _killed(ledger: Ledger, **progress: Any) -> HeldLease:
-    """An attempt that dies right after a renewal."""
+    """Run an attempt that dies right after a renewal."""
     lease = _take(ledger)
     lease.open_account()
     lease.report(**progress)

@@ -36,7 +36,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def _collect(ledger: Ledger, **given: Any) -> set[str]:
-    """What gc names, by the part of the key that tells them apart."""
+    """The keys that gc names, each by the part that tells it apart."""
     said: list[str] = []
     options = {"dry_run": False, "old_generations": False, "unused_hours": 24.0, **given}
     collect(ledger, **options, say=said.append)
@@ -190,7 +190,7 @@ def _checkpoints(ledger: Ledger) -> tuple[Checkpoint, ...]:
 
 
 def _missing(ledger: Ledger) -> set[str]:
-    """What the lease names and the store does not have, looked at twice: it may be pruned."""
+    """The keys that the lease names and the store lacks at two looks: one may be pruned between."""
     missing: list[set[str]] = []
     for _ in range(2):
         entries = _checkpoints(ledger)
@@ -201,7 +201,7 @@ def _missing(ledger: Ledger) -> set[str]:
 
 
 def _leave_unnamed(ledger: Ledger, folder: Path) -> None:
-    """What a kill between an upload and the lease's swap leaves; when it falls is chance."""
+    """Leave what a kill between an upload and the lease's swap leaves, at a random moment."""
     stored = ledger.slot(0).lease()
     assert stored is not None
     path = folder / "state.json"

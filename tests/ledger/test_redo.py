@@ -1,4 +1,4 @@
-"""redo and exclude: what a person does to a slot. `pytest tests/ledger/test_redo.py`"""
+"""redo and exclude: a person changes a slot. `pytest tests/ledger/test_redo.py`"""
 
 from __future__ import annotations
 

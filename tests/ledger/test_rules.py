@@ -23,12 +23,12 @@ from job.trial.slots import open_slots, slots
 from tests.ledger.documents import make_result, make_spec
 
 
-class Asked(LocalStore):
-    """Writes down what is asked of it; conditional writes wait while the gate is closed."""
+class RecordingStore(LocalStore):
+    """A store that records its calls; conditional writes wait while the gate is closed."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.waiting = threading.Event()
@@ -37,20 +37,20 @@ class Asked(LocalStore):
         if not self.gate.is_set():
             self.waiting.set()
             assert self.gate.wait(30)
-        self.asked.append(f"swap {key}")
+        self.calls.append(f"swap {key}")
         return super().put_if_version(key, data, version)
 
     def upload(self, key: str, path: Path) -> None:
-        self.asked.append(f"upload {key}")
+        self.calls.append(f"upload {key}")
         super().upload(key, path)
 
     def delete(self, key: str) -> None:
-        self.asked.append(f"delete {key}")
+        self.calls.append(f"delete {key}")
         super().delete(key)
 
 
-class Hands:
-    """A clock that somebody sets."""
+class ManualClock:
+    """A clock that moves only when a test sets it."""
 
     now = 0.0
 
@@ -59,8 +59,8 @@ class Hands:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Asked:
-    return Asked(tmp_path / "bucket")
+def store(tmp_path: Path) -> RecordingStore:
+    return RecordingStore(tmp_path / "bucket")
 
 
 def _take(ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> HeldLease:
@@ -87,9 +87,9 @@ def _checkpoint(folder: Path, step: int) -> Path:
 
 
 def test_without_a_renewal_for_the_lease_time_nothing_is_published_until_one_succeeds(
-    store: Asked, tmp_path: Path
+    store: RecordingStore, tmp_path: Path
 ) -> None:
-    ledger, clock = Ledger(store, "s"), Hands()
+    ledger, clock = Ledger(store, "s"), ManualClock()
     lease = _take(ledger, clock)
     uploads = _uploads(lease)
     clock.now += 60  # no renewal came through
@@ -97,31 +97,31 @@ def test_without_a_renewal_for_the_lease_time_nothing_is_published_until_one_suc
     uploads.put_checkpoint(_checkpoint(tmp_path, 1), 1, None)  # training goes on: it returns
     assert store.waiting.wait(30)
     uploads.raise_errors()
-    assert store.asked == [], "nothing is uploaded before the lease is known to be ours"
+    assert store.calls == [], "nothing is uploaded before the lease is known to be ours"
     store.gate.set()
     assert uploads.flush(timeout=30)
-    assert store.asked[0].startswith("swap")
+    assert store.calls[0].startswith("swap")
     assert lease.record.epoch == 1
     assert [entry.step for entry in lease.record.checkpoints] == [1]
 
 
 def test_pruning_follows_a_renewal_and_takes_the_manifest_first(
-    store: Asked, tmp_path: Path
+    store: RecordingStore, tmp_path: Path
 ) -> None:
     ledger = Ledger(store, "s")
     uploads = _uploads(_take(ledger))
     for step in (1, 2, 3):
         uploads.put_checkpoint(_checkpoint(tmp_path, step), step, None)
     assert uploads.flush(timeout=30)
-    (first, *rest) = [n for n, what in enumerate(store.asked) if what.startswith("delete")]
-    assert store.asked[first - 1] == "swap sweeps/s/slots/0000/lease.json"
-    assert "/checkpoints/1-1-" in store.asked[first]
-    assert store.asked[first].endswith("/manifest.json")
-    assert all("/checkpoints/1-1-" in store.asked[n] for n in rest)
+    (first, *rest) = [n for n, what in enumerate(store.calls) if what.startswith("delete")]
+    assert store.calls[first - 1] == "swap sweeps/s/slots/0000/lease.json"
+    assert "/checkpoints/1-1-" in store.calls[first]
+    assert store.calls[first].endswith("/manifest.json")
+    assert all("/checkpoints/1-1-" in store.calls[n] for n in rest)
 
 
 def test_only_checkpoints_of_ones_own_or_earlier_epochs_are_pruned(
-    store: Asked, tmp_path: Path
+    store: RecordingStore, tmp_path: Path
 ) -> None:
     ledger = Ledger(store, "s")
     frozen = _take(ledger)
@@ -135,24 +135,24 @@ def test_only_checkpoints_of_ones_own_or_earlier_epochs_are_pruned(
     new = _uploads(newer)
     new.put_checkpoint(_checkpoint(tmp_path / "new", 9), 9, None)
     assert new.flush(timeout=30)
-    store.asked.clear()
+    store.calls.clear()
     old.put_checkpoint(_checkpoint(tmp_path / "old", 5), 5, None)  # woken, and full of plans
     with pytest.raises(Exception, match="a newer attempt holds it"):
         old.flush(timeout=30)
-    assert not [what for what in store.asked if what.startswith("delete")]
+    assert not [what for what in store.calls if what.startswith("delete")]
     assert [entry.step for entry in newer.record.checkpoints] == [9, 2]
     assert newer.record.checkpoints[1].key.rpartition("/")[2].startswith("1-2-")
 
 
-class Blind(LocalStore):
-    """Lists nothing, as a bucket may right after a write."""
+class BlindStore(LocalStore):
+    """A store that lists nothing, as a bucket may right after a write."""
 
     def list(self, prefix: str) -> Iterator[str]:
         return iter(())
 
 
 def test_nothing_rests_on_listing(tmp_path: Path) -> None:
-    ledger = Ledger(Blind(tmp_path / "bucket"), "s")
+    ledger = Ledger(BlindStore(tmp_path / "bucket"), "s")
     with _take(ledger) as lease:
         lease.open_account()
         ledger.slot(0).specify(make_spec())
@@ -166,7 +166,7 @@ def test_nothing_rests_on_listing(tmp_path: Path) -> None:
 
 
 def test_another_code_version_goes_on_at_an_equal_checkpoint_schema_and_is_recorded(
-    store: Asked, tmp_path: Path
+    store: RecordingStore, tmp_path: Path
 ) -> None:
     ledger = Ledger(store, "s")
     lease = _take(ledger)
@@ -187,7 +187,9 @@ def _settings(**given: Any) -> Settings:
     return Settings(**{"dataset_uri": "rows", "output_uri": "out"} | given)
 
 
-def test_the_number_of_trials_may_grow_and_is_no_part_of_the_identity(store: Asked) -> None:
+def test_the_number_of_trials_may_grow_and_is_no_part_of_the_identity(
+    store: RecordingStore,
+) -> None:
     ledger = Ledger(store, "s")
     for slot in range(2):
         ledger.slot(slot).commit(make_result(ledger.slot(slot).folder))
@@ -197,7 +199,7 @@ def test_the_number_of_trials_may_grow_and_is_no_part_of_the_identity(store: Ask
 
 
 def test_the_budget_runs_on_the_training_clock_and_overruns_at_twice_that_of_all_attempts(
-    store: Asked,
+    store: RecordingStore,
 ) -> None:
     lease = _take(Ledger(store, "s"))
     settings = _settings(trial_budget_hours=1)

@@ -96,7 +96,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 
 def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every key, in nested objects as well, and in the first entry of every list."""
+    """Yield the path of every key, in nested objects and in the first entry of every list, too."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield (*path, key)
@@ -107,7 +107,7 @@ def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def _cases(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The document with each key removed, null, a wrong text, and another thing by turns."""
+    """Yield the document with each key removed, null, a wrong text, and another thing by turns."""
     for turn, path in enumerate(_places(content)):
         for how in ("removed", "null", "text", OTHERS[turn % len(OTHERS)]):
             spoiled = copy.deepcopy(content)
@@ -127,7 +127,7 @@ def _newest(path: Path) -> Path:
 
 
 def _everything(given: dict[str, Any], out: Path) -> int:
-    """Look at the sweep and change it as people do; how the other slot's trial ended.
+    """Look at the sweep and change it as people do; return how the other slot's trial ended.
 
     Raises whatever is no `JobError`.
     """

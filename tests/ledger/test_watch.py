@@ -1,4 +1,4 @@
-"""Looking at a lease before anything is loaded. `pytest tests/ledger/test_watch.py`"""
+"""A lease is looked at before anything is loaded. `pytest tests/ledger/test_watch.py`"""
 
 from __future__ import annotations
 

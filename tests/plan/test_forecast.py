@@ -1,4 +1,4 @@
-"""What `job plan` counts: the costliest trial, its memory, money; its warnings.
+"""The numbers of `job plan`: the costliest trial, its memory, money; and its warnings.
 
 `pytest tests/plan/test_forecast.py`
 """
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_just_misses_the_grace_is_foretold() -> None:
 
 
 class ClosedBucket:
-    """The rules of its lifecycle are not for us, everything else is."""
+    """A bucket that refuses to tell its lifecycle rules and allows everything else."""
 
     uri = "s3://closed"
 

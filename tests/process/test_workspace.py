@@ -10,7 +10,7 @@ from job.process.workspace import attempt_folder
 
 
 def _child(work_dir: Path) -> int:
-    """A process with an attempt's folder; it says so and waits for its end."""
+    """Start a process that has an attempt's folder, says so and waits for its end."""
     ready, told = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -38,7 +38,7 @@ def _trial(slot: int, loss: float, state: Any = "completed", **params: Any) -> S
 
 
 def _trials(count: int, seed: int = 3) -> list[SlotView]:
-    """The loss is best in the middle of the learning rates; accumulation counts a little."""
+    """Trials whose loss is best in the middle of the rates; accumulation matters a little."""
     rng = np.random.default_rng(seed)
     views = []
     for slot in range(count):

@@ -1,4 +1,4 @@
-"""What people read off table, page, charts and samples is what the slots say; made by hand.
+"""Table, page, charts and samples show the numbers of the slots; overviews made by hand.
 
 `pytest tests/report/test_numbers.py`
 """

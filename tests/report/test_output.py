@@ -1,4 +1,4 @@
-"""What `status`, `report` and `best` print, and where it does not fit.
+"""The output of `status`, `report` and `best`, also where it does not fit.
 
 `pytest tests/report/test_output.py`
 """

@@ -25,7 +25,7 @@ def overview(tmp_path_factory: pytest.TempPathFactory) -> Overview:
 
 
 def _words(overview: Overview, width: int) -> list[list[str]]:
-    """The table's lines as words, tables parted by an empty one."""
+    """The table's lines as lists of words; an empty line separates two tables."""
     console = Console(file=io.StringIO(), width=width)
     console.print(slot_table(overview, width))
     assert isinstance(console.file, io.StringIO)

@@ -46,7 +46,7 @@ class Bucket:
         self.last_generation = 1_700_000_000_000_000
 
     def write(self, key: str, data: bytes, condition: str | None) -> Blob | None:
-        """The new object, None if the condition fails."""
+        """Write an object; return it, or None if the condition fails."""
         hashes = {"crc32c": crc32c(data), "md5Hash": _md5(data)}
         with self.lock:
             standing = self.blobs[key].generation if key in self.blobs else 0

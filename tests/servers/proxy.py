@@ -154,7 +154,7 @@ class FaultProxy:
             raise AssertionError(kind)
 
     def _drip(self, client: socket.socket, data: bytes) -> None:
-        """A byte now and then, so that no read timeout sees silence."""
+        """Send a byte now and then, so that no read timeout sees silence."""
         for index in range(len(data)):
             client.sendall(data[index : index + 1])
             if self._stopped.wait(DRIP_SECONDS):
@@ -181,7 +181,7 @@ def proxy_to(endpoint: str) -> Iterator[FaultProxy]:
 
 
 def _read_request_head(client: socket.socket) -> tuple[bytes | None, bytes]:
-    """The head and what came of the body with it."""
+    """Read the head; return it and the part of the body that came with it."""
     head, rest = _read_head(client)
     if head is not None and b"\r\nexpect: 100-continue" in head.lower():
         client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -212,7 +212,7 @@ def _read_head(peer: socket.socket) -> tuple[bytes | None, bytes]:
 
 
 def _read_body(peer: socket.socket, head: bytes, rest: bytes) -> bytes:
-    """By Content-Length, else in chunks, which are kept as they are."""
+    """Read a body by its Content-Length, else in chunks, which are kept as they are."""
     length = _header(head, b"content-length")
     chunked = b"chunked" in (_header(head, b"transfer-encoding") or b"")
     body = bytearray(rest)
@@ -244,7 +244,7 @@ def _refusal(fault: Fault) -> bytes:
 
 
 def _flip(body: bytes) -> bytes:
-    """One bit of the middle."""
+    """Flip one bit in the middle."""
     middle = len(body) // 2
     return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :] if body else body
 

@@ -1,4 +1,4 @@
-"""What the W&B server answers on artifacts. Part of tests/servers/wandb.py."""
+"""The W&B server's answers about artifacts. Part of tests/servers/wandb.py."""
 
 from __future__ import annotations
 

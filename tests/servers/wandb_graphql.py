@@ -1,4 +1,4 @@
-"""What the W&B server answers to each call. Part of tests/servers/wandb.py."""
+"""The W&B server's answer to each GraphQL call. Part of tests/servers/wandb.py."""
 
 from __future__ import annotations
 

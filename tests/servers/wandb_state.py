@@ -1,4 +1,4 @@
-"""What a W&B server knows: sweeps, runs, artifacts, uploads. Part of tests/servers/wandb.py."""
+"""The W&B server's sweeps, runs, artifacts and uploads. Part of tests/servers/wandb.py."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Sweep:
 
 @dataclass
 class State:
-    """Everything; ids count up, so that a test can name them."""
+    """All that the server knows; ids count up, so that a test can name them."""
 
     api_keys: list[str] = field(default_factory=list)  # empty: any
     entities: list[str] = field(default_factory=lambda: [ENTITY])

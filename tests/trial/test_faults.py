@@ -91,7 +91,8 @@ def _documents(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return spec, result
 
 
-def _course(spec: dict[str, Any], result: dict[str, Any]) -> list[Any]:
+def _facts(spec: dict[str, Any], result: dict[str, Any]) -> list[Any]:
+    """All that a trial computed, without what differs between attempts: time, cost, owner."""
     parts = [spec[key] for key in ("params", "recipe", "data_digest")]
     return parts + [
         result[key]
@@ -105,7 +106,7 @@ def test_sigkill_at_every_write_boundary_ends_in_one_equal_commit(
 ) -> None:
     inputs = make_inputs(tmp_path)
     assert _run(inputs, tmp_path / "calm", 10**9, after=False) == 0
-    expected = _course(*_documents(tmp_path / "calm"))
+    expected = _facts(*_documents(tmp_path / "calm"))
     killed = boundaries = 0
     for after in (False, True):
         for kill_at in range(1, 200):
@@ -118,7 +119,7 @@ def test_sigkill_at_every_write_boundary_ends_in_one_equal_commit(
             spec_path = out / "sweeps/s/slots/0000/spec.json"
             spec_before = spec_path.read_bytes() if spec_path.exists() else None
             assert _run(inputs, out, 10**9, after=False) == 0, (kill_at, after)
-            assert _course(*_documents(out)) == expected, (kill_at, after)
+            assert _facts(*_documents(out)) == expected, (kill_at, after)
             check_accounts(Ledger(LocalStore(out), "s"), 0)
             if spec_before is not None:
                 assert spec_path.read_bytes() == spec_before, (kill_at, after)
@@ -143,7 +144,7 @@ BOUNDARIES = [
 
 @pytest.fixture(scope="module")
 def real_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """As the fake training's, with a base that is loaded."""
+    """Inputs as those of the fake training, with a base that can be loaded."""
     import job.training.fit  # noqa: F401 - imported once, before the workers are forked
 
     folder = tmp_path_factory.mktemp("real")
@@ -158,21 +159,21 @@ def _run_real(inputs: dict[str, Any], out: Path, store: Any) -> int:
 
 
 @pytest.fixture(scope="module")
-def real_course(real_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def real_facts(real_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     out = tmp_path_factory.mktemp("calm")
     assert _run_real(real_inputs, out, LocalStore(out)) == 0
-    return _course(*_documents(out))[:-1]  # the history holds seconds
+    return _facts(*_documents(out))[:-1]  # the history holds seconds
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES, ids=[b[0] for b in BOUNDARIES])
 def test_real_training_killed_there_gives_the_same_adapter_byte_for_byte(
     tmp_path: Path,
     real_inputs: dict[str, Any],
-    real_course: list[Any],
+    real_facts: list[Any],
     boundary: tuple[str, str, int, bool],
 ) -> None:
     _, pattern, kill_at, after = boundary
     store = KillingStore(LocalStore(tmp_path), kill_at, after=after, pattern=pattern)
     assert _run_real(real_inputs, tmp_path, store) == -signal.SIGKILL
     assert _run_real(real_inputs, tmp_path, LocalStore(tmp_path)) == 0
-    assert _course(*_documents(tmp_path))[:-1] == real_course
+    assert _facts(*_documents(tmp_path))[:-1] == real_facts

@@ -1,4 +1,4 @@
-"""Which sweep this is, and what is said of other settings. `pytest tests/trial/test_identity.py`"""
+"""A sweep's identity, and a warning of other settings. `pytest tests/trial/test_identity.py`"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _lease(out: Path) -> Lease:
 def _stopped_at(
     inputs: dict[str, Any], out: Path, moment: str, *, megabytes: int, rate: float, **training: Any
 ) -> tuple[int, float]:
-    """Exit code and seconds from two SIGTERMs, sent at the moment, to the end."""
+    """Send two SIGTERMs at the named moment; return the exit code and the seconds to the end."""
     read, write = os.pipe()
 
     def mark(name: str) -> None:

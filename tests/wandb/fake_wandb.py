@@ -12,7 +12,7 @@ from typing import Any
 
 
 class FakeRun:
-    """What the server would know of a run."""
+    """A run, with all that the server would know of it."""
 
     def __init__(self, wandb: FakeWandb, run_id: str) -> None:
         self._wandb = wandb

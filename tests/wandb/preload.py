@@ -1,4 +1,4 @@
-"""Imported by the fork server: what an attempt would spend a second of imports on, each time.
+"""Imported by the fork server, so that no attempt spends a second on these imports again.
 
 Loading a tokenizer once is what makes transformers import the rest of itself.
 """

@@ -50,7 +50,7 @@ def _config(**changes: Any) -> Callable[[WandbServer], None]:
 
 
 def _resume_later(server: WandbServer) -> None:
-    """Paused until it was asked for twice."""
+    """The sweep is paused until it was asked for twice."""
     sweep = server.state.sweeps["abc"]
     sweep.state = "PAUSED"
 
@@ -62,7 +62,7 @@ def _resume_later(server: WandbServer) -> None:
 
 
 def _delete_later(server: WandbServer) -> None:
-    """Deleted between the look at the sweep and the agent's question."""
+    """The sweep is deleted between our look at it and the agent's question."""
 
     def look(request: str) -> None:
         if request == "Heartbeat":
@@ -72,7 +72,7 @@ def _delete_later(server: WandbServer) -> None:
 
 
 def _offer_too_much(server: WandbServer) -> None:
-    """The definition is read as it was; what is drawn is not of it."""
+    """The sweep's definition reads as before, but the run's parameters do not belong to it."""
     sweep = server.state.sweeps["abc"]
 
     def look(request: str) -> None:
@@ -160,7 +160,7 @@ def _play(case: Case, folder: Path, workers: Workers) -> tuple[int, str, WandbSe
 def played(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, tuple[int, str, WandbServer]]]:
-    """Every case, `AT_ONCE` at a time."""
+    """Play every case, `AT_ONCE` at a time."""
     folder = tmp_path_factory.mktemp("sweep")
     with wandb_server() as server, ThreadPoolExecutor(AT_ONCE) as pool:
         workers = Workers(server, folder)

@@ -80,7 +80,7 @@ def _start(*verb: str, environ: dict[str, str]) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def sweep(environ: dict[str, str]) -> str:
-    """What `job sweep create` prints, read as a user reads it."""
+    """The output of `job sweep create`, read as a user reads it."""
     process = _start("sweep", "create", environ=environ)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

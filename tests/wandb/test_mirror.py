@@ -1,4 +1,4 @@
-"""What W&B is shown of a trial, and that no failure of W&B costs the trial anything.
+"""W&B is shown a trial as it went, and no failure of W&B costs the trial anything.
 
 The real client against a local server. `pytest tests/wandb/test_mirror.py`
 """
@@ -75,7 +75,7 @@ CASES = [
 
 @dataclass
 class Played:
-    """What was seen of a case."""
+    """The observations of a case."""
 
     code: int
     log: str
@@ -121,7 +121,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 @pytest.fixture(scope="module")
 def played(workers: Workers) -> dict[str, Played]:
-    """Every case, `AT_ONCE` at a time."""
+    """Play every case, `AT_ONCE` at a time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {case.name: pool.submit(_play, case, workers) for case in CASES}
         return {name: future.result() for name, future in futures.items()}

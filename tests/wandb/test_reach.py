@@ -21,7 +21,7 @@ from tests.ledger.documents import make_identity, make_result, make_spec
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine has."""
+    """Clear the proxies that this machine may have."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

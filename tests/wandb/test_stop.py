@@ -44,7 +44,7 @@ def _start(workers: Workers, case: str, hold: str = "", **settings: Any) -> Atte
 
 
 def _stop(server: WandbServer, case: str) -> None:
-    """What early_terminate and the page's button do."""
+    """Stop the run as early_terminate and the page's button do."""
     server.run(f"{case}-0").asked_to_stop = True
 
 
@@ -58,7 +58,7 @@ def _stop_while_held(workers: Workers, server: WandbServer, case: str, attempt: 
 
 
 def _check(workers: Workers, case: str, attempt: Attempt, status: str) -> dict[str, Any]:
-    """Committed once, and the one run on the server says the same as the bucket."""
+    """Check one commit, and that the one run on the server says the same as the bucket."""
     assert attempt.wait() == 0, attempt.log
     result = workers.document(case, "slots/0000/result.json")
     assert result is not None

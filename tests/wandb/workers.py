@@ -50,7 +50,7 @@ class Attempt:
     log_path: Path
 
     def wait(self, seconds: float = 60) -> int:
-        """Its exit code, or minus its signal; one that hangs fails the test."""
+        """Wait for the exit code, or minus the signal; an attempt that hangs fails the test."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -78,12 +78,12 @@ class Attempt:
 
     @property
     def last_words(self) -> str:
-        """What follows `exit <code>:`."""
+        """The text after `exit <code>:` in the log."""
         return self.log.rpartition(" exit ")[2]
 
 
 def _descendants(pid: int) -> list[int]:
-    """Processes that it started, and theirs."""
+    """All processes below the given one."""
     found: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, children.read_text().split()):
@@ -212,7 +212,7 @@ def _quicken() -> None:
 
 
 def eventually(happened: Callable[[], bool], seconds: float = 30) -> None:
-    """Return once it is true, looked at every 20 ms."""
+    """Return once the condition is true, which is looked at every 20 ms."""
 
     deadline = time.monotonic() + seconds
     while not happened():
