@@ -26,9 +26,9 @@ from benchmarks.shapes import make_recipe
 from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
 from job.data.table_parquet import read_table
-from job.demo.base import ensure_base
+from job.demo.docstrings import write_rows
+from job.demo.generated_base import ensure_base
 from job.demo.pretraining import PretrainingPlan
-from job.demo.rows import write_rows
 from job.demo.run import SETTINGS, SWEEP_FILE
 from job.ledger.records import Recipe
 from job.training.memory import CPU_TOKEN_BUDGET

@@ -21,7 +21,9 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_as_child(settings: Settings, pulse_fd: int | None, *, die: Callable[[str], None]) -> str:
+def run_as_child(
+    settings: Settings, heartbeat_fd: int | None, *, die: Callable[[str], None]
+) -> str:
     """Run one trial and return its last line; `die` ends a process that hangs, given the reason.
 
     Raises the `JobError` that ended the trial, after SIGTERM as `Stop.on_the_way_down` says.
@@ -31,7 +33,7 @@ def run_as_child(settings: Settings, pulse_fd: int | None, *, die: Callable[[str
     stop = Stop(settings.grace_seconds)
     for number in ENDING:
         signal.signal(number, stop.set)
-    watchdog = Watchdog(stop, die, pulse=partial(beat, open_beat(pulse_fd)))
+    watchdog = Watchdog(stop, die, heartbeat=partial(beat, open_beat(heartbeat_fd)))
     try:
         line = run_trial(settings, stop, watchdog)
     except JobError as error:

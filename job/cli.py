@@ -113,7 +113,7 @@ def _path(text: str) -> Path:
 
 def _trial_options(parser: ArgumentParser) -> None:
     # Given by the parent.
-    parser.add_argument("--pulse-fd", type=int, help=SUPPRESS)
+    parser.add_argument("--heartbeat-fd", type=int, help=SUPPRESS)
     parser.add_argument("--of-queue", action="store_true", help=SUPPRESS)
 
 
@@ -256,7 +256,7 @@ def _trial(options: Namespace) -> Ending:
 
     settings = _settings()
     try:
-        return run_as_child(settings, options.pulse_fd, die=_end_hung)
+        return run_as_child(settings, options.heartbeat_fd, die=_end_hung)
     except HeldError as error:
         if not options.of_queue:
             raise

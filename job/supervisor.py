@@ -30,18 +30,18 @@ TRIAL_COMMAND = (sys.executable, "-m", "job", "trial")
 class Supervisor:
     """Runs trials one at a time; at SIGTERM or SIGINT it ends the running one within the grace.
 
-    `grace_seconds` is the time from signal to exit, `hearing` says how long a trial may be silent.
+    `grace_seconds` is the time from signal to exit, `limits` says how long a trial may be silent.
     """
 
     def __init__(
         self,
         grace_seconds: float,
-        hearing: HeartbeatLimits | None = None,
+        limits: HeartbeatLimits | None = None,
         *,
         of_queue: bool = False,
     ) -> None:
         self._role = ["--of-queue"] if of_queue else []
-        self._hearing = hearing
+        self._heartbeat_limits = limits
         self.last_words: str | None = None  # the last trial's, if it could not say them itself
         self._end = threading.Event()
         self._grace_seconds = grace_seconds
@@ -60,20 +60,20 @@ class Supervisor:
         if self.told_to_end:
             self.last_words = "told to end before the trial began"
             return ExitCode.PREEMPTED
-        ear = HeartbeatMonitor(self._hearing)
-        command = [*TRIAL_COMMAND, "--pulse-fd", str(ear.write_end), *self._role]
+        monitor = HeartbeatMonitor(self._heartbeat_limits)
+        command = [*TRIAL_COMMAND, "--heartbeat-fd", str(monitor.write_end), *self._role]
         self._child = subprocess.Popen(
-            command, env=_on_one_gpu(environ), process_group=0, pass_fds=(ear.write_end,)
+            command, env=_on_one_gpu(environ), process_group=0, pass_fds=(monitor.write_end,)
         )
-        ear.listen(self._child.pid)
+        monitor.listen(self._child.pid)
         if self.told_to_end:  # the signal came between two children
             self._signal_group(signal.SIGTERM)
         status = self._wait(self._child.pid)
-        ear.close()
+        monitor.close()
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
         self._child = None
-        return self._exit_code(os.waitstatus_to_exitcode(status), hung=ear.found_silent)
+        return self._exit_code(os.waitstatus_to_exitcode(status), hung=monitor.found_silent)
 
     def wait(self, seconds: float) -> None:
         """Sleep until `seconds` are over or we are told to end."""

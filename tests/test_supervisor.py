@@ -36,8 +36,8 @@ if "as process 1" in sys.argv[1]:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 if sys.argv[1].startswith("run"):
     silence = 0.4 if sys.argv[1] == "run" else 60
-    hearing = HeartbeatLimits(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
-    parent = supervisor.Supervisor(settings.grace_seconds, hearing)
+    limits = HeartbeatLimits(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
+    parent = supervisor.Supervisor(settings.grace_seconds, limits)
     code = parent.run(dict(os.environ))
     print(parent.last_words, file=sys.stderr)
 else:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from job.demo.base import BaseInfo, ensure_base
+from job.demo.answers import generate_answers, pick_questions
+from job.demo.docstrings import write_rows
+from job.demo.generated_base import BaseInfo, ensure_base
 from job.demo.pretraining import PretrainingPlan
-from job.demo.rows import write_rows
-from job.demo.samples import generate_answers, pick_questions
 from job.errors import SettingsError
 from job.ledger.ledger import Ledger
 from job.progress import StepProgress

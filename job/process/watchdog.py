@@ -58,14 +58,14 @@ class Watchdog:
         die: Callable[[str], None],
         *,
         patience: Patience | None = None,
-        pulse: Callable[[], None] = lambda: None,
+        heartbeat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`die` ends the process with a reason; `pulse` is called at every tick."""
+        """`die` ends the process with a reason; `heartbeat` is called at every tick."""
         self._stop = stop
         self._die = die
         self._patience = patience or Patience()
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._clock = clock
         self._phase = _Phase("start-up", by_bytes=True, extra_seconds=0)
         self._phases_entered = 0
@@ -154,7 +154,7 @@ class Watchdog:
         last = self._clock()
         while True:
             time.sleep(self._patience.tick_seconds)
-            self._pulse()
+            self._heartbeat()
             lived, last = self._clock() - last, self._clock()
             if (reason := self.look(lived)) is not None:
                 break

@@ -176,7 +176,7 @@ def _connect(limits: Limits) -> Any:
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud import storage
 
-    from job.store.adapter import PacedAdapter
+    from job.store.transport import PacedAdapter
 
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         credentials = AnonymousCredentials()

@@ -189,7 +189,7 @@ def _connect(limits: Limits) -> Any:
     import botocore.session
     from botocore.config import Config
 
-    from job.store.adapter import Sender
+    from job.store.transport import Sender
 
     # Servers of one's own rarely have a host name for each bucket. boto3 has no variable for this.
     own_server = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} & set(os.environ)

@@ -24,9 +24,9 @@ from cryptography.x509.oid import NameOID
 
 from job.errors import StoreError
 from job.store import open_store
-from job.store.adapter import PacedAdapter
 from job.store.base import Store, file_sha256
 from job.store.pace import MinimumPace, PacedSocket, SlowTransferError, slowness
+from job.store.transport import PacedAdapter
 from tests.servers import s3
 from tests.servers.behind_proxy import LARGE_BYTES, RETRYING_LIMITS, SHORT_LIMITS
 from tests.servers.proxy import Fault, FaultProxy

@@ -1,4 +1,7 @@
-"""The demo's base model, with real but short pre-training: pytest tests/demo/test_base.py"""
+"""The demo's base model, with real but short pre-training.
+
+`pytest tests/demo/test_generated_base.py`
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from job.demo.base import BaseInfo, ensure_base
+from job.demo.answers import generate_answers
+from job.demo.generated_base import BaseInfo, ensure_base
 from job.demo.pretraining import PretrainingPlan
-from job.demo.samples import generate_answers
 from job.demo.tokenizer import train_tokenizer
 
 SHORT = PretrainingPlan(

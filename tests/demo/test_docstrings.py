@@ -1,4 +1,4 @@
-"""The demo's rows and pre-training text, without torch: pytest tests/demo/test_rows.py"""
+"""The demo's rows and pre-training text, without torch: pytest tests/demo/test_docstrings.py"""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import yaml
 
 import job.demo
 from job.demo import library
-from job.demo.rows import Corpus, read_corpus, write_rows
-from job.demo.samples import pick_questions
+from job.demo.answers import pick_questions
+from job.demo.docstrings import Corpus, read_corpus, write_rows
 from job.errors import DataError
 
 
@@ -118,7 +118,7 @@ def test_rows_are_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     info = write_rows(tmp_path / "new" / "rows.jsonl")
     written = (tmp_path / "new" / "rows.jsonl").read_bytes()
     other = tmp_path / "other.jsonl"
-    code = "import pathlib, sys, job.demo.rows as r; r.write_rows(pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys, job.demo.docstrings as r; r.write_rows(pathlib.Path(sys.argv[1]))"
     # Another process has another hash seed, so the order of any set would differ.
     subprocess.run([sys.executable, "-c", code, str(other)], check=True)
     assert other.read_bytes() == written
@@ -158,5 +158,5 @@ def test_sweep_file_has_numbers_where_yaml_readers_could_see_strings() -> None:
 
 
 def test_importing_the_demo_imports_no_torch() -> None:
-    code = "import sys, job.demo.base, job.demo.samples; sys.exit('torch' in sys.modules)"
+    code = "import sys, job.demo.generated_base, job.demo.answers; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from job.demo.docstrings import read_corpus
 from job.demo.pretraining import PretrainingPlan, pretrain
-from job.demo.rows import read_corpus
 from job.store.base import file_sha256
 
 # Raise it when the code, but no number of `PretrainingPlan`, changes the weights.
