@@ -132,7 +132,7 @@ def _batches(rows: Iterator[SelectedRow]) -> Iterator[list[SelectedRow]]:
     num_characters = 0
     for row in rows:
         batch.append(row)
-        num_characters += sum(len(message.content) for message in row.messages)
+        num_characters += sum(len(message.content) for message in row.chat.messages)
         if len(batch) == CHECK_ROWS or num_characters >= _BATCH_CHARACTERS:
             yield batch
             batch, num_characters = [], 0
@@ -150,7 +150,7 @@ def _encode_rows(
     kept, texts = [], []
     for row in rows:
         try:
-            texts.append(template.render(row.messages))
+            texts.append(template.render(row.chat))
         except UnusableRowError as unusable_row:
             refused.add(str(unusable_row), row.place)
         else:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from job.data.chat import PLAIN_TEXT, Chat, Message
 from job.errors import DataError
 
 UNUSABLE_LIMIT = 0.05  # share of the rows; above it the data set is not what the user thinks it is
 TEXT_LIMIT = 2**20  # characters of one row
-PLAIN_TEXT = "text"  # the role of a text without turns: no chat template, every token a target
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -28,13 +28,6 @@ _TOOL_ROLES = ("tool", "function", "ipython", "observation", "function_call", "t
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 
 
-class Message(NamedTuple):
-    """One turn of a chat."""
-
-    role: str  # system, user, assistant; or PLAIN_TEXT
-    content: str
-
-
 class Columns(NamedTuple):
     """The columns that the user named instead of a detected format."""
 
@@ -46,8 +39,8 @@ class UnusableRowError(Exception):
     """A row gives no sample; the message is one of a few reasons, by which rows are counted."""
 
 
-def row_messages(row: Mapping[str, Any], columns: Columns | None = None) -> tuple[Message, ...]:
-    """The row's turns: [system], then user and assistant in turn, the last one the assistant's.
+def row_chat(row: Mapping[str, Any], columns: Columns | None = None) -> Chat:
+    """The row's chat: [system], then user and assistant in turn, the last one the assistant's.
 
     The format is found row by row from the columns that are not null, in this order: `messages`;
     `conversations` (ShareGPT); `instruction`, `input`, `output` (Alpaca); `prompt` with
@@ -57,7 +50,7 @@ def row_messages(row: Mapping[str, Any], columns: Columns | None = None) -> tupl
     messages = _checked(_raw_messages(row, columns))
     if sum(len(message.content) for message in messages) > TEXT_LIMIT:
         raise UnusableRowError("row over 1 MB")
-    return messages
+    return Chat(messages)
 
 
 def _raw_messages(row: Mapping[str, Any], columns: Columns | None) -> list[Message]:

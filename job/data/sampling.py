@@ -12,18 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 
-from job.data.formats import Message
+from job.data.chat import Chat, Message
 
 HASH_BYTES = 16
 
 
-def row_hash(messages: Iterable[Message], *, seed: int) -> bytes:
-    """Hash a row: 16 bytes that depend on the seed, the roles and the contents only."""
-    text = json.dumps([list(message) for message in messages], ensure_ascii=False)
+def row_hash(chat: Chat, *, seed: int) -> bytes:
+    """Hash a row: 16 bytes that depend on the seed and on what the row says only."""
+    turns: list[object] = [list(message) for message in map(_said, chat.messages)]
+    if chat.tools:
+        turns.append({"tools": chat.tools})
+    text = json.dumps(turns, ensure_ascii=False, sort_keys=True)
     seeded = f"{seed}\n{text}".encode()
     return hashlib.blake2b(seeded, digest_size=HASH_BYTES, person=b"job row").digest()
+
+
+def _said(message: Message) -> tuple[object, ...]:
+    """A turn's role and content; whatever else it has only where it has it."""
+    plain = Message(message.role, message.content)
+    return message[:2] if message == plain else message
 
 
 def is_selected(row: bytes, *, fraction: float) -> bool:

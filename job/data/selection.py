@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from job.data.chat import Chat, Message
 from job.data.formats import (
     Columns,
-    Message,
     UnusableRowError,
     UnusableRows,
     listing,
-    row_messages,
+    row_chat,
 )
 from job.data.rows import Row, Source
 from job.data.sampling import is_selected, row_hash
@@ -30,7 +30,7 @@ class SelectedRow(NamedTuple):
     """A row of the subsample."""
 
     row_hash: bytes
-    messages: tuple[Message, ...]
+    chat: Chat
     place: str
 
 
@@ -98,16 +98,16 @@ class Selection:
         if len(self._columns_seen) < _COLUMN_NAMES_LIMIT:
             self._columns_seen.update(row.columns)
         self._columns_seen.update(name for name in columns or () if name in row.columns)
-        messages = row_messages(row.columns, columns)
-        row_key = row_hash(messages, seed=self._rule.seed)
+        chat = row_chat(row.columns, columns)
+        row_key = row_hash(chat, seed=self._rule.seed)
         if is_selected(row_key, fraction=self._rule.fraction):
-            self._keep(row_key, messages, row.place)
+            self._keep(row_key, chat, row.place)
 
-    def _keep(self, row_key: bytes, messages: tuple[Message, ...], place: str) -> None:
+    def _keep(self, row_key: bytes, chat: Chat, place: str) -> None:
         if row_key in self._places:
             self.num_duplicates += 1
             return
-        line = json.dumps([place, *messages]).encode()
+        line = json.dumps([place, *chat]).encode()
         try:
             self._places[row_key] = self._file.tell()
             self._file.write(line + b"\n")
@@ -120,8 +120,9 @@ class Selection:
             self._file.flush()
             for row_key in sorted(self._places):
                 self._file.seek(self._places[row_key])
-                place, *messages = json.loads(self._file.readline())
-                yield SelectedRow(row_key, tuple(Message(*turn) for turn in messages), place)
+                place, messages, *others = json.loads(self._file.readline())
+                chat = Chat(tuple(Message(*turn) for turn in messages), *others)
+                yield SelectedRow(row_key, chat, place)
         except OSError as error:
             raise work_dir_error(self._work_dir, error) from error
 

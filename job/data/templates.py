@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from job.data.formats import PLAIN_TEXT, Message, UnusableRowError
+from job.data.chat import PLAIN_TEXT, Chat, Message
+from job.data.formats import UnusableRowError
 from job.errors import SettingsError
 from job.log import log
 
@@ -64,8 +65,9 @@ class ChatTemplate:
     header: str = ""  # what opens an answer, where the template has no usable generation prompt
     folds_system: bool = False  # the template knows no system role: its text opens the first turn
 
-    def render(self, messages: tuple[Message, ...]) -> Rendered:
+    def render(self, row: Chat) -> Rendered:
         """The text and its targets. Raises `UnusableRowError`."""
+        messages = row.messages
         if messages[0].role == PLAIN_TEXT:
             return self._plain(messages[0].content)
         if self.folds_system:
@@ -107,7 +109,7 @@ class ChatTemplate:
 
     def write(self, messages: tuple[Message, ...], *, opened: bool = False) -> str:
         """The rendering of `messages`, with the generation prompt if `opened`."""
-        chat = [message._asdict() for message in messages]
+        chat = [{"role": m.role, "content": m.content} for m in messages]
         text = self.tokenizer.apply_chat_template(
             chat, chat_template=self.source, add_generation_prompt=opened, tokenize=False
         )
@@ -193,7 +195,7 @@ def _opening(template: ChatTemplate) -> tuple[bool, str]:
 def _ends_turns(template: ChatTemplate) -> bool:
     """Whether what the model learns to say ends with a token that stops its generation."""
     try:
-        text, spans, _ = template.render((_QUESTION, _ANSWERS[0]))
+        text, spans, _ = template.render(Chat((_QUESTION, _ANSWERS[0])))
     except UnusableRowError:
         return True  # another fault, which every row will tell
     start, end = spans[-1]
@@ -203,7 +205,7 @@ def _ends_turns(template: ChatTemplate) -> bool:
 def _keeps_system(template: ChatTemplate) -> bool:
     """Whether a system turn stays: Gemma's template raises on one, Mistral's drops it later."""
     try:
-        rendered = template.render((_SYSTEM, _QUESTION, _ANSWERS[0]))
+        rendered = template.render(Chat((_SYSTEM, _QUESTION, _ANSWERS[0])))
     except UnusableRowError:
         return False
     return _SYSTEM.content in rendered.text

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.data.build import build_tables
-from job.data.formats import Message
+from job.data.chat import Chat, Message
 from job.data.prepared import Counts, DataSettings
 from job.data.samples import SampleTable
 from job.data.sampling import is_eval, is_selected, row_hash
@@ -136,12 +136,12 @@ def test_the_order_is_not_that_of_the_files(rows: Path) -> None:
 
 def test_the_hash_of_a_row_is_pinned() -> None:
     """Another value here would silently give running sweeps other rows: raise SCHEMA_VERSION."""
-    messages = (Message("user", "Why? ça"), Message("assistant", "So."))
+    messages = Chat((Message("user", "Why? ça"), Message("assistant", "So.")))
     digest = row_hash(messages, seed=17)
     assert digest.hex() == "ca48c69a1ba35ac0fa82bf5e87483ad4"
     assert row_hash(messages, seed=18) != digest
     assert (
-        row_hash((Message("user", "Why? çaassistant"), Message("assistant", "So.")), seed=17)
+        row_hash(Chat((Message("user", "Why? çaassistant"), Message("assistant", "So."))), seed=17)
         != digest
     )
     assert not is_selected(b"\xff" * 16, fraction=0.999)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job.data.formats import Columns, Message, UnusableRowError, UnusableRows, row_messages
+from job.data.chat import Message
+from job.data.formats import Columns, UnusableRowError, UnusableRows, row_chat
 from job.errors import DataError
 
 QUESTION = Message("user", "Why?")
@@ -73,12 +74,12 @@ def turn(role: object, content: object) -> dict[str, object]:
 def test_a_format_is_found_from_the_columns(
     row: dict[str, Any], messages: tuple[Message, ...]
 ) -> None:
-    assert row_messages(row) == messages
+    assert row_chat(row).messages == messages
 
 
 def test_named_columns_replace_the_detected_format() -> None:
     row = {"messages": [], "frage": "Why?", "antwort": "So."}
-    assert row_messages(row, Columns("frage", "antwort")) == (QUESTION, ANSWER)
+    assert row_chat(row, Columns("frage", "antwort")).messages == (QUESTION, ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_named_columns_replace_the_detected_format() -> None:
 )
 def test_an_unusable_row_says_why(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnusableRowError) as caught:
-        row_messages(row)
+        row_chat(row)
     assert str(caught.value) == reason
 
 
@@ -157,7 +158,7 @@ _TURN = st.fixed_dictionaries(
 @given(st.dictionaries(_NAMES, _JSON | st.lists(_TURN | _JSON)))
 def test_any_json_in_any_column_is_used_or_has_a_reason(row: dict[str, Any]) -> None:
     try:
-        messages = row_messages(row)
+        messages = row_chat(row).messages
     except UnusableRowError as error:
         reason = str(error)
     else:

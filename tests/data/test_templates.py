@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from job.data.chat import Chat
 from job.data.formats import UnusableRowError
 from job.data.templates import DEFAULT_TEMPLATE, load_template
 from job.data.tokens import Sample, encode
@@ -39,7 +40,7 @@ def test_an_answer_that_the_template_rewrites_later_is_context_only(rewritten: s
         f"(message['content'] if loop.last or message['role'] != 'assistant' else {rewritten}) ",
     )
     template = load_template(forgetful, tokenizer)
-    rendered = template.render(CHAT)
+    rendered = template.render(Chat(CHAT))
     assert rendered.num_context_answers == 1
     (found,) = encode([rendered], tokenizer, max_seq_length=999)
     assert isinstance(found, Sample)
@@ -64,7 +65,7 @@ def test_a_row_whose_answers_cannot_be_placed_is_never_used(
             load_template(source, tokenizer)
         return
     with pytest.raises(UnusableRowError, match=reason):
-        load_template(source, tokenizer).render(CHAT)
+        load_template(source, tokenizer).render(Chat(CHAT))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_template_may_be_a_file(tmp_path: Path) -> None:
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
     source = "{{ strftime_now('%d %b %Y') }} " + CHATML
-    rendered = load_template(source, tokenizer_named("chatml")).render(CHAT)
+    rendered = load_template(source, tokenizer_named("chatml")).render(Chat(CHAT))
     assert rendered.text.startswith("26 Jul 2024 <|im_start|>")
 
 

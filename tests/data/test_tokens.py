@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.data.formats import Message, UnusableRowError
+from job.data.chat import Chat, Message
+from job.data.formats import UnusableRowError
 from job.data.templates import load_template
 from job.data.tokens import TOO_LONG, Sample, encode, load_tokenizer, tokenizer_fingerprint
 from job.errors import SettingsError
@@ -51,7 +52,7 @@ def sample(
     length: int = 999,
 ) -> Sample:
     template = load_template(chat_template, tokenizer)
-    (found,) = encode([template.render(messages)], tokenizer, max_seq_length=length)
+    (found,) = encode([template.render(Chat(messages))], tokenizer, max_seq_length=length)
     assert isinstance(found, Sample), found
     return found
 
@@ -102,7 +103,7 @@ def test_any_words_are_learned_whole_or_counted(question: str, answer: str) -> N
     tokenizer = tokenizer_named("llama 3")
     messages = (Message("user", question), Message("assistant", answer))
     try:
-        rendered = load_template(None, tokenizer).render(messages)
+        rendered = load_template(None, tokenizer).render(Chat(messages))
     except UnusableRowError:
         return
     (found,) = encode([rendered], tokenizer, max_seq_length=999)
@@ -145,7 +146,7 @@ def test_a_long_row_loses_its_end_and_one_without_answer_is_dropped() -> None:
     inside_second_question = sample(CHAT, tokenizer, length=first_end + 3)
     assert len(inside_second_question.input_ids) == first_end
     assert inside_second_question.truncated
-    rendered = load_template(None, tokenizer).render(CHAT)
+    rendered = load_template(None, tokenizer).render(Chat(CHAT))
     before_any_answer = int(whole.is_target.argmax())
     assert encode([rendered], tokenizer, max_seq_length=before_any_answer) == [TOO_LONG]
 
