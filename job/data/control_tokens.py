@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 # What opens and closes a thought is the model's to say: an assistant's content may spell it.
 THOUGHT_MARKS = ("<think>", "</think>")
 
-_FIRST_NAME, _LAST_NAME = 0x100000, 0x10FFFD
-_NAMES = f"[{chr(_FIRST_NAME)}-{chr(_LAST_NAME)}]"
+_FIRST_NAME = 0x100000
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # a byte of an unknown character, in SentencePiece's way
 
 
@@ -47,9 +46,9 @@ class ControlTokens:
         )
         self.names = {token: chr(_FIRST_NAME + index) for index, token in enumerate(ordered)}
         self._exchange = self.names | {name: token for token, name in self.names.items()}
-        spellings = "|".join(re.escape(token) for token in ordered)
-        self._spelled = re.compile(spellings or r"(?!)")
-        self._either = re.compile(f"{spellings}|{_NAMES}" if spellings else _NAMES)
+        self._spelled = _one_of(self.names)
+        self._named = _one_of(self.names.values())
+        self._either = _one_of(self._exchange)
 
     def in_text(self, text: str) -> bool:
         """Whether the text spells a control token."""
@@ -69,14 +68,13 @@ class ControlTokens:
         The tokens in `keep` stay.
         """
         return self._either.sub(
-            lambda found: found[0] if found[0] in keep else self._exchange.get(found[0], found[0]),
-            text,
+            lambda found: found[0] if found[0] in keep else self._exchange[found[0]], text
         )
 
     def hidden(self, value: Any, *, keep: tuple[str, ...] = ()) -> Any:
         """A JSON value with private names for the control tokens that its texts spell."""
         if isinstance(value, str):
-            if re.search(_NAMES, value):
+            if self._named.search(value):
                 raise UnusableRowError("control tokens beside private characters of Unicode")
             return self.exchanged(value, keep=keep)
         if isinstance(value, dict):
@@ -113,3 +111,8 @@ class ControlTokens:
         """Whether a merge needs or gives a control token, which then is no word of the model."""
         left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
         return any(part in self.names for part in (left, right, left + right))
+
+
+def _one_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the texts, and of two that begin alike the one that comes first here."""
+    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")

@@ -18,6 +18,7 @@ plain text, and a prompt that is rendered already, hold the control tokens that 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +42,7 @@ DEFAULT_TEMPLATE = """\
 {% elif message['role'] == 'user' %}### Instruction:
 {{ message['content'] | trim }}
 
-{% else %}### Response:
+{% elif message['role'] == 'assistant' %}### Response:
 {{ message['content'] | trim }}{{ eos_token }}
 
 {% endif %}{% endfor %}\
@@ -255,13 +256,14 @@ class _Rendering:
         spans = []
         num_dropped_thoughts = 0
         for k in wanted:
-            start, end = self._start(text, k), self._end(text, k)
+            start = self._start(text, k)
+            end = None if start is None else self._end(text, k, start)
             if start is None or end is None:
                 continue  # the template rewrites earlier turns (Qwen3 drops their reasoning)
             # A generation prompt may have said how an answer begins: "<think>".
             spoken = _squeezed(self._marks.opening + text[start:end])
-            thought, answer = self._parts(self.messages[k])
-            if answer in spoken:
+            thought, *answer = self._parts(self.messages[k])
+            if all(part in spoken for part in answer):
                 spans.append((start, end))
                 num_dropped_thoughts += thought not in spoken
         if not spans:
@@ -298,7 +300,7 @@ class _Rendering:
             before = before.removesuffix(marks.promise)
         return len(before) if text.startswith(before) else None
 
-    def _end(self, text: str, k: int) -> int | None:
+    def _end(self, text: str, k: int, start: int) -> int | None:
         """Where message k ends, with what ends its turn and without what ends the chat."""
         marks = self._marks
         is_last = k + 1 == len(self.messages)
@@ -306,19 +308,21 @@ class _Rendering:
         if not text.startswith(after):
             # Only the last answer of a chat ends so.
             after = after.removesuffix(marks.end) + marks.earlier_end
-            if not text.startswith(after):
-                return None
+        if not text.startswith(after) and self.messages[k].tool_calls and marks.end_token:
+            # Qwen3's opens a thought in an answer that ends the chat; a call never does.
+            after = text[: text.find(marks.end_token, start)] + marks.end_token
+        if not text.startswith(after):
+            return None
         spoken = after.rstrip()
         return len(spoken) if spoken.endswith(self._end_tokens) else len(after)
 
-    def _parts(self, message: Message) -> tuple[str, str]:
-        """The reasoning and the answer, as they would stand in the rendering."""
+    def _parts(self, message: Message) -> Iterator[str]:
+        """The reasoning, the answer and the names of the calls, as the rendering holds them."""
         thought, mark, answer = message.content.rpartition("</think>")
-        thought += mark + message.reasoning
-        if self.control is not None:
-            thought = self.control.read(thought, keep=THOUGHT_MARKS)
-            answer = self.control.read(answer, keep=THOUGHT_MARKS)
-        return _squeezed(thought), _squeezed(answer)
+        calls = (str(call.get("function", {}).get("name", "")) for call in message.tool_calls)
+        for part in (thought + mark + message.reasoning, answer, *calls):
+            read = self.control.read(part, keep=THOUGHT_MARKS) if self.control else part
+            yield _squeezed(read)
 
     def _check_end(self, text: str, span: tuple[int, int], *, is_last: bool) -> None:
         spoken = text[span[0] : span[1]]

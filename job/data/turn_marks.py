@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -64,11 +64,10 @@ class TurnMarks(NamedTuple):
 
     def mapped(self, change: Callable[[str], str]) -> TurnMarks:
         """The marks with every text changed."""
-        texts = {name: text for name, text in self._asdict().items() if isinstance(text, str)}
-        return self._replace(
-            first_turns=tuple(map(change, self.first_turns)),
-            **{name: change(text) for name, text in texts.items()},
-        )
+        changed: dict[str, Any] = {
+            name: change(text) for name, text in self._asdict().items() if isinstance(text, str)
+        }
+        return self._replace(first_turns=tuple(map(change, self.first_turns)), **changed)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _shows(
         return False
 
 
-def turn_marks(write: Write, tokens: Mapping[str, int] | tuple[str, ...], bos: str) -> TurnMarks:
+def turn_marks(write: Write, tokens: tuple[str, ...], bos: str) -> TurnMarks:
     """Find the marks; `tokens` are the tokenizer's added ones, `bos` its BOS or "".
 
     Raises `ValueError`, or what the template raises, for one that cannot render a question and an
@@ -161,7 +160,7 @@ def _common(one: str, other: str) -> str:
     return one[:length]
 
 
-def _splitter(tokens: Mapping[str, int] | tuple[str, ...]) -> re.Pattern[str]:
+def _splitter(tokens: tuple[str, ...]) -> re.Pattern[str]:
     """Splits a text at its tokens, which are kept."""
     ordered = sorted(tokens, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered))})" if ordered else r"((?!))")
