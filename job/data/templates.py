@@ -189,17 +189,21 @@ class ChatTemplate:
             return None
         if len(messages) > 2:
             raise UnusableRowError("turns beside a prompt that is rendered already")
-        for closing in (self.marks.tail.strip(), self.marks.end.strip()):
+        for closing in ("", self.marks.tail.strip(), self.marks.end.strip()):
             answer = answer.removesuffix(closing).rstrip()
-        if not answer:
+        if not answer.strip():
             raise UnusableRowError("empty answer")
-        control = self.control if self.control.in_text(answer) else None
-        marks = self.marks if control is None else self.renamed_marks
+        lead, is_rendered = self._lead(answer)
+        if lead == self.marks.lead:  # the answer lacks it
+            answer = answer.lstrip()
+        control = self.control if not is_rendered and self.control.in_text(answer) else None
+        marks = self.marks
         if control is not None:
-            head = control.exchanged(head)
+            marks = self.renamed_marks
+            head, lead = control.exchanged(head), control.exchanged(lead)
             answer = control.read(answer, keep=THOUGHT_MARKS)
         head = marks.bos + head
-        text = f"{head}{marks.lead}{answer}{marks.end}"
+        text = f"{head}{lead}{answer}{marks.end}"
         return Rendered(
             text,
             ((len(head), len(text)),),
@@ -218,8 +222,20 @@ class ChatTemplate:
             for found in pattern.finditer(whole):
                 if found.start() <= len(body) and found.end() >= len(body.rstrip()):
                     blank = opening[len(opening.rstrip()) :]
-                    return whole[: found.end()] + blank, whole[found.end() :].strip()
+                    return whole[: found.end()] + blank, whole[found.end() :].removeprefix(blank)
         return "", answer
+
+    def _lead(self, answer: str) -> tuple[str, bool]:
+        """What the template writes before the answer's words, and whether the answer is rendered.
+
+        An answer that opens with a token of that, as a channel does, is rendered as well: then all
+        control tokens that it spells are control tokens.
+        """
+        lead = self.marks.lead
+        tokens = [token for token in self.end_tokens if token in lead]
+        opening = tuple(t for t in tokens if t in self.control.names and t not in THOUGHT_MARKS)
+        holds_it = any(token in answer for token in tokens)
+        return "" if holds_it else lead, answer.lstrip().startswith(opening)
 
     @cached_property
     def _openings(self) -> tuple[tuple[str, re.Pattern[str]], ...]:

@@ -54,7 +54,7 @@ class TurnMarks(NamedTuple):
     header: str = ""  # opens an answer, where the template has no usable generation prompt
     promise: str = ""  # the generation prompt's end that an answer may lack: "<think>\n"
     opening: str = ""  # from a question's last word to where generation starts
-    lead: str = ""  # white space between that and an answer's first word
+    lead: str = ""  # from there to an answer's first word: white space, an empty thought, a channel
     end: str = ""  # ends an answer, with the white space before it
     end_token: str = ""  # the last token of `end`, "" if there is none
     tail: str = ""  # what follows `end` where the chat ends, which nobody has to say
@@ -119,7 +119,6 @@ def turn_marks(write: Write, tokens: tuple[str, ...], bos: str) -> TurnMarks:
     place = answered.find(ANSWER.content, start)
     if place < 0:
         return marks  # it changes the answers' words: every row will be refused
-    lead = answered[start:place]
     template_bos = bos if bos and asked.startswith(bos) else ""
     split = _splitter(tokens)
     closing, between = answered[place + len(ANSWER.content) :], _between_turns(write)
@@ -127,7 +126,7 @@ def turn_marks(write: Write, tokens: tuple[str, ...], bos: str) -> TurnMarks:
     found = [piece for piece in split.split(end) if split.fullmatch(piece)]
     return marks._replace(
         opening=before[before.find(QUESTION.content) + len(QUESTION.content) :],
-        lead=lead if lead.isspace() else "",
+        lead=answered[start:place],
         end=end,
         end_token=found[-1] if found else "",
         tail=closing[len(end) :],
