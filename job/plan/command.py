@@ -75,7 +75,7 @@ def run_plan(options: Namespace, settings: Settings) -> None:
 
 
 def section_text(plan: Plan, section: str, console: Console) -> Text:
-    """The section with its name, further lines under the first; colours mark the sample on a terminal."""
+    """The section under its name; on a terminal colours mark what a sample teaches."""
     text = plan.sections[section]
     if section == "sample" and console.is_terminal and not console.no_color:
         text = coloured(plan.sample)
