@@ -41,7 +41,7 @@ class ControlTokens:
         spelled = {token.content for token in added if token.special} | set(turn_tokens)
         # The longest first: of two tokens that begin alike a tokenizer takes the longer one.
         ordered = sorted(
-            (token for token in spelled if token and not _BYTE.fullmatch(token)),
+            (token for token in spelled if token.strip() and not _BYTE.fullmatch(token)),
             key=lambda token: (-len(token), token),
         )
         self.names = {token: chr(_FIRST_NAME + index) for index, token in enumerate(ordered)}

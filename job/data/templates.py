@@ -90,7 +90,9 @@ class ChatTemplate:
             messages = _folded(messages)
         control = self.control if self._spells_control(row) else None
         try:
-            return _Rendering(self, messages, row.tools, control).result()
+            marks = self.marks if control is None else self.renamed_marks
+            ends = self.end_tokens if control is None else self.renamed_end_tokens
+            return _Rendering(self, messages, row.tools, control, marks, ends).result()
         except UnusableRowError:
             raise
         except Exception as error:  # a template is a program of the user's: it may raise anything
@@ -100,7 +102,9 @@ class ChatTemplate:
     def control(self) -> ControlTokens:
         """The special tokens, and the added ones that the template writes around turns."""
         tried = self.write((QUESTION, ANSWER)) + self.write((QUESTION,), opened=True)
-        turn_tokens = {token for token in self.end_tokens if token in tried}
+        # Words, line ends and runs of spaces may be added tokens too, and are read as ever.
+        marks = (token for token in self.end_tokens if token[0] in "<[" and token[-1] in ">]")
+        turn_tokens = {token for token in marks if token in tried}
         return ControlTokens(self.tokenizer, turn_tokens - set(THOUGHT_MARKS))
 
     @cached_property
@@ -154,13 +158,13 @@ class ChatTemplate:
 
     def _spells_control(self, row: Chat) -> bool:
         control = self.control
-        return any(
-            control.in_text(turn.content)
-            or control.in_text(turn.reasoning)
-            or control.in_text(turn.name)
-            or control.in_value(turn.tool_calls)
-            for turn in row.messages
-        ) or control.in_value(row.tools)
+        for turn in row.messages:
+            texts = (turn.content, turn.reasoning, turn.name)
+            if any(text and control.in_text(text) for text in texts):
+                return True
+            if turn.tool_calls and control.in_value(turn.tool_calls):
+                return True
+        return bool(row.tools) and control.in_value(row.tools)
 
     def _check_tools(self, row: Chat) -> None:
         """Refuse a row with a part of a tool's use that the template drops: half teaches wrong."""
@@ -259,6 +263,8 @@ class _Rendering:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...]
     control: ControlTokens | None
+    marks: TurnMarks
+    end_tokens: tuple[str, ...]
 
     def result(self) -> Rendered:
         """The text and its targets. Raises `UnusableRowError`, and what the template raises."""
@@ -277,7 +283,7 @@ class _Rendering:
             if start is None or end is None:
                 continue  # the template rewrites earlier turns (Qwen3 drops their reasoning)
             # A generation prompt may have said how an answer begins: "<think>".
-            spoken = _squeezed(self._marks.opening + text[start:end])
+            spoken = _squeezed(self.marks.opening + text[start:end])
             thought, *answer = self._parts(self.messages[k])
             if all(part in spoken for part in answer):
                 spans.append((start, end))
@@ -290,18 +296,9 @@ class _Rendering:
             tuple(spans),
             num_context_answers=len(wanted) - len(spans),
             num_dropped_thoughts=num_dropped_thoughts,
-            end_token=self._marks.end_token,
+            end_token=self.marks.end_token,
             control=self.control,
         )
-
-    @cached_property
-    def _marks(self) -> TurnMarks:
-        return self.template.marks if self.control is None else self.template.renamed_marks
-
-    @cached_property
-    def _end_tokens(self) -> tuple[str, ...]:
-        template = self.template
-        return template.end_tokens if self.control is None else template.renamed_end_tokens
 
     def _write(self, num_messages: int, *, opened: bool = False) -> str:
         return self.template.write(
@@ -310,7 +307,7 @@ class _Rendering:
 
     def _start(self, text: str, k: int) -> int | None:
         """Where message k begins to be the model's to say."""
-        marks = self._marks
+        marks = self.marks
         before = self._write(k, opened=marks.has_generation_prompt) + marks.header
         if not text.startswith(before) and marks.promise:
             before = before.removesuffix(marks.promise)
@@ -318,7 +315,7 @@ class _Rendering:
 
     def _end(self, text: str, k: int, start: int) -> int | None:
         """Where message k ends, with what ends its turn and without what ends the chat."""
-        marks = self._marks
+        marks = self.marks
         is_last = k + 1 == len(self.messages)
         after = (text if is_last else self._write(k + 1)).removesuffix(marks.tail)
         if not text.startswith(after):
@@ -330,7 +327,7 @@ class _Rendering:
         if not text.startswith(after):
             return None
         spoken = after.rstrip()
-        return len(spoken) if spoken.endswith(self._end_tokens) else len(after)
+        return len(spoken) if spoken.endswith(self.end_tokens) else len(after)
 
     def _parts(self, message: Message) -> Iterator[str]:
         """The reasoning, the answer and the names of the calls, as the rendering holds them."""
@@ -342,7 +339,7 @@ class _Rendering:
 
     def _check_end(self, text: str, span: tuple[int, int], *, is_last: bool) -> None:
         spoken = text[span[0] : span[1]]
-        if is_last and self._marks.end_token and not spoken.endswith(self._end_tokens):
+        if is_last and self.marks.end_token and not spoken.endswith(self.end_tokens):
             raise UnusableRowError("the chat template does not end the answer with a token")
 
 
@@ -360,7 +357,8 @@ def load_template(chat_template: str | None, tokenizer: PreTrainedTokenizerBase)
         source, owner = DEFAULT_TEMPLATE, "the default template"
     if "strftime_now" in source:
         source = _FIXED_DATE + source
-    end_tokens = (*tokenizer.get_added_vocab(), *filter(None, [tokenizer.eos_token]))
+    added = (*tokenizer.get_added_vocab(), tokenizer.eos_token or "")
+    end_tokens = tuple(token for token in added if token.strip())  # Gemma adds line ends
     template = ChatTemplate(source, tokenizer, bos=_bos(tokenizer), end_tokens=end_tokens)
     try:
         marks = turn_marks(template.write, end_tokens, tokenizer.bos_token or "")

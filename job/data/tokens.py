@@ -168,7 +168,7 @@ def _sample(
         first, last = np.searchsorted(ends, (start, end), side="right")
         is_target[first:last] = True
         is_ended = end_id is not None and rendered.text.endswith(rendered.end_token, start, end)
-        if is_ended and ids[last - 1] != end_id:
+        if is_ended and ids[int(last) - 1] != end_id:
             return "the tokenizer does not read what ends an answer as one token"
     is_target[:1] = False  # nothing comes before the first token
     length = _used_length(is_target)

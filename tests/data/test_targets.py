@@ -146,6 +146,19 @@ def test_an_end_that_the_tokenizer_does_not_read_is_refused() -> None:
     assert samples == ["the tokenizer does not read what ends an answer as one token"]
 
 
+def test_line_ends_and_words_that_are_added_tokens_end_and_forge_nothing() -> None:
+    family = FAMILIES["gemma"]
+    added = ("\n", "\n\n", "  ", "</code>", "user", "model", *family.specials)
+    template, tokenizer = changed("gemma", added=added)
+    assert learned_by(template, tokenizer, *CHAT) == LEARNED["gemma"]
+    assert set(template.control.names) == {*family.specials, "<bos>", "<eos>"}
+    messages = (Message("user", "the user's"), Message("assistant", "  <code>\n\n</code>"))
+    assert learned_by(template, tokenizer, *messages) == ["<code>\n\n</code><end_of_turn>"]
+    (found,) = encode([template.render(Chat(messages))], tokenizer, max_seq_length=99)
+    assert isinstance(found, Sample)
+    assert found.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("user")) == 2
+
+
 EOS_LAST = """\
 {% for message in messages %}{{ message['role'] + ': ' + message['content'] }}\
 {% if loop.last and message['role'] == 'assistant' %}{{ eos_token }}\
