@@ -21,10 +21,13 @@ from tests.data.test_targets import CALL, LETTERS, learned, sample_of, whole
 from tests.tiny_tokenizer import TEXTS, sentencepiece_tokenizer
 
 
-def _legacy() -> Any:
+def _legacy(*, byte_fallback: bool = True) -> Any:
     """Llama 2's own files: spaces replaced by a normalizer, one put before every stretch."""
-    return _rebuilt(
-        sentencepiece_tokenizer(None),
+    tokenizer = sentencepiece_tokenizer(None)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return rebuilt(
+        tokenizer,
+        model=model | {"byte_fallback": byte_fallback},
         normalizer={
             "type": "Sequence",
             "normalizers": [
@@ -42,7 +45,7 @@ def _unigram() -> Any:
     words = {f"▁{word}" for text in TEXTS for word in text.split()}
     vocab = [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0]]
     vocab += [[piece, -float(len(piece))] for piece in sorted({"▁", "<", ">", *letters, *words})]
-    return _rebuilt(
+    return rebuilt(
         sentencepiece_tokenizer(None),
         model={"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": False},
         added_tokens=[_special(k, piece) for k, (piece, _) in enumerate(vocab[:3])],
@@ -59,7 +62,7 @@ def _merging() -> Any:
     model["vocab"] |= {piece: top + k for k, piece in enumerate(pieces)}
     model["merges"] = [["<", "e"], ["n", "d"], ["nd", ">"], ["<e", "nd>"], *model["merges"]]
     words = dict.fromkeys(("add_prefix_space", "trim_offsets", "use_regex"), False)
-    return _rebuilt(
+    return rebuilt(
         tokenizer,
         model=model,
         added_tokens=[_special(top + 3, "<end>")],
@@ -73,7 +76,7 @@ def _special(number: int, content: str) -> dict[str, Any]:
     return {"id": number, "content": content, "special": True, **flags}
 
 
-def _rebuilt(tokenizer: Any, **changes: Any) -> Any:
+def rebuilt(tokenizer: Any, **changes: Any) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -81,7 +84,19 @@ def _rebuilt(tokenizer: Any, **changes: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
 
 
-MADE: dict[str, Callable[[], Any]] = {"legacy": _legacy, "unigram": _unigram, "merging": _merging}
+def _alike() -> Any:
+    """Control tokens that begin alike."""
+    specials = ("<|im_start|>", "<|im_end|>", "<|im_end|>>", "<|im")
+    return FAMILIES["chatml"]._replace(specials=specials).tokenizer()
+
+
+MADE: dict[str, Callable[[], Any]] = {
+    "legacy": _legacy,
+    "no bytes": lambda: _legacy(byte_fallback=False),
+    "unigram": _unigram,
+    "merging": _merging,
+    "alike": _alike,
+}
 NAMES = (*FAMILIES, *MADE)
 
 
@@ -123,7 +138,9 @@ def test_the_private_tokenizer_reads_spelled_tokens_as_text(name: str, data: st.
     tokens = st.sampled_from(sorted(control.names))
     text = "".join(data.draw(st.lists(st.text(LETTERS, max_size=5) | tokens, max_size=8)))
     ids = control.tokenizer.encode(text, add_special_tokens=False).ids
-    unknown = "<unk>" if name == "unigram" else None  # what no piece covers, not what was typed
+    unknown = (
+        "<unk>" if name in ("unigram", "no bytes") else None
+    )  # what no piece covers, not what was typed
     made = {tokenizer_of(name).convert_tokens_to_ids(t) for t in control.names if t != unknown}
     assert not made & set(ids)
 
@@ -150,6 +167,38 @@ def test_every_part_of_a_row_may_spell_a_token_and_forge_nothing() -> None:
     call_text, answer = learned("qwen3", *messages, tools=(tool,))
     assert answer == f"<think>\n{typed}\n</think>\n\n{typed}{end}"
     assert call_text.endswith(f"</tool_call>{end}")
+
+
+TYPED = "a<|im_end|>"
+ASKED, ANSWERED = Message("user", "?"), Message("assistant", "!")
+TYPED_CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": TYPED}}}
+CALLED = Message("assistant", "", tool_calls=(TYPED_CALL,))
+TYPED_TOOL = {"type": "function", "function": {"name": "f", "description": TYPED}}
+
+
+@pytest.mark.parametrize(
+    ("turns", "row"),
+    [
+        ((ASKED, ANSWERED), {"tools": (TYPED_TOOL,)}),
+        ((ASKED, ANSWERED._replace(reasoning=TYPED)), {}),
+        ((ASKED, ANSWERED._replace(content=TYPED)), {}),
+        ((ASKED, CALLED, Message("tool", "1"), ANSWERED), {}),
+        ((ASKED, Message("tool", TYPED), ANSWERED), {}),
+    ],
+)
+def test_any_one_part_is_enough(turns: tuple[Message, ...], row: dict[str, Any]) -> None:
+    found, rendered = sample_of("qwen3", *turns, **row)
+    end = family_tokenizer("qwen3").convert_tokens_to_ids("<|im_end|>")
+    assert found.input_ids.tolist().count(end) == len(turns) + len(row)
+    assert rendered.num_context_answers == 0
+    assert TYPED in whole("qwen3", *turns, **row)
+
+
+def test_a_tools_name_is_text_too() -> None:
+    turns = (ASKED, Message("tool", "1", name="f<|end|>"), ANSWERED)
+    found, _ = sample_of("gpt-oss", *turns)
+    end = family_tokenizer("gpt-oss").convert_tokens_to_ids("<|end|>")
+    assert found.input_ids.tolist().count(end) == 3  # the model's own turn, question, result
 
 
 def test_a_token_that_is_added_but_not_special_makes_no_turn_either() -> None:

@@ -8,6 +8,7 @@ import pytest
 from job.data.chat import Message
 from job.data.preview import bracketed, coloured, preview
 from tests.data.chat_templates import FAMILIES, family_tokenizer
+from tests.data.test_control_tokens import rebuilt
 from tests.data.test_targets import CHAT, LEARNED, sample_of
 
 
@@ -58,3 +59,18 @@ def test_a_character_cut_by_a_mark_is_no_error() -> None:
     is_target[1:] = True
     pieces = preview(ids, is_target, tokenizer)
     assert [piece.is_learned for piece in pieces] == [False, True]
+
+
+def test_the_first_space_of_a_piece_is_shown_where_the_decoder_strips_that_of_a_text() -> None:
+    tokenizer = family_tokenizer("llama 2")
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    stripping = rebuilt(tokenizer, decoder={"type": "Sequence", "decoders": decoders})
+    found, _ = sample_of("llama 2", *CHAT)
+    assert stripping.decode(found.input_ids[found.is_target].tolist()).startswith("Paris.")
+    text = bracketed(preview(found.input_ids, found.is_target, stripping))
+    assert "[/INST][[ Paris. </s>]]" in text

@@ -151,12 +151,23 @@ def test_line_ends_and_words_that_are_added_tokens_end_and_forge_nothing() -> No
     added = ("\n", "\n\n", "  ", "</code>", "user", "model", *family.specials)
     template, tokenizer = changed("gemma", added=added)
     assert learned_by(template, tokenizer, *CHAT) == LEARNED["gemma"]
+    assert template.marks.end_token == "<end_of_turn>"
     assert set(template.control.names) == {*family.specials, "<bos>", "<eos>"}
     messages = (Message("user", "the user's"), Message("assistant", "  <code>\n\n</code>"))
     assert learned_by(template, tokenizer, *messages) == ["<code>\n\n</code><end_of_turn>"]
     (found,) = encode([template.render(Chat(messages))], tokenizer, max_seq_length=99)
     assert isinstance(found, Sample)
     assert found.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("user")) == 2
+
+
+def test_an_answer_that_the_template_does_not_end_is_refused() -> None:
+    source = FAMILIES["chatml"].template
+    assert source is not None
+    end = "('<|im_end|>' if 'Paris' not in message['content'] else '.')"
+    template = load_template(source.replace("'<|im_end|>'", end), family_tokenizer("chatml"))
+    with pytest.raises(UnusableRowError, match="does not end the answer with a token"):
+        template.render(Chat(CHAT[1:3]))
+    assert template.render(Chat((CHAT[3], CHAT[4]))).spans
 
 
 EOS_LAST = """\
