@@ -332,7 +332,7 @@ class _Rendering:
     def _parts(self, message: Message) -> Iterator[str]:
         """The reasoning, the answer and the names of the calls, as the rendering holds them."""
         thought, mark, answer = message.content.rpartition("</think>")
-        calls = (str(call.get("function", {}).get("name", "")) for call in message.tool_calls)
+        calls = map(_called, message.tool_calls)
         for part in (thought + mark + message.reasoning, answer, *calls):
             read = self.control.read(part, keep=THOUGHT_MARKS) if self.control else part
             yield _squeezed(read)
@@ -438,20 +438,27 @@ def _folded(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 def _template_messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
     """The messages as templates read them: with those keys only that say something."""
     turns = []
-    open_calls: list[str] = []  # ids of the calls that no tool has answered yet
+    open_calls: list[dict[str, Any]] = []  # those that no tool has answered yet
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.reasoning:  # the two names that templates know it by
             turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
         if message.tool_calls:
             turn["tool_calls"] = list(message.tool_calls)
-            open_calls = [str(call.get("id", "")) for call in message.tool_calls]
+            open_calls = list(message.tool_calls)
         if message.name:
             turn["name"] = message.name
         if message.role == "tool" and open_calls:
-            turn["tool_call_id"] = open_calls.pop(0)
+            named = [k for k, call in enumerate(open_calls) if _called(call) == message.name]
+            call = open_calls.pop(named[0] if named else 0)
+            turn |= {"tool_call_id": call["id"]} if "id" in call else {}
         turns.append(turn)
     return turns
+
+
+def _called(call: dict[str, Any]) -> str:
+    """The name of the function that is called."""
+    return str(call.get("function", {}).get("name", ""))
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> str:

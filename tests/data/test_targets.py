@@ -290,6 +290,19 @@ def test_calls_are_learned_and_results_are_read(name: str) -> None:
     assert text.count("calc") >= 2, "the tool is listed and called"
 
 
+def test_results_name_their_calls_in_whatever_order_they_come() -> None:
+    other = {"id": "call00002", "type": "function", "function": {"name": "date", "arguments": {}}}
+    messages = (
+        CALLED[0],
+        Message("assistant", "", tool_calls=(CALL, other)),
+        Message("tool", "Monday", name="date"),
+        *CALLED[2:],
+    )
+    text = whole("mistral v0.3", *messages)
+    assert '{"content": "Monday", "call_id": "call00002"}' in text
+    assert '{"content": "2.0", "call_id": "call00001"}' in text
+
+
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
