@@ -327,7 +327,12 @@ class _Rendering:
         if not text.startswith(after):
             return None
         spoken = after.rstrip()
-        return len(spoken) if spoken.endswith(self.end_tokens) else len(after)
+        return len(spoken) if self._is_ended(spoken) else len(after)
+
+    def _is_ended(self, spoken: str) -> bool:
+        """Whether the text ends with a token, in nearly all rows the one that ends a turn."""
+        end = self.marks.end_token
+        return bool(end and spoken.endswith(end)) or spoken.endswith(self.end_tokens)
 
     def _parts(self, message: Message) -> Iterator[str]:
         """The reasoning, the answer and the names of the calls, as the rendering holds them."""
@@ -339,7 +344,7 @@ class _Rendering:
 
     def _check_end(self, text: str, span: tuple[int, int], *, is_last: bool) -> None:
         spoken = text[span[0] : span[1]]
-        if is_last and self.marks.end_token and not spoken.endswith(self.end_tokens):
+        if is_last and self.marks.end_token and not self._is_ended(spoken):
             raise UnusableRowError("the chat template does not end the answer with a token")
 
 
