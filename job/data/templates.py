@@ -6,10 +6,10 @@ at inference; what it adds for the answer is the answer with its end of turn. Bo
 be beginnings of the whole chat's rendering, and the span must contain the answer; a turn for
 which that does not hold is context only, and a row without any other turn is unusable.
 
-An answer ends with the token that the template ends it with. Where a template ends only
-the last one with a token, an earlier one ends as the template ends it: with its last word and the
-white space after it. A generation prompt that opens a thought ("<think>") is not
-learned: the model starts to speak after it.
+An answer ends with the token that the template ends it with. Where a template ends only the last
+one with a token, an earlier one ends as the template ends it: with its last word and the white
+space after it. A generation prompt that opens a thought ("<think>") is not learned: the model
+starts to speak after it.
 
 Control tokens that a row spells are text (`job/data/control_tokens.py`), with two exceptions: a
 plain text, and a prompt that is rendered already, hold the control tokens that they spell.
@@ -17,7 +17,6 @@ plain text, and a prompt that is rendered already, hold the control tokens that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from job.data.chat import PLAIN_TEXT, Chat, Message
 from job.data.control_tokens import THOUGHT_MARKS, ControlTokens
 from job.data.formats import UnusableRowError
+from job.data.prerendered import PairReader
 from job.data.turn_marks import ANSWER, QUESTION, SYSTEM, ToolSupport, TurnMarks, turn_marks
 from job.errors import SettingsError
 from job.log import log
@@ -83,7 +83,7 @@ class ChatTemplate:
         messages = row.messages
         if messages[0].role == PLAIN_TEXT:
             return self._plain(messages[0].content)
-        if row.is_pair and (found := self._prerendered(messages)):
+        if row.is_pair and (found := self._prerendered(row)):
             return found
         self._check_tools(row)
         if self.folds_system:
@@ -176,37 +176,24 @@ class ChatTemplate:
         if not has.turns and any(turn.role == "tool" for turn in row.messages):
             raise UnusableRowError("the chat template does not render tool turns")
 
-    def _prerendered(self, messages: tuple[Message, ...]) -> Rendered | None:
-        """A pair whose prompt the template's own words open and close, rendered as it is.
+    @cached_property
+    def _pairs(self) -> PairReader:
+        return PairReader(self.marks, self.end_tokens, self.control.names)
 
-        After BOS and white space the prompt begins with what opens a user's or the system's turn
-        (or with the token that such a turn begins with), and it ends with what stands between a
-        question and its answer; the answer column may hold the rest of that. A prompt that
-        only mentions a control token is therefore none.
-        """
-        prompt, answer = messages[-2].content, messages[-1].content
-        body = prompt.lstrip().removeprefix(self.marks.bos).lstrip()
-        if not self.marks.first_turns or not body.startswith(self.marks.first_turns):
+    def _prerendered(self, row: Chat) -> Rendered | None:
+        """A pair whose prompt is rendered already, with one BOS and one end of the answer."""
+        *others, prompt, answer_turn = row.messages
+        pair = self._pairs.read(prompt.content, answer_turn.content)
+        if pair is None:
             return None
-        head, answer = self._opened(body, answer)
-        if not head:
-            return None
-        if len(messages) > 2:
-            raise UnusableRowError("turns beside a prompt that is rendered already")
-        for closing in ("", self.marks.tail.strip(), self.marks.end.strip()):
-            answer = answer.removesuffix(closing).rstrip()
-        if not answer.strip():
-            raise UnusableRowError("empty answer")
-        lead, is_rendered = self._lead(answer)
-        if lead == self.marks.lead:  # the answer lacks it
-            answer = answer.lstrip()
-        control = self.control if not is_rendered and self.control.in_text(answer) else None
-        marks = self.marks
-        if control is not None:
-            marks = self.renamed_marks
+        if others or row.tools:
+            raise UnusableRowError("turns or tools beside a prompt that is rendered already")
+        head, lead, answer = self.marks.bos + pair.prompt, pair.lead, pair.answer
+        control, marks = None, self.marks
+        if not pair.is_rendered and self.control.in_text(answer):
+            control, marks = self.control, self.renamed_marks
             head, lead = control.exchanged(head), control.exchanged(lead)
             answer = control.read(answer, keep=THOUGHT_MARKS)
-        head = marks.bos + head
         text = f"{head}{lead}{answer}{marks.end}"
         return Rendered(
             text,
@@ -215,44 +202,6 @@ class ChatTemplate:
             end_token=marks.end_token,
             control=control,
         )
-
-    def _opened(self, body: str, answer: str) -> tuple[str, str]:
-        """The prompt up to where the model speaks, and the answer; "" if it does not end so.
-
-        White space around the template's tokens may be missing or other.
-        """
-        whole = body + answer
-        for opening, pattern in self._openings:
-            for found in pattern.finditer(whole):
-                if found.start() <= len(body) and found.end() >= len(body.rstrip()):
-                    blank = opening[len(opening.rstrip()) :]
-                    return whole[: found.end()] + blank, whole[found.end() :].removeprefix(blank)
-        return "", answer
-
-    def _lead(self, answer: str) -> tuple[str, bool]:
-        """What the template writes before the answer's words, and whether the answer is rendered.
-
-        An answer that opens with a token of that, as a channel does, is rendered as well: then all
-        control tokens that it spells are control tokens.
-        """
-        lead = self.marks.lead
-        tokens = [token for token in self.end_tokens if token in lead]
-        opening = tuple(t for t in tokens if t in self.control.names and t not in THOUGHT_MARKS)
-        holds_it = any(token in answer for token in tokens)
-        return "" if holds_it else lead, answer.lstrip().startswith(opening)
-
-    @cached_property
-    def _openings(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
-        """What stands between a question and its answer, with and without a thought's opening."""
-        whole = self.marks.opening
-        texts = dict.fromkeys((whole, whole.removesuffix(self.marks.promise)))
-        return tuple((text, self._spaced(text)) for text in texts if text.strip())
-
-    def _spaced(self, text: str) -> re.Pattern[str]:
-        """The text as a pattern, with any white space around its tokens."""
-        tokens = sorted((token for token in self.end_tokens if token in text), key=len)
-        parts = re.split("|".join(f"({re.escape(token)})" for token in tokens[::-1]), text)
-        return re.compile(r"\s*".join(re.escape(p.strip()) for p in parts if p and p.strip()))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -120,7 +120,7 @@ def turn_marks(write: Write, tokens: tuple[str, ...], bos: str) -> TurnMarks:
     if place < 0:
         return marks  # it changes the answers' words: every row will be refused
     template_bos = bos if bos and asked.startswith(bos) else ""
-    split = _splitter(tokens)
+    split = splitter(tokens)
     closing, between = answered[place + len(ANSWER.content) :], _between_turns(write)
     end, earlier_end = _ends(closing, between, asked, split)
     found = [piece for piece in split.split(end) if split.fullmatch(piece)]
@@ -159,7 +159,7 @@ def _common(one: str, other: str) -> str:
     return one[:length]
 
 
-def _splitter(tokens: tuple[str, ...]) -> re.Pattern[str]:
+def splitter(tokens: Iterable[str]) -> re.Pattern[str]:
     """Splits a text at its tokens, which are kept."""
     ordered = sorted(tokens, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered))})" if ordered else r"((?!))")

@@ -10,7 +10,7 @@ import pytest
 from job.data.chat import Chat, Message
 from job.data.formats import UnusableRowError
 from tests.data.chat_templates import FAMILIES, family_tokenizer
-from tests.data.test_targets import learned, sample_of, template_of
+from tests.data.test_targets import TOOL, learned, sample_of, template_of
 from tests.data.test_tokens import targets
 
 QUESTION, ANSWER = Message("user", "And of Spain? 🙂"), Message("assistant", "Madrid, ça va 🙂")
@@ -155,8 +155,8 @@ def test_tokens_that_the_answer_spells_are_text() -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ((Message("system", "S"), *_pair(PROMPT, "A").messages), "turns beside a prompt"),
-        ((*EARLIER, *_pair(PROMPT, "A").messages), "turns beside a prompt"),
+        ((Message("system", "S"), *_pair(PROMPT, "A").messages), "turns or tools beside a prompt"),
+        ((*EARLIER, *_pair(PROMPT, "A").messages), "turns or tools beside a prompt"),
         (_pair(PROMPT, "<|im_end|>\n").messages, "empty answer"),
     ],
 )
@@ -165,3 +165,8 @@ def test_what_cannot_stand_beside_a_rendered_prompt_is_refused(
 ) -> None:
     with pytest.raises(UnusableRowError, match=reason):
         template_of("chatml").render(Chat(messages, is_pair=True))
+
+
+def test_tools_beside_a_rendered_prompt_are_refused() -> None:
+    with pytest.raises(UnusableRowError, match="turns or tools beside a prompt"):
+        template_of("qwen3").render(_pair(PROMPT, "A")._replace(tools=(TOOL,)))
