@@ -133,8 +133,7 @@ def _everything(given: dict[str, Any], out: Path) -> int:
     """
     settings, ledger = Settings(**given), Ledger(LocalStore(out), "s")
     verbs = {"status": show_status, "report": write_report, "best": show_best}
-    looks = ("status", "status --attempts", "status --json", f"report --output {out}", "best",
-             f"best --download {out}/adapter")  # fmt: skip
+    looks = ("status --attempts", f"report --output {out}", f"best --download {out}/adapter")
 
     def run(line: str) -> int:
         options = parse(line.split())
