@@ -69,7 +69,7 @@ def diagnose(error: Exception, bucket: str) -> Fault | None:
     sdk = (BotoCoreError, Boto3Error, ResponseParserError, RetriesExceededError)
     if isinstance(error, (*sdk, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)):
         # ResponseParserError: not S3's answer, so a proxy's.
-        sent = isinstance(error, HTTPClientError) and error.__cause__  # `adapter.Sender` raised it
+        sent = isinstance(error, HTTPClientError) and error.__cause__  # by `Sender`
         return Fault(FaultKind.OUTAGE, f"no whole answer ({type(sent or error).__name__})")
     return None
 

@@ -28,7 +28,7 @@ DEFAULT_PROJECT = "qlora-sweep"
 POLL_SECONDS = 0.1
 REQUEST_SECONDS = 20.0  # a question to W&B may take so long, the client's own retries included
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 # Settings that keep the client from telling W&B what nobody asked for. `prepare` sets them, since
 # `wandb.agent` reads its settings from the environment only.
@@ -125,17 +125,17 @@ def api(seconds: float = REQUEST_SECONDS) -> Any:
 
 def call(
     doing: str,
-    action: Callable[[], Result],
+    action: Callable[[], T],
     *,
     should_stop: Callable[[], None],
     seconds: float = 3 * REQUEST_SECONDS,
-) -> Result:
+) -> T:
     """Run `action` in a side thread; `should_stop` is asked meanwhile and may raise.
 
     Raises `OutageError` if it takes longer than `seconds`, and as `as_job_error` says.
     """
     done = threading.Event()
-    results: list[Result] = []
+    results: list[T] = []
     errors: list[Exception] = []
 
     def run() -> None:
@@ -157,9 +157,7 @@ def call(
     return results[0]
 
 
-def retried(
-    attempt: Callable[[], Result], *, seconds: float, pause: Callable[[float], None]
-) -> Result:
+def retried(attempt: Callable[[], T], *, seconds: float, pause: Callable[[float], None]) -> T:
     """Call `attempt` again and again while W&B is down, for `seconds`; then raise the error."""
     deadline, wait = time.monotonic() + seconds, 1.0
     while True:
