@@ -18,7 +18,7 @@ REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
 RESOLVED = {
     "base_model", "base_model_revision", "dataset_uri", "sweep_file", "use_full_dataset",
     "subsample_fraction", "eval_fraction", "max_seq_length", "prompt_column", "completion_column",
-    "chat_template",
+    "chat_template", "prompt_template", "system_prompt",
 }  # fmt: skip
 FREE = {
     "output_uri", "sweep_name", "num_trials", "completion_index", "trial_budget_hours",
