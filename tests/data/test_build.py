@@ -23,6 +23,7 @@ from job.data.prepared import Counts, DataSettings
 from job.data.samples import SampleTable
 from job.data.sampling import is_eval, is_selected, row_hash
 from job.data.sources import open_source
+from job.data.table_files import count_lines
 from job.data.table_parquet import read_table
 from job.data.templates import load_template
 from job.errors import DataError, SettingsError
@@ -240,6 +241,42 @@ def test_unusable_rows_are_counted_by_reason(tmp_path: Path) -> None:
         DataError, match=r"24 of 324 rows .* 8 x question, answer: empty answer \(rows.jsonl:301"
     ):
         build(settings_for(write_lines(path, ROWS + bad * 8)))
+
+
+def test_columns_not_used_and_joined_rows_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = [{**row, "note": "n"} for row in ROWS[:100]]
+    most = [{**row, "url": "u", "score": 1, "lang": "de"} for row in ROWS[100:]]
+    joined = {"messages": [turn("user", "A?"), turn("user", "B?"), turn("assistant", "C.")]}
+    path = write_lines(tmp_path / "rows.jsonl", [*few, *most, joined, joined])
+    with caplog.at_level("INFO", logger="job"):
+        _, _, counts = build(settings_for(path, subsample_fraction=1.0))
+    assert counts.columns_not_used == ["lang", "url"]
+    assert (counts.joined, counts.duplicates) == (2, 1)
+    told = [line for line in caplog.messages if "columns not used" in line]
+    assert len(told) == 1
+    assert told[0].startswith("data: columns not used: lang, url (JOB_PROMPT_TEMPLATE makes")
+    table = [" ".join(line.split()) for line in count_lines(counts)]
+    assert table[0] == "302 rows read"
+    assert table[1] == f"302 taken: {counts.train} to train on, {counts.eval} held out"
+    assert table[3] == "2 of these with neighbouring turns of one role, which were joined"
+    assert [line for line in caplog.messages if line.endswith(count_lines(counts)[1])]
+
+
+def test_a_prompt_template_and_a_system_prompt_make_other_rows(tmp_path: Path) -> None:
+    rows = [{**row, "context": f"Fact {n}."} for n, row in enumerate(ROWS)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    template, system = "{context}\\nSo: {question}", "Be brief."
+    train, _, counts = build(
+        settings_for(path, prompt_template=template, system_prompt=system, max_seq_length=256)
+    )
+    assert counts.columns_not_used == []
+    for text in texts(train):
+        number = text.split("What is ")[1].split("?")[0]
+        assert f"Be brief.<|im_end|>\n<|im_start|>user\nFact {number}.\nSo: What is" in text
+    with pytest.raises(SettingsError, match="no row has a column 'contxt', did you mean 'context'"):
+        build(settings_for(path, prompt_template="{contxt} {question}"))
 
 
 def test_long_rows_are_counted_apart_from_unusable_ones(tmp_path: Path) -> None:
