@@ -120,6 +120,25 @@ def test_one_column_without_the_other_is_refused(monkeypatch: pytest.MonkeyPatch
     assert line.startswith("JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set")
 
 
+@pytest.mark.parametrize("template", ["{context}\n\n{question}", "{a b}: {{x}}\\n", "{Q}"])
+def test_a_prompt_template_names_columns(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    settings, _ = _load(monkeypatch, **REQUIRED, JOB_PROMPT_TEMPLATE=template)
+    assert settings.prompt_template == template
+    monkeypatch.setenv("JOB_COMPLETION_COLUMN", "gold")
+    assert _load(monkeypatch)[0].prompt_column is None
+    (line,) = _mistakes(monkeypatch, JOB_PROMPT_COLUMN="q")
+    assert line.startswith("JOB_PROMPT_TEMPLATE, JOB_PROMPT_COLUMN: both are set")
+
+
+@pytest.mark.parametrize(
+    "template", ["no column", "{q.upper}", "{q[0]}", "{q!r}", "{q:>9}", "{}", "{q", "q}", "{a{b}}"]
+)
+def test_a_prompt_template_is_no_program(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_PROMPT_TEMPLATE=template)
+    assert line.startswith("JOB_PROMPT_TEMPLATE: ")
+    assert line.endswith("column names in braces, {question}; a brace is written twice")
+
+
 @pytest.mark.parametrize("name", ["JOB_OUTPUT_URI", "JOB_BASE_MODEL", "JOB_WORK_DIR"])
 @pytest.mark.parametrize(("value", "says"), [("~/x", "only a shell expands"), (" /x", "a blank")])
 def test_what_a_shell_would_have_expanded_is_no_folder_of_that_name(

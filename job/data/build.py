@@ -134,7 +134,7 @@ def _batches(rows: Iterator[SelectedRow]) -> Iterator[list[SelectedRow]]:
     num_characters = 0
     for row in rows:
         batch.append(row)
-        num_characters += sum(len(message.content) for message in row.chat.messages)
+        num_characters += sum(len(m.content) + len(m.reasoning) for m in row.chat.messages)
         if len(batch) == CHECK_ROWS or num_characters >= _BATCH_CHARACTERS:
             yield batch
             batch, num_characters = [], 0

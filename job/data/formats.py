@@ -137,29 +137,36 @@ def _plan(names: tuple[str, ...], layout: Layout) -> _Plan:
     present = {_normal(name): name for name in reversed(names)}
     present.update((name, name) for name in names if name == _normal(name))
     main = _main_columns(names, present, layout)
-    taken = {*main.values(), *layout.named}
     found: dict[str, Any] = dict(main)
-    if "text" not in main:
-        beside = {"system": _SYSTEM, "tools": ("tools",)}
-        if "turns" not in main:
-            beside |= {"history": ("history",), "reasoning": _REASONING}
-        if _normal(main.get("prompt", "")) in ("instruction", "question", "query"):
-            beside["context"] = _CONTEXT
-        if _normal(main.get("prompt", "")) == "instruction":
-            beside["input"] = ("input",)
-        if layout.prompt is not None:
-            beside.pop("context", None)
-            beside.pop("input", None)
-        for what, spellings in beside.items():
-            columns = (present[name] for name in spellings if name in present)
-            if (column := next((c for c in columns if c not in taken), None)) is not None:
-                found[what] = column
+    taken = set(main.values())
     if layout.template is not None:
-        found |= {"prompt": "", "filled": _filled(layout.template, present)}
-        taken |= {column for _, column in found["filled"]}
-    used = {column for column in found.values() if isinstance(column, str)} | taken
+        filled = _filled(layout.template, present)
+        found |= {"prompt": "", "filled": filled}
+        taken |= {column for _, column in filled if column}
+    for what, spellings in _beside(main, layout).items():
+        columns = (present[name] for name in spellings if name in present)
+        column = next((column for column in columns if column not in taken), None)
+        if column is not None:
+            found[what] = column
+            taken.add(column)
     label = ", ".join(main.values() if layout.template is None else [_TEMPLATE, *main.values()])
-    return _Plan(label, unused=tuple(name for name in names if name not in used), **found)
+    return _Plan(label, unused=tuple(name for name in names if name not in taken), **found)
+
+
+def _beside(main: Mapping[str, str], layout: Layout) -> dict[str, tuple[str, ...]]:
+    """What else may belong to a row of this format, with the names that its column may have."""
+    if "text" in main:
+        return {}
+    beside = {"system": _SYSTEM, "tools": ("tools",)}
+    if "turns" not in main:
+        beside |= {"history": ("history",), "reasoning": _REASONING}
+    if layout.prompt is None:  # a prompt's column that the user names is the prompt as it is
+        prompt = _normal(main.get("prompt", ""))
+        if prompt in ("instruction", "question", "query"):
+            beside["context"] = _CONTEXT
+        if prompt == "instruction":
+            beside["input"] = ("input",)
+    return beside
 
 
 def _main_columns(
@@ -312,6 +319,7 @@ def _history(value: object, unused: set[str]) -> list[Message]:
     Raises `UnusableRowError`.
     """
     value = parsed(value, "history") if not isinstance(value, str) or value.strip() else []
+    value = [] if value is None else value
     if not isinstance(value, list):
         raise UnusableRowError("history is no list of pairs")
     turns: list[Message] = []
@@ -343,6 +351,8 @@ def _tools(value: object) -> tuple[dict[str, Any], ...]:
     if isinstance(value, str) and not value.strip():
         return ()
     value = parsed(value, "tools")
+    if value is None:
+        return ()
     tools = [parsed(tool, "tools") for tool in (value if isinstance(value, list) else [value])]
     if not all(isinstance(tool, Mapping) and tool for tool in tools):
         raise UnusableRowError("tools is no list of JSON schemas")

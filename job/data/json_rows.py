@@ -50,7 +50,9 @@ def is_one_object(file: io.BufferedReader[Any], *, are_lines: bool) -> bool:
     Reads from `file`: its first line, and what follows up to the first word. `are_lines` says that
     its name promises JSON lines, of which the first one may be damaged.
     """
-    line = file.readline(ITEM_LIMIT_CHARACTERS + 1).removeprefix(_BOM)
+    line = b"\n"
+    while line and not line.strip():
+        line = file.readline(ITEM_LIMIT_CHARACTERS + 1).removeprefix(_BOM)
     if isinstance(_json(line), dict):
         return not any(block.strip() for block in iter(lambda: file.read(2**16), b""))
     return not are_lines or (len(line) > LINE_LIMIT_BYTES and bool(_WRAPPED.match(line)))

@@ -189,8 +189,8 @@ def test_a_history_column_is_earlier_turns(row: dict[str, Any], history: object)
     earlier = (Message("user", "Who?"), Message("assistant", "Me."))
     chat = row_chat({**row, "history": history, "system": "Be brief."})
     assert chat == Chat((SYSTEM, *earlier, QUESTION, ANSWER))
-    for none in ([], "[]", "", None):
-        assert row_chat({**row, "history": none}).messages == (QUESTION, ANSWER)
+    for none in ([], "[]", "", None, "null"):
+        assert row_chat({**row, "history": none, "tools": none}).messages == (QUESTION, ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +315,13 @@ def test_beside_named_columns_system_history_and_tools_count() -> None:
     row = {"frage": "Why?", "antwort": "So.", "system": "Be brief.", "context": "It is."}
     parsed = RowParser(Layout("frage", "antwort")).parse(row)
     assert parsed.chat == Chat((SYSTEM, QUESTION, ANSWER), is_pair=True)
+    assert parsed.unused == ("context",)
+
+
+def test_a_column_in_the_prompt_template_is_used_only_there() -> None:
+    layout = Layout(template="{SYSTEM}: {question}")
+    parsed = RowParser(layout).parse({**PAIR, "system": "Be brief.", "context": "It is."})
+    assert parsed.chat.messages == (Message("user", "Be brief.: Why?"), ANSWER)
     assert parsed.unused == ("context",)
 
 
