@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from job.data.file_names import glob_folder, glob_matches, is_glob
-from job.data.folders import CARD, folder_files
+from job.data.folders import CARD, CARD_LIMIT_BYTES, folder_files
 from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, unusable
 from job.errors import work_dir_error
@@ -20,7 +20,6 @@ from job.progress import CountProgress, size
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 _SETTING = "JOB_DATASET_URI"
-_CARD_LIMIT_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def list_bucket(uri: str, cache_dir: Path, outage_seconds: float = 1200) -> Buck
 
 def _card(files: BucketFiles, info: ObjectInfo | None) -> str | None:
     """The text of the data set's card in a folder, if there is one."""
-    if info is None or info.size_bytes > _CARD_LIMIT_BYTES:
+    if info is None or info.size_bytes > CARD_LIMIT_BYTES:
         return None
     with files.downloaded(info) as file:
         return file.read().decode(errors="replace")

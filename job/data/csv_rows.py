@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from job.data.rows import Row, unusable
@@ -75,11 +77,12 @@ def read_csv(
 
 def _delimiter(start: bytes) -> str:
     """What stands between the names in the first line: a comma, else a semicolon, else a tab."""
-    line = start.removeprefix(_BOM).lstrip(b"\r\n").partition(b"\n")[0].decode(errors="replace")
+    text = start.removeprefix(_BOM).decode(errors="replace").strip("\r\n")
+    line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     for delimiter in (",", ";", "\t"):
-        names = next(csv.reader([line], delimiter=delimiter), [])
-        if len(names) > 1:
-            return delimiter
+        with suppress(csv.Error):
+            if len(next(csv.reader([line], delimiter=delimiter), [])) > 1:
+                return delimiter
     return ","
 
 

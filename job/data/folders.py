@@ -13,6 +13,7 @@ from job.data.rows import SUPPORTED, unusable
 from job.log import log
 
 CARD = "README.md"  # of a hub data set: its front matter may say which files are which split
+CARD_LIMIT_BYTES = 2**20
 TRAIN = "train"
 _WORDS = {
     "train": TRAIN,

@@ -121,7 +121,7 @@ class RowParser:
             if len(self._plans) == _KNOWN_PLANS:
                 self._plans.clear()
             plan = self._plans[names] = _plan(names, self._layout)
-        unused = {name for name in plan.unused if holds_text(row[name])}
+        unused = {n for n in plan.unused if holds_text(row[n])} if plan.unused else set()
         try:
             chat, is_joined = _chat(row, plan, self._layout, unused)
         except UnusableRowError as error:
@@ -249,7 +249,7 @@ def _pair(row: Mapping[str, Any], plan: _Plan, unused: set[str]) -> tuple[list[M
     assert plan.answer is not None
     prompt = _prompt_text(row, plan) if plan.filled else row[plan.prompt or ""]
     answer = row[plan.answer]
-    if _normal(plan.answer) in ("answer", "answers"):
+    if not isinstance(answer, str) and _normal(plan.answer) in ("answer", "answers"):
         answer = _first_answer(answer)
     if _are_turns(prompt) or _are_turns(answer):
         asked = _turns_or_text(prompt, "user", plan.prompt or "prompt", unused)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.data.file_names import is_glob
-from job.data.folders import CARD, folder_files
+from job.data.folders import CARD, CARD_LIMIT_BYTES, folder_files
 from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, explained, unusable
 from job.store.base import file_sha256
@@ -58,7 +58,10 @@ def list_files(path: Path) -> LocalFiles:
 def _card(folder: Path) -> str | None:
     """The text of the data set's card in a folder, if there is one."""
     path = folder / CARD
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(CARD_LIMIT_BYTES).decode(errors="replace")
 
 
 def _walk(folder: Path) -> Iterator[str]:

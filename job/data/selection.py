@@ -53,6 +53,7 @@ class Selection:
         self._rule = rule
         self._work_dir = work_dir
         self._parser = RowParser(rule.layout)
+        self._named = rule.layout.named
         self._columns_seen: set[str] = set()
         self._unused: Counter[str] = Counter()  # column -> rows that hold text in it
         # A row's key (its hash, and whether it is a pair) -> where its line begins, its copies.
@@ -104,9 +105,9 @@ class Selection:
             raise UnusableRowError(row.problem)
         if len(self._columns_seen) < _COLUMN_NAMES_LIMIT:
             self._columns_seen.update(row.columns)
-        self._columns_seen.update(name for name in self._rule.layout.named if name in row.columns)
+        self._columns_seen.update(name for name in self._named if name in row.columns)
         chat, is_joined, unused = self._parser.parse(row.columns)
-        if len(self._unused) < _COLUMN_NAMES_LIMIT:
+        if unused and len(self._unused) < _COLUMN_NAMES_LIMIT:
             self._unused.update(unused)
         digest = row_hash(chat, seed=self._rule.seed)
         if is_selected(digest, fraction=self._rule.fraction):
