@@ -88,7 +88,7 @@ class Ledger:
         ours = identity.changed(ledger_schema=LEDGER_SCHEMA)
         if changed := differences(frozen.compared(), ours.compared()):
             other_rows = differences(frozen.rows, ours.rows)
-            if frozen.dataset != ours.dataset and not other_rows:
+            if len(changed) == 1 and frozen.dataset != ours.dataset and not other_rows:
                 other_rows = [_SAME_SETTINGS]
             changed += other_rows
             raise SettingsError(
