@@ -254,6 +254,8 @@ def _pair(row: Mapping[str, Any], plan: _Plan, unused: set[str]) -> tuple[list[M
     if _are_turns(prompt) or _are_turns(answer):
         asked = _turns_or_text(prompt, "user", plan.prompt or "prompt", unused)
         said = _turns_or_text(answer, "assistant", plan.answer, unused)
+        beside = (plan.context, plan.input, plan.reasoning)
+        unused.update(column for column in beside if column and holds_text(row[column]))
         # As in TRL: the prompt is never learned.
         asked = [m._replace(is_context=m.role == "assistant") for m in asked]
         return asked + said, False

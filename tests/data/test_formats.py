@@ -259,6 +259,13 @@ def test_answers_in_a_prompt_of_messages_are_context() -> None:
     assert [m.is_context for m in chat.messages] == [False, True, False, False]
 
 
+def test_beside_a_prompt_of_messages_texts_have_no_place_and_are_named() -> None:
+    row = {"instruction": [turn("user", "Why?")], "output": "So.", "input": "1", "thinking": "Hm."}
+    parsed = RowParser().parse({**row, "context": " ", "system": "Be brief."})
+    assert parsed.chat == Chat((SYSTEM, QUESTION, ANSWER))
+    assert set(parsed.unused) == {"input", "thinking"}
+
+
 TEMPLATE = Layout(template="{context}\\n\n{ Question }?".replace(" ", ""))
 
 
