@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -63,6 +64,20 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_prompt_template(template: str) -> str:
+    """Refuse anything but text and plain column names in braces."""
+    allowed = "allowed: text and column names in braces, {question}; a brace is written twice"
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"is no template ({error}); {allowed}") from error
+    names = [name for _, name, _, _ in pieces if name is not None]
+    plain = [re.fullmatch(r"[^.\[\]]+", name) for name in names]
+    if not names or not all(plain) or any(spec or convert for _, _, spec, convert in pieces):
+        raise ValueError(f"needs plain column names in braces; {allowed}")
+    return template
+
+
 Uri = Annotated[str, AfterValidator(_check_uri)]
 LocalPath = Annotated[Path, AfterValidator(_check_path)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -109,6 +124,12 @@ class Settings(BaseSettings):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(17, description="seed of everything")
     prompt_column: str | None = Field(None, description="column of the prompt")
     completion_column: str | None = Field(None, description="column of the answer")
+    prompt_template: Annotated[str, AfterValidator(_check_prompt_template)] | None = Field(
+        None, description="user's turn of several columns: '{context}\\n\\n{question}'"
+    )
+    system_prompt: str | None = Field(
+        None, description="system turn of the rows without one; a row's own wins"
+    )
     chat_template: str | None = Field(None, description="Jinja template, or a file that holds one")
 
     per_device_train_batch_size: FewCount = Field(2, description="samples of an accumulation step")
@@ -174,7 +195,12 @@ class Settings(BaseSettings):
                 f"JOB_COMPLETION_INDEX: is {self.completion_index}, but JOB_NUM_TRIALS is"
                 f" {self.num_trials}; allowed: 0 to {self.num_trials - 1}, or raise JOB_NUM_TRIALS"
             )
-        if (self.prompt_column is None) != (self.completion_column is None):
+        if self.prompt_template is not None and self.prompt_column is not None:
+            raise ValueError(
+                "JOB_PROMPT_TEMPLATE, JOB_PROMPT_COLUMN: both are set; allowed: one of them"
+            )
+        is_one_missing = (self.prompt_column is None) != (self.completion_column is None)
+        if self.prompt_template is None and is_one_missing:
             raise ValueError(
                 "JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set;"
                 " allowed: both (their columns' names) or none (columns are detected)"
@@ -229,6 +255,8 @@ ROW_FIELDS = (
     "max_seq_length",
     "prompt_column",
     "completion_column",
+    "prompt_template",
+    "system_prompt",
     "chat_template",
 )
 

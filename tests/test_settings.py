@@ -18,7 +18,7 @@ REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
 RESOLVED = {
     "base_model", "base_model_revision", "dataset_uri", "sweep_file", "use_full_dataset",
     "subsample_fraction", "eval_fraction", "max_seq_length", "prompt_column", "completion_column",
-    "chat_template",
+    "chat_template", "prompt_template", "system_prompt",
 }  # fmt: skip
 FREE = {
     "output_uri", "sweep_name", "num_trials", "completion_index", "trial_budget_hours",
@@ -118,6 +118,25 @@ def test_an_index_beyond_the_trials_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_one_column_without_the_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_PROMPT_COLUMN="q")
     assert line.startswith("JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set")
+
+
+@pytest.mark.parametrize("template", ["{context}\n\n{question}", "{a b}: {{x}}\\n", "{Q}"])
+def test_a_prompt_template_names_columns(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    settings, _ = _load(monkeypatch, **REQUIRED, JOB_PROMPT_TEMPLATE=template)
+    assert settings.prompt_template == template
+    monkeypatch.setenv("JOB_COMPLETION_COLUMN", "gold")
+    assert _load(monkeypatch)[0].prompt_column is None
+    (line,) = _mistakes(monkeypatch, JOB_PROMPT_COLUMN="q")
+    assert line.startswith("JOB_PROMPT_TEMPLATE, JOB_PROMPT_COLUMN: both are set")
+
+
+@pytest.mark.parametrize(
+    "template", ["no column", "{q.upper}", "{q[0]}", "{q!r}", "{q:>9}", "{}", "{q", "q}", "{a{b}}"]
+)
+def test_a_prompt_template_is_no_program(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_PROMPT_TEMPLATE=template)
+    assert line.startswith("JOB_PROMPT_TEMPLATE: ")
+    assert line.endswith("column names in braces, {question}; a brace is written twice")
 
 
 @pytest.mark.parametrize("name", ["JOB_OUTPUT_URI", "JOB_BASE_MODEL", "JOB_WORK_DIR"])

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from job.data.formats import Columns, UnusableRowError, UnusableRows
+from job.data.formats import Layout
 from job.data.rows import Source
 from job.data.sampling import is_eval
 from job.data.selection import CHECK_ROWS, SelectedRow, Selection, SelectionRule
-from job.data.table_files import SIDES, Counts, TableFile
+from job.data.table_files import SIDES, Counts, TableFile, count_lines
 from job.data.table_parquet import TableWriter
 from job.data.templates import ChatTemplate, Rendered
 from job.data.tokens import TOO_LONG, Sample, encode
+from job.data.unusable import UnusableRowError, UnusableRows, listing
 from job.errors import DataError
 from job.log import log
 from job.progress import CountProgress
@@ -37,6 +38,8 @@ class DataSettings:
     dataset_uri: str
     prompt_column: str | None
     completion_column: str | None
+    prompt_template: str | None  # column names in braces
+    system_prompt: str | None  # of the rows that have none
     chat_template: str | None  # Jinja, or the path of a file of it
     max_seq_length: int  # tokens
     seed: int
@@ -44,12 +47,11 @@ class DataSettings:
     eval_fraction: float  # of the subsample, in (0, 1)
 
     @property
-    def columns(self) -> Columns | None:
-        """The columns that the user named."""
-        if self.prompt_column is None or self.completion_column is None:
-            assert self.prompt_column == self.completion_column, "settings take both or none"
-            return None
-        return Columns(self.prompt_column, self.completion_column)
+    def layout(self) -> Layout:
+        """What the user said about the columns."""
+        return Layout(
+            self.prompt_column, self.completion_column, self.prompt_template, self.system_prompt
+        )
 
 
 class _Side:
@@ -90,7 +92,7 @@ def build_tables(
     of the sides or more than 5 % for none.
     """
     refused = UnusableRows()
-    rule = SelectionRule(settings.columns, settings.seed, settings.subsample_fraction)
+    rule = SelectionRule(settings.layout, settings.seed, settings.subsample_fraction)
     with Selection(rule, work_dir) as selection, _sides(work_dir) as (train, held_out):
         selection.read(source, should_stop)
         log.info("data: %d rows read, %d selected", selection.num_rows, len(selection))
@@ -112,7 +114,7 @@ def build_tables(
         refused.check_share(len(selection), way_out="give another JOB_CHAT_TEMPLATE")
         counts = _counts(selection, refused, train, held_out)
         _check_sides(counts, settings)
-        _warn(counts, settings)
+        _tell(counts, settings)
         return train.publish(), held_out.publish(), counts
 
 
@@ -132,7 +134,7 @@ def _batches(rows: Iterator[SelectedRow]) -> Iterator[list[SelectedRow]]:
     num_characters = 0
     for row in rows:
         batch.append(row)
-        num_characters += sum(len(message.content) for message in row.chat.messages)
+        num_characters += sum(len(m.content) + len(m.reasoning) for m in row.chat.messages)
         if len(batch) == CHECK_ROWS or num_characters >= _BATCH_CHARACTERS:
             yield batch
             batch, num_characters = [], 0
@@ -171,6 +173,9 @@ def _counts(selection: Selection, refused: UnusableRows, train: _Side, held_out:
         context_answers=train.context_answers + held_out.context_answers,
         train=len(train.table.lengths),
         eval=len(held_out.table.lengths),
+        joined=selection.num_joined,
+        columns_not_used=selection.columns_not_used,
+        places=selection.unusable.places | refused.places,
     )
 
 
@@ -193,7 +198,14 @@ def _check_sides(counts: Counts, settings: DataSettings) -> None:
     )
 
 
-def _warn(counts: Counts, settings: DataSettings) -> None:
+def _tell(counts: Counts, settings: DataSettings) -> None:
+    for line in count_lines(counts):
+        log.info("data: %s", line)
+    if counts.columns_not_used:
+        log.warning(
+            "data: columns not used: %s (JOB_PROMPT_TEMPLATE makes a prompt of several columns)",
+            listing(counts.columns_not_used),
+        )
     if counts.too_long or counts.truncated:
         log.warning(
             "data: of %d selected rows %d lost the end of their answer and %d were left out, "
@@ -205,7 +217,3 @@ def _warn(counts: Counts, settings: DataSettings) -> None:
             "data: %d earlier answers are context only, because the chat template rewrites them",
             counts.context_answers,
         )
-    for what, reasons in (("unusable", counts.unusable), ("refused", counts.refused)):
-        if reasons:
-            listing = ", ".join(f"{count} x {reason}" for reason, count in reasons.items())
-            log.warning("data: %s rows: %s", what, listing)

@@ -61,7 +61,10 @@ def run_plan(options: Namespace, settings: Settings) -> None:
     plan = Plan()
     console = Console(stderr=options.json, highlight=False, soft_wrap=True)
     for section in _sections(settings, plan):
-        console.print(f"[bold]{section:11}[/]{plan.sections[section]}")
+        first, *table = plan.sections[section].split("\n")
+        console.print(f"[bold]{section:11}[/]{first}")
+        for line in table:
+            console.print(f"{'':11}{line}", markup=False)  # reasons name columns: `turns[].lang`
     if options.json:
         print(json.dumps({"sections": plan.sections, **plan.numbers, "warnings": plan.warnings}))
         return

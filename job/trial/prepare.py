@@ -53,11 +53,14 @@ def prepare_data(
 ) -> PreparedData:
     """The rows of the settings as tables for this base. Raises what `prepare` raises."""
     should_stop()
+    identity = ledger.identity()
     return prepare(
         DataSettings(
             dataset_uri=settings.dataset_uri,
             prompt_column=settings.prompt_column,
             completion_column=settings.completion_column,
+            prompt_template=settings.prompt_template,
+            system_prompt=settings.system_prompt,
             chat_template=settings.chat_template,
             max_seq_length=settings.max_seq_length,
             seed=settings.seed,
@@ -68,5 +71,6 @@ def prepare_data(
         store=ledger.store,
         cache_dir=settings.work_dir,
         should_stop=should_stop,
+        frozen_digest=None if identity is None else identity.dataset.prepared,
         outage_seconds=60 * settings.outage_minutes,
     )
