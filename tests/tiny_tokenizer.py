@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 TEXTS = (
@@ -53,7 +55,7 @@ LLAMA3 = """\
 
 def sentencepiece_tokenizer(chat_template: str | None = MISTRAL) -> Any:
     """Like Llama 2 and Mistral: spaces are part of words, a space before the first one, a BOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     specials = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
     tokens = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
@@ -63,15 +65,13 @@ def sentencepiece_tokenizer(chat_template: str | None = MISTRAL) -> Any:
     )
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     _train(tokens, trainers, [*specials, *bytes_], [])
-    tokens.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
+    tokens.post_processor = _opens_with("<s>", 1)
     return _wrapped(tokens, chat_template, bos="<s>", eos="</s>", extra=["[INST]", "[/INST]"])
 
 
 def byte_level_tokenizer(chat_template: str | None = CHATML, *, bos: bool = False) -> Any:
     """Like Qwen (without BOS) and Llama 3 (with `bos`): bytes, words split before their spaces."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     turns = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokens = Tokenizer(models.BPE())
@@ -80,12 +80,53 @@ def byte_level_tokenizer(chat_template: str | None = CHATML, *, bos: bool = Fals
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _train(tokens, trainers, ["<|begin|>", "<|end|>", *turns], alphabet)
     if bos:
-        tokens.post_processor = processors.TemplateProcessing(
-            single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=[("<|begin|>", 0)]
-        )
+        tokens.post_processor = _opens_with("<|begin|>", 0)
     eos = "<|im_end|>" if chat_template == CHATML else "<|end|>"
     opening = "<|begin|>" if bos else None
     return _wrapped(tokens, chat_template, bos=opening, eos=eos, extra=turns)
+
+
+def tokenizer_with(
+    chat_template: str | None,
+    specials: Sequence[str],
+    *,
+    eos: str,
+    bos: str | None = None,
+    added: Sequence[str] = (),
+    rstrip: Sequence[str] = (),
+    lstrip: Sequence[str] = (),
+    sentencepiece: bool = False,
+) -> Any:
+    """A tokenizer with these control tokens, byte-level or SentencePiece-like.
+
+    `added` are tokens that are not special; those in `rstrip` and `lstrip` swallow the white space
+    after and before them.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    source = (sentencepiece_tokenizer if sentencepiece else byte_level_tokenizer)(None)
+    state = json.loads(source.backend_tokenizer.to_str())
+    state["added_tokens"], state["post_processor"] = [], None
+    tokens = Tokenizer.from_str(json.dumps(state))
+    names = dict.fromkeys([*filter(None, [bos, eos]), *specials, *added])
+    tokens.add_tokens(
+        [
+            AddedToken(
+                name,
+                special=name not in added,
+                normalized=False,
+                rstrip=name in rstrip,
+                lstrip=name in lstrip,
+            )
+            for name in names
+        ]
+    )
+    if bos is not None:
+        tokens.post_processor = _opens_with(bos, tokens.token_to_id(bos))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token=bos, eos_token=eos)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def bare_tokenizer() -> Any:
@@ -98,6 +139,14 @@ def bare_tokenizer() -> Any:
     tokens.decoder = decoders.ByteLevel()
     _train(tokens, trainers, [], pre_tokenizers.ByteLevel.alphabet())
     return PreTrainedTokenizerFast(tokenizer_object=tokens)
+
+
+def _opens_with(bos: str, number: int) -> Any:
+    from tokenizers import processors
+
+    return processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, number)]
+    )
 
 
 def _train(tokens: Any, trainers: Any, specials: list[str], alphabet: list[str]) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from job.data.formats import Layout
+from job.data.preview import bracketed, preview
 from job.data.rows import Source
 from job.data.sampling import is_eval
 from job.data.selection import CHECK_ROWS, SelectedRow, Selection, SelectionRule
@@ -63,8 +65,11 @@ class _Side:
         self.truncated = 0
         self.too_long = 0
         self.context_answers = 0
+        self.first_sample: Sample | None = None
 
     def add(self, sample: Sample, rendered: Rendered) -> None:
+        if self.first_sample is None:
+            self.first_sample = sample
         self.table.add(sample)
         self.truncated += sample.truncated
         self.context_answers += rendered.num_context_answers
@@ -115,6 +120,7 @@ def build_tables(
         counts = _counts(selection, refused, train, held_out)
         _check_sides(counts, settings)
         _tell(counts, settings)
+        _show(train.first_sample, tokenizer)
         return train.publish(), held_out.publish(), counts
 
 
@@ -196,6 +202,12 @@ def _check_sides(counts: Counts, settings: DataSettings) -> None:
         f"JOB_SUBSAMPLE_FRACTION {settings.subsample_fraction:g}, {counts.too_long} of them too "
         f"long, JOB_EVAL_FRACTION {settings.eval_fraction:g}: {way_out}"
     )
+
+
+def _show(sample: Sample | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert sample is not None, "a side without rows has raised"
+    text = bracketed(preview(sample.input_ids, sample.is_target, tokenizer))
+    log.info("data: a sample, what is learned in [[ ]]:\n%s", indent(text, "  "))
 
 
 def _tell(counts: Counts, settings: DataSettings) -> None:

@@ -5,16 +5,29 @@ the template writes for the messages before an answer, with its generation promp
 at inference; what it adds for the answer is the answer with its end of turn. Both renderings must
 be beginnings of the whole chat's rendering, and the span must contain the answer; a turn for
 which that does not hold is context only, and a row without any other turn is unusable.
+
+An answer ends with the token that the template ends it with. Where a template ends only
+the last one with a token, an earlier one ends as the template ends it: with its last word and the
+white space after it. A generation prompt that opens a thought ("<think>") is not
+learned: the model starts to speak after it.
+
+Control tokens that a row spells are text (`job/data/control_tokens.py`), with two exceptions: a
+plain text, and a prompt that is rendered already, hold the control tokens that they spell.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from job.data.chat import PLAIN_TEXT, Chat, Message
+from job.data.control_tokens import THOUGHT_MARKS, ControlTokens
 from job.data.formats import UnusableRowError
+from job.data.turn_marks import ANSWER, QUESTION, SYSTEM, ToolSupport, TurnMarks, turn_marks
 from job.errors import SettingsError
 from job.log import log
 
@@ -29,7 +42,7 @@ DEFAULT_TEMPLATE = """\
 {% elif message['role'] == 'user' %}### Instruction:
 {{ message['content'] | trim }}
 
-{% else %}### Response:
+{% elif message['role'] == 'assistant' %}### Response:
 {{ message['content'] | trim }}{{ eos_token }}
 
 {% endif %}{% endfor %}\
@@ -40,29 +53,29 @@ DEFAULT_TEMPLATE = """\
 # date is the one that Llama 3.1's own template falls back to.
 _FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}"
 
-_SYSTEM = Message("system", "Zebras only.")
-_QUESTION = Message("user", "Which animals?")
-_ANSWERS = (Message("assistant", "Aye."), Message("assistant", "No!"))
-
 
 class Rendered(NamedTuple):
     """A row as one text; the characters `start:end` of each span are targets."""
 
     text: str
     spans: tuple[tuple[int, int], ...]  # in order, not overlapping, not empty
-    num_context_answers: int  # answers that are not targets because no span is certain
+    num_context_answers: int = 0  # answers that are not targets because no span is certain
+    num_dropped_thoughts: int = 0  # answers learned without the reasoning that belongs to them
+    is_prerendered: bool = False  # the prompt held the template's tokens already
+    end_token: str = ""  # where a span's text ends with it, the token is its last target
+    control: ControlTokens | None = None  # the text's control tokens stand under private names
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template with what a trial rendering has shown about it."""
+    """A Jinja template with what trial renderings have shown about it."""
 
     source: str
     tokenizer: PreTrainedTokenizerBase
     bos: str = ""  # opens a plain text
     end_tokens: tuple[str, ...] = ()  # after one of these generation stops
-    has_generation_prompt: bool = False
-    header: str = ""  # what opens an answer, where the template has no usable generation prompt
+    marks: TurnMarks = field(default_factory=TurnMarks)
+    tool_support: ToolSupport = field(default_factory=ToolSupport)
     folds_system: bool = False  # the template knows no system role: its text opens the first turn
 
     def render(self, row: Chat) -> Rendered:
@@ -70,51 +83,264 @@ class ChatTemplate:
         messages = row.messages
         if messages[0].role == PLAIN_TEXT:
             return self._plain(messages[0].content)
+        if row.is_pair and (found := self._prerendered(messages)):
+            return found
+        self._check_tools(row)
         if self.folds_system:
             messages = _folded(messages)
+        control = self.control if self._spells_control(row) else None
         try:
-            return self._chat(messages)
+            marks = self.marks if control is None else self.renamed_marks
+            ends = self.end_tokens if control is None else self.renamed_end_tokens
+            return _Rendering(self, messages, row.tools, control, marks, ends).result()
         except UnusableRowError:
             raise
         except Exception as error:  # a template is a program of the user's: it may raise anything
             raise UnusableRowError("the chat template refuses it") from error
 
-    def _plain(self, text: str) -> Rendered:
-        eos = self.tokenizer.eos_token or ""
-        start = "" if text.startswith(self.bos) else self.bos
-        end = "" if eos and text.endswith(eos) else eos
-        whole = f"{start}{text}{end}"
-        return Rendered(whole, ((len(start), len(whole)),), 0)
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The special tokens, and the added ones that the template writes around turns."""
+        tried = self.write((QUESTION, ANSWER)) + self.write((QUESTION,), opened=True)
+        # Words, line ends and runs of spaces may be added tokens too, and are read as ever.
+        marks = (token for token in self.end_tokens if token[0] in "<[" and token[-1] in ">]")
+        turn_tokens = {token for token in marks if token in tried}
+        return ControlTokens(self.tokenizer, turn_tokens - set(THOUGHT_MARKS))
 
-    def _chat(self, messages: tuple[Message, ...]) -> Rendered:
-        text = self.write(messages)
-        answers = [k for k, message in enumerate(messages) if message.role == "assistant"]
-        spans = []
-        for k in answers:
-            before = self.write(messages[:k], opened=self.has_generation_prompt) + self.header
-            after = text if k + 1 == len(messages) else self.write(messages[: k + 1])
-            if not (text.startswith(before) and text.startswith(after)):
-                continue  # the template rewrites earlier turns (Qwen3 drops their reasoning)
-            span = text[len(before) : len(after)]
-            if _squeezed(messages[k].content) in _squeezed(span):
-                spans.append((len(before), len(before) + self._answer_length(span)))
-        if not spans:
-            raise UnusableRowError("the chat template does not show where an answer stands")
-        return Rendered(text, tuple(spans), len(answers) - len(spans))
+    @cached_property
+    def renamed_marks(self) -> TurnMarks:
+        """The marks with private names for control tokens."""
+        return self.marks.mapped(self.control.exchanged)
 
-    def _answer_length(self, span: str) -> int:
-        """The length without line ends after an end-of-turn token, where generation has stopped."""
-        spoken = span.rstrip()
-        return len(spoken) if spoken.endswith(self.end_tokens) else len(span)
+    @cached_property
+    def renamed_end_tokens(self) -> tuple[str, ...]:
+        """The end tokens, under private names where they are control tokens."""
+        return tuple(map(self.control.exchanged, self.end_tokens))
 
-    def write(self, messages: tuple[Message, ...], *, opened: bool = False) -> str:
-        """The rendering of `messages`, with the generation prompt if `opened`."""
-        chat = [{"role": m.role, "content": m.content} for m in messages]
+    def write(
+        self,
+        messages: tuple[Message, ...],
+        *,
+        tools: tuple[dict[str, Any], ...] = (),
+        opened: bool = False,
+        control: ControlTokens | None = None,
+    ) -> str:
+        """The rendering of `messages`, with the generation prompt if `opened`.
+
+        With `control`, control tokens that the messages spell stand in it as they are spelled,
+        and those that the template writes under private names.
+        """
+        chat = _template_messages(messages)
+        if control is not None:
+            chat = [
+                control.hidden(turn, keep=THOUGHT_MARKS if turn["role"] == "assistant" else ())
+                for turn in chat
+            ]
+            tools = tuple(control.hidden(tools))
         text = self.tokenizer.apply_chat_template(
-            chat, chat_template=self.source, add_generation_prompt=opened, tokenize=False
+            chat,
+            tools=list(tools) or None,
+            chat_template=self.source,
+            add_generation_prompt=opened,
+            tokenize=False,
         )
         assert isinstance(text, str)
-        return text
+        return text if control is None else control.exchanged(text)
+
+    def _plain(self, text: str) -> Rendered:
+        """A text without turns; one that ends with an end token, and white space, gets no other."""
+        eos = self.tokenizer.eos_token or ""
+        start = "" if text.startswith(self.bos) else self.bos
+        spoken = text.rstrip()
+        ends = next((e for e in (eos, self.marks.end_token) if e and spoken.endswith(e)), "")
+        whole = f"{start}{spoken if ends else text + eos}"
+        return Rendered(whole, ((len(start), len(whole)),), end_token=ends or eos)
+
+    def _spells_control(self, row: Chat) -> bool:
+        control = self.control
+        for turn in row.messages:
+            texts = (turn.content, turn.reasoning, turn.name)
+            if any(text and control.in_text(text) for text in texts):
+                return True
+            if turn.tool_calls and control.in_value(turn.tool_calls):
+                return True
+        return bool(row.tools) and control.in_value(row.tools)
+
+    def _check_tools(self, row: Chat) -> None:
+        """Refuse a row with a part of a tool's use that the template drops: half teaches wrong."""
+        has = self.tool_support
+        if row.tools and not has.tools:
+            raise UnusableRowError("the chat template does not render tools")
+        if not has.calls and any(turn.tool_calls for turn in row.messages):
+            raise UnusableRowError("the chat template does not render tool calls")
+        if not has.turns and any(turn.role == "tool" for turn in row.messages):
+            raise UnusableRowError("the chat template does not render tool turns")
+
+    def _prerendered(self, messages: tuple[Message, ...]) -> Rendered | None:
+        """A pair whose prompt the template's own words open and close, rendered as it is.
+
+        After BOS and white space the prompt begins with what opens a user's or the system's turn
+        (or with the token that such a turn begins with), and it ends with what stands between a
+        question and its answer; the answer column may hold the rest of that. A prompt that
+        only mentions a control token is therefore none.
+        """
+        prompt, answer = messages[-2].content, messages[-1].content
+        body = prompt.lstrip().removeprefix(self.marks.bos).lstrip()
+        if not self.marks.first_turns or not body.startswith(self.marks.first_turns):
+            return None
+        head, answer = self._opened(body, answer)
+        if not head:
+            return None
+        if len(messages) > 2:
+            raise UnusableRowError("turns beside a prompt that is rendered already")
+        for closing in ("", self.marks.tail.strip(), self.marks.end.strip()):
+            answer = answer.removesuffix(closing).rstrip()
+        if not answer.strip():
+            raise UnusableRowError("empty answer")
+        lead, is_rendered = self._lead(answer)
+        if lead == self.marks.lead:  # the answer lacks it
+            answer = answer.lstrip()
+        control = self.control if not is_rendered and self.control.in_text(answer) else None
+        marks = self.marks
+        if control is not None:
+            marks = self.renamed_marks
+            head, lead = control.exchanged(head), control.exchanged(lead)
+            answer = control.read(answer, keep=THOUGHT_MARKS)
+        head = marks.bos + head
+        text = f"{head}{lead}{answer}{marks.end}"
+        return Rendered(
+            text,
+            ((len(head), len(text)),),
+            is_prerendered=True,
+            end_token=marks.end_token,
+            control=control,
+        )
+
+    def _opened(self, body: str, answer: str) -> tuple[str, str]:
+        """The prompt up to where the model speaks, and the answer; "" if it does not end so.
+
+        White space around the template's tokens may be missing or other.
+        """
+        whole = body + answer
+        for opening, pattern in self._openings:
+            for found in pattern.finditer(whole):
+                if found.start() <= len(body) and found.end() >= len(body.rstrip()):
+                    blank = opening[len(opening.rstrip()) :]
+                    return whole[: found.end()] + blank, whole[found.end() :].removeprefix(blank)
+        return "", answer
+
+    def _lead(self, answer: str) -> tuple[str, bool]:
+        """What the template writes before the answer's words, and whether the answer is rendered.
+
+        An answer that opens with a token of that, as a channel does, is rendered as well: then all
+        control tokens that it spells are control tokens.
+        """
+        lead = self.marks.lead
+        tokens = [token for token in self.end_tokens if token in lead]
+        opening = tuple(t for t in tokens if t in self.control.names and t not in THOUGHT_MARKS)
+        holds_it = any(token in answer for token in tokens)
+        return "" if holds_it else lead, answer.lstrip().startswith(opening)
+
+    @cached_property
+    def _openings(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
+        """What stands between a question and its answer, with and without a thought's opening."""
+        whole = self.marks.opening
+        texts = dict.fromkeys((whole, whole.removesuffix(self.marks.promise)))
+        return tuple((text, self._spaced(text)) for text in texts if text.strip())
+
+    def _spaced(self, text: str) -> re.Pattern[str]:
+        """The text as a pattern, with any white space around its tokens."""
+        tokens = sorted((token for token in self.end_tokens if token in text), key=len)
+        parts = re.split("|".join(f"({re.escape(token)})" for token in tokens[::-1]), text)
+        return re.compile(r"\s*".join(re.escape(p.strip()) for p in parts if p and p.strip()))
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """One row going through a template."""
+
+    template: ChatTemplate
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...]
+    control: ControlTokens | None
+    marks: TurnMarks
+    end_tokens: tuple[str, ...]
+
+    def result(self) -> Rendered:
+        """The text and its targets. Raises `UnusableRowError`, and what the template raises."""
+        text = self._write(len(self.messages))
+        wanted = [
+            k for k, turn in enumerate(self.messages)
+            if turn.role == "assistant" and not turn.is_context
+        ]  # fmt: skip
+        if not wanted:
+            raise UnusableRowError("no answer to learn")
+        spans = []
+        num_dropped_thoughts = 0
+        for k in wanted:
+            start = self._start(text, k)
+            end = None if start is None else self._end(text, k, start)
+            if start is None or end is None:
+                continue  # the template rewrites earlier turns (Qwen3 drops their reasoning)
+            # A generation prompt may have said how an answer begins: "<think>".
+            spoken = _squeezed(self.marks.opening + text[start:end])
+            thought, *answer = self._parts(self.messages[k])
+            if all(part in spoken for part in answer):
+                spans.append((start, end))
+                num_dropped_thoughts += thought not in spoken
+        if not spans:
+            raise UnusableRowError("the chat template does not show where an answer stands")
+        self._check_end(text, spans[-1], is_last=wanted[-1] + 1 == len(self.messages))
+        return Rendered(
+            text,
+            tuple(spans),
+            num_context_answers=len(wanted) - len(spans),
+            num_dropped_thoughts=num_dropped_thoughts,
+            end_token=self.marks.end_token,
+            control=self.control,
+        )
+
+    def _write(self, num_messages: int, *, opened: bool = False) -> str:
+        return self.template.write(
+            self.messages[:num_messages], tools=self.tools, opened=opened, control=self.control
+        )
+
+    def _start(self, text: str, k: int) -> int | None:
+        """Where message k begins to be the model's to say."""
+        marks = self.marks
+        before = self._write(k, opened=marks.has_generation_prompt) + marks.header
+        if not text.startswith(before) and marks.promise:
+            before = before.removesuffix(marks.promise)
+        return len(before) if text.startswith(before) else None
+
+    def _end(self, text: str, k: int, start: int) -> int | None:
+        """Where message k ends, with what ends its turn and without what ends the chat."""
+        marks = self.marks
+        is_last = k + 1 == len(self.messages)
+        after = (text if is_last else self._write(k + 1)).removesuffix(marks.tail)
+        if not text.startswith(after):
+            # Only the last answer of a chat ends so.
+            after = after.removesuffix(marks.end) + marks.earlier_end
+        if not text.startswith(after) and self.messages[k].tool_calls and marks.end_token:
+            # Qwen3's opens a thought in an answer that ends the chat; a call never does.
+            after = text[: text.find(marks.end_token, start)] + marks.end_token
+        if not text.startswith(after):
+            return None
+        spoken = after.rstrip()
+        return len(spoken) if spoken.endswith(self.end_tokens) else len(after)
+
+    def _parts(self, message: Message) -> Iterator[str]:
+        """The reasoning, the answer and the names of the calls, as the rendering holds them."""
+        thought, mark, answer = message.content.rpartition("</think>")
+        calls = (str(call.get("function", {}).get("name", "")) for call in message.tool_calls)
+        for part in (thought + mark + message.reasoning, answer, *calls):
+            read = self.control.read(part, keep=THOUGHT_MARKS) if self.control else part
+            yield _squeezed(read)
+
+    def _check_end(self, text: str, span: tuple[int, int], *, is_last: bool) -> None:
+        spoken = text[span[0] : span[1]]
+        if is_last and self.marks.end_token and not spoken.endswith(self.end_tokens):
+            raise UnusableRowError("the chat template does not end the answer with a token")
 
 
 def load_template(chat_template: str | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -131,16 +357,17 @@ def load_template(chat_template: str | None, tokenizer: PreTrainedTokenizerBase)
         source, owner = DEFAULT_TEMPLATE, "the default template"
     if "strftime_now" in source:
         source = _FIXED_DATE + source
-    end_tokens = (*tokenizer.get_added_vocab(), *filter(None, [tokenizer.eos_token]))
+    added = (*tokenizer.get_added_vocab(), tokenizer.eos_token or "")
+    end_tokens = tuple(token for token in added if token.strip())  # Gemma adds line ends
     template = ChatTemplate(source, tokenizer, bos=_bos(tokenizer), end_tokens=end_tokens)
     try:
-        has_generation_prompt, header = _opening(template)
+        marks = turn_marks(template.write, end_tokens, tokenizer.bos_token or "")
     except Exception as error:  # Jinja's own errors, and whatever a template's expressions raise
         raise SettingsError(
             f"{owner} cannot render a question and an answer ({error}): "
             "give another one with JOB_CHAT_TEMPLATE"
         ) from error
-    template = replace(template, has_generation_prompt=has_generation_prompt, header=header)
+    template = replace(template, marks=marks, tool_support=ToolSupport.of(template.write))
     if not _ends_turns(template):
         log.warning(
             "data: %s writes no end-of-turn token after an answer, so the model does not learn to "
@@ -174,49 +401,57 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     return source
 
 
-def _opening(template: ChatTemplate) -> tuple[bool, str]:
-    """Whether the generation prompt opens an answer; if not, the words that do."""
-    asked = template.write((_QUESTION,))
-    opened = template.write((_QUESTION,), opened=True)
-    first, second = (template.write((_QUESTION, answer)) for answer in _ANSWERS)
-    if opened != asked and first.startswith(opened):
-        return True, ""
-    if not (first.startswith(asked) and second.startswith(asked)):
-        raise ValueError("a chat does not begin as its first message does")
-    # A generation prompt may also promise more than an answer holds (DeepSeek-R1's "<think>").
-    pairs = enumerate(zip(first, second, strict=False))
-    shared = next((first[:index] for index, (one, other) in pairs if one != other), None)
-    if shared is None:
-        raise ValueError("it does not write the answer")
-    # The space before a word belongs to the word's token.
-    return False, shared[len(asked) :].rstrip(" ")
-
-
 def _ends_turns(template: ChatTemplate) -> bool:
     """Whether what the model learns to say ends with a token that stops its generation."""
     try:
-        text, spans, _ = template.render(Chat((_QUESTION, _ANSWERS[0])))
+        rendered = template.render(Chat((QUESTION, ANSWER)))
     except UnusableRowError:
         return True  # another fault, which every row will tell
-    start, end = spans[-1]
-    return text[start:end].rstrip().endswith(template.end_tokens)
+    start, end = rendered.spans[-1]
+    return rendered.text[start:end].rstrip().endswith(template.end_tokens)
 
 
 def _keeps_system(template: ChatTemplate) -> bool:
     """Whether a system turn stays: Gemma's template raises on one, Mistral's drops it later."""
     try:
-        rendered = template.render(Chat((_SYSTEM, _QUESTION, _ANSWERS[0])))
+        rendered = template.render(Chat((SYSTEM, QUESTION, ANSWER)))
     except UnusableRowError:
         return False
-    return _SYSTEM.content in rendered.text
+    return SYSTEM.content in rendered.text
 
 
 def _folded(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages with the system turn's text at the head of the first question."""
-    if messages[0].role != "system":
-        return messages
-    first = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
-    return (first, *messages[2:])
+    """The messages with each system turn's text at the head of the next question."""
+    folded: list[Message] = []
+    system = ""
+    for message in messages:
+        if message.role == "system":
+            system += f"{message.content}\n\n"
+        elif message.role == "user":
+            folded.append(message._replace(content=system + message.content))
+            system = ""
+        else:
+            folded.append(message)
+    return tuple(folded)
+
+
+def _template_messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    """The messages as templates read them: with those keys only that say something."""
+    turns = []
+    open_calls: list[str] = []  # ids of the calls that no tool has answered yet
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning:  # the two names that templates know it by
+            turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
+        if message.tool_calls:
+            turn["tool_calls"] = list(message.tool_calls)
+            open_calls = [str(call.get("id", "")) for call in message.tool_calls]
+        if message.name:
+            turn["name"] = message.name
+        if message.role == "tool" and open_calls:
+            turn["tool_call_id"] = open_calls.pop(0)
+        turns.append(turn)
+    return turns
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,14 +4,16 @@ A text is tokenised as a whole, as training and inference libraries do, and each
 the offsets of its characters. Tokenising the pieces on their own would be simpler, but
 SentencePiece vocabularies put a space before every piece, which gives tokens that the whole text
 does not hold. A token is a target if its last character lies in a span: where a header ends with
-the space that belongs to the answer's first word, the model has to say that word's token.
+the space that belongs to the answer's first word, the model has to say that word's token. The white
+space that a token swallows after itself (`rstrip`) does not count: older Phi-3's "<|end|>" takes
+the line end after the turn, and is still what ends the answer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,37 +94,82 @@ def encode(
 ) -> list[Sample | str]:
     """A sample for each text, or the reason why it gives none: `TOO_LONG` or a tokenizer fault.
 
-    Tokens after the last target are left out, because no loss depends on them.
+    Tokens after the last target are left out, because no loss depends on them. All texts without
+    control tokens that a row spells are tokenised in one call, each of the others by itself.
     """
     if not texts:
         return []
+    plain = [rendered.text for rendered in texts if rendered.control is None]
+    encoded = iter(_encodings(plain, tokenizer))
+    added_tokens = _AddedTokens(tokenizer)
+    samples: list[Sample | str] = []
+    for rendered in texts:
+        if rendered.control is None:
+            ids, offsets = next(encoded)
+        else:
+            found = rendered.control.tokenizer.encode(rendered.text, add_special_tokens=False)
+            ids, offsets = found.ids, found.offsets
+        ends = added_tokens.ends(ids, offsets, rendered.text)
+        samples.append(_sample(ids, ends, rendered, added_tokens.end_id(rendered), max_seq_length))
+    return samples
+
+
+def _encodings(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterable[tuple[list[int], list[tuple[int, int]]]]:
+    if not texts:
+        return []
     encoded = tokenizer(
-        [rendered.text for rendered in texts],
+        texts,
         add_special_tokens=False,  # the template has written them, and a second BOS would harm
         return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,  # says that texts are longer than the model's context; we cut them
     )
-    rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
-    return [
-        _sample(ids, offsets, rendered.spans, max_seq_length) for ids, offsets, rendered in rows
-    ]
+    return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+
+class _AddedTokens:
+    """The added tokens of a tokenizer: their ids, and which swallow the white space after them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        added = tokenizer.added_tokens_decoder
+        self._ids = {token.content: number for number, token in added.items()}
+        self._swallowing = {number for number, token in added.items() if token.rstrip}
+
+    def ends(self, ids: list[int], offsets: list[tuple[int, int]], text: str) -> NDArray[np.int64]:
+        """Where each token ends in the text, without white space that it swallows; (tokens,)."""
+        ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
+        if self._swallowing:
+            for place, number in enumerate(ids):
+                if number in self._swallowing:
+                    start, end = offsets[place]
+                    ends[place] = start + len(text[start:end].rstrip())
+        return ends
+
+    def end_id(self, rendered: Rendered) -> int | None:
+        """The id of the text's end token; None if it has none that is one token."""
+        token = rendered.end_token
+        return self._ids.get(rendered.control.exchanged(token) if rendered.control else token)
 
 
 def _sample(
     ids: list[int],
-    offsets: list[tuple[int, int]],
-    spans: tuple[tuple[int, int], ...],
+    ends: NDArray[np.int64],
+    rendered: Rendered,
+    end_id: int | None,
     max_seq_length: int,
 ) -> Sample | str:
-    ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
     if (np.diff(ends) < 0).any():
         return "the tokenizer's offsets are out of order"
     is_target = np.zeros(len(ids), dtype=np.bool_)
-    for start, end in spans:
+    for start, end in rendered.spans:
         first, last = np.searchsorted(ends, (start, end), side="right")
         is_target[first:last] = True
+        is_ended = end_id is not None and rendered.text.endswith(rendered.end_token, start, end)
+        if is_ended and ids[int(last) - 1] != end_id:
+            return "the tokenizer does not read what ends an answer as one token"
     is_target[:1] = False  # nothing comes before the first token
     length = _used_length(is_target)
     if length == 0:

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from job.base_model import resolve_base_model
+from job.base_model import BaseModel, resolve_base_model
+from job.data.prepared import PreparedData
+from job.data.preview import Piece, bracketed, coloured, preview
+from job.data.tokens import load_tokenizer
 from job.ledger.ledger import Ledger
 from job.plan import warnings
 from job.plan.forecast import (
@@ -52,6 +56,7 @@ class Plan:
     """The plan as far as it is known; printed as it comes, or as JSON at the end."""
 
     sections: dict[str, str] = field(default_factory=dict)
+    sample: list[Piece] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -61,15 +66,21 @@ def run_plan(options: Namespace, settings: Settings) -> None:
     plan = Plan()
     console = Console(stderr=options.json, highlight=False, soft_wrap=True)
     for section in _sections(settings, plan):
-        first, *table = plan.sections[section].split("\n")
-        console.print(f"[bold]{section:11}[/]{first}")
-        for line in table:
-            console.print(f"{'':11}{line}", markup=False)  # reasons name columns: `turns[].lang`
+        console.print(section_text(plan, section, console))
     if options.json:
         print(json.dumps({"sections": plan.sections, **plan.numbers, "warnings": plan.warnings}))
         return
     for warning in plan.warnings:
         console.print(f"[yellow]warning[/]    {warning}")
+
+
+def section_text(plan: Plan, section: str, console: Console) -> Text:
+    """The section under its name; on a terminal colours mark what a sample teaches."""
+    text = plan.sections[section]
+    if section == "sample" and console.is_terminal and not console.no_color:
+        text = coloured(plan.sample)
+    words = Text.from_ansi(text.replace("\n", "\n" + " " * 11))
+    return Text.assemble((f"{section:11}", "bold"), words)
 
 
 def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
@@ -96,6 +107,9 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.numbers["data"] = {"digest": data.digest, **asdict(data.counts)}
     plan.sections["rows"] = describe_rows(data)
     yield "rows"
+    plan.sample = _sample(data, base)
+    plan.sections["sample"] = bracketed(plan.sample)
+    yield "sample"
     costliest = Costliest.of(settings, definition)
     memory = memory_of(settings, base, data, costliest)
     plan.sections["memory"] = str(memory)
@@ -122,6 +136,13 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
     plan.warnings += warnings.of_rows(settings, data)
     plan.warnings += warnings.of_few(settings, definition)
+
+
+def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:
+    """The first sample to train on, as the model reads it."""
+    first = data.train.head(1)
+    tokenizer = load_tokenizer(base.location, base.hub_revision)
+    return preview(first.input_ids, first.is_target, tokenizer)
 
 
 def _try_store(store: Store) -> float:

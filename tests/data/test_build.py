@@ -300,6 +300,15 @@ def test_rows_that_the_template_refuses_are_unusable_above_five_percent(rows: Pa
         build(settings_for(rows, chat_template=source))
 
 
+def test_the_first_train_sample_is_logged(rows: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="job")
+    train, _, _ = build(settings_for(rows))
+    question, answer = texts(train)[0].split("<|im_end|>\n<|im_start|>assistant\n")
+    (line,) = [text for text in caplog.messages if "[[" in text]
+    shown = f"{question}<|im_end|>\n<|im_start|>assistant\n[[{answer}]]".replace("\n", "\n  ")
+    assert line == f"data: a sample, what is learned in [[ ]]:\n  {shown}"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

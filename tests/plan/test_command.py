@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,11 @@ from typing import Any
 
 import boto3
 import pytest
+from rich.console import Console
 
+from job.data.preview import Piece, bracketed
 from job.plan import warnings
+from job.plan.command import Plan, section_text
 from job.plan.forecast import (
     Span,
     Throughput,
@@ -139,6 +144,17 @@ def test_lifecycle_rules_that_delete_the_sweep_are_foretold(
         assert "under swe 7 days after they were written" in line
 
 
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "\x1b[32mA"), (False, "[[A")])
+def test_a_sample_is_coloured_on_a_terminal_only(is_terminal: bool, shown: str) -> None:
+    plan = Plan(sample=[Piece("Q\n", False), Piece("A\nB", True)])
+    plan.sections["sample"] = bracketed(plan.sample)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=is_terminal, color_system="standard", no_color=False)
+    console.print(section_text(plan, "sample", console))
+    assert shown in out.getvalue()
+    assert ("[[" in out.getvalue()) != is_terminal
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("plan")
@@ -169,17 +185,15 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     parts = [line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()]
     assert parts == [
-        "sweep",
-        "store",
-        "base",
-        "rows",
-        "memory",
-        "trial",
-        "in",
-        "warning",
-        "warning",
-    ]
+        "sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "warning", "warning",
+    ]  # fmt: skip
     assert "7.25 B weights" in done.stdout
+    sample = done.stdout.partition("sample     ")[2].partition("\nmemory")[0]
+    assert re.fullmatch(
+        r"<\|im_start\|>user\n {11}\d+\+\d+\?<\|im_end\|>\n {11}<\|im_start\|>assistant\n"
+        r" {11}\[\[\d+<\|im_end\|>\]\]",
+        sample,
+    )
     assert "of 14.60 GiB" in done.stdout
     assert "only" in done.stdout, "fewer held-out rows than JOB_EVAL_ROWS"
     assert "144  rows read" in done.stdout, "the table of counts"
@@ -194,6 +208,8 @@ def test_numbers_for_a_program(inputs: dict[str, str]) -> None:
     content = json.loads(done.stdout)
     assert content["memory"]["predicted"]["total"] < content["memory"]["usable_bytes"]
     assert content["data"]["train"] > 0
+    assert content["sections"]["sample"].startswith("<|im_start|>user\n")
+    assert content["sections"]["sample"].endswith("<|im_end|>]]")
     assert any("Bayesian" in warning for warning in content["warnings"])
     assert content["trial_seconds"]["short"] < content["trial_seconds"]["long"]
 
