@@ -65,6 +65,8 @@ class _Side:
         self.truncated = 0
         self.too_long = 0
         self.context_answers = 0
+        self.dropped_thoughts = 0
+        self.prerendered = 0
         self.first_sample: Sample | None = None
 
     def add(self, sample: Sample, rendered: Rendered) -> None:
@@ -73,6 +75,8 @@ class _Side:
         self.table.add(sample)
         self.truncated += sample.truncated
         self.context_answers += rendered.num_context_answers
+        self.dropped_thoughts += rendered.num_dropped_thoughts
+        self.prerendered += rendered.is_prerendered
 
     def publish(self) -> TableFile:
         """Finish the file, and give it the name of its content."""
@@ -179,6 +183,8 @@ def _counts(selection: Selection, refused: UnusableRows, train: _Side, held_out:
         context_answers=train.context_answers + held_out.context_answers,
         train=len(train.table.lengths),
         eval=len(held_out.table.lengths),
+        dropped_thoughts=train.dropped_thoughts + held_out.dropped_thoughts,
+        prerendered=train.prerendered + held_out.prerendered,
         joined=selection.num_joined,
         columns_not_used=selection.columns_not_used,
         places=selection.unusable.places | refused.places,
@@ -228,4 +234,15 @@ def _tell(counts: Counts, settings: DataSettings) -> None:
         log.warning(
             "data: %d earlier answers are context only, because the chat template rewrites them",
             counts.context_answers,
+        )
+    if counts.dropped_thoughts:
+        log.warning(
+            "data: %d answers are learned without their reasoning, which the chat template does not"
+            " write: give another one with JOB_CHAT_TEMPLATE",
+            counts.dropped_thoughts,
+        )
+    if counts.prerendered:
+        log.warning(
+            "data: %d prompts hold the chat template's own tokens and are taken as rendered",
+            counts.prerendered,
         )

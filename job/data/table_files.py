@@ -33,6 +33,8 @@ class Counts:
     context_answers: int  # answers that the template does not let us learn
     train: int
     eval: int
+    dropped_thoughts: int = 0  # answers learned without the reasoning that belongs to them
+    prerendered: int = 0  # rows whose prompt held the template's own tokens already
     joined: int = 0  # selected rows in which neighbouring turns of one role became one
     columns_not_used: list[str] = field(default_factory=list)  # that hold text in most rows
     places: dict[str, list[str]] = field(default_factory=dict)  # reason -> its first rows
@@ -52,6 +54,8 @@ def count_lines(counts: Counts) -> list[str]:
         (counts.truncated, "of these cut: the end of the last answer is not learned"),
         (counts.too_long, "of these left out: no answer within JOB_MAX_SEQ_LENGTH"),
         (counts.context_answers, "earlier answers that are context only"),
+        (counts.dropped_thoughts, "answers whose reasoning the chat template does not write"),
+        (counts.prerendered, "rows taken as rendered: their prompts hold the template's tokens"),
         *reasons,
     ]
     shown = [(counts.rows_read, "rows read"), *(line for line in lines if line[0])]

@@ -344,3 +344,26 @@ def test_a_work_folder_that_is_not_ours_is_no_full_disk(rows: Path, tmp_path: Pa
             work_dir=tmp_path / "file/below",
             should_stop=lambda: None,
         )
+
+
+def test_what_a_template_cannot_write_and_prompts_that_are_rendered_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    thought = {**turn("assistant", "Four."), "reasoning_content": "Two and two."}
+    rows = [{"messages": [turn("user", f"2 + 2, case {n}?"), thought]} for n in range(20)]
+    rows += [
+        {
+            "prompt": f"<|im_start|>user\n{n}?<|im_end|>\n<|im_start|>assistant\n",
+            "completion": "Yes.",
+        }
+        for n in range(20)
+    ]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    caplog.set_level("INFO", "job")
+    *_, counts = build(settings_for(path, subsample_fraction=1.0))
+    assert (counts.dropped_thoughts, counts.prerendered) == (20, 20)
+    assert "20 answers are learned without their reasoning" in caplog.text
+    assert "20 prompts hold the chat template's own tokens" in caplog.text
+    (sample,) = (r.message for r in caplog.records if "data: a sample" in r.message)
+    assert "[[" in sample
+    assert sample.count("<|im_start|>assistant") == 1, "no prompt is wrapped twice"
