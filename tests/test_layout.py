@@ -14,6 +14,7 @@ import pytest
 ROOMS = [
     "errors",
     "file_uri",
+    "surroundings",
     "log",
     "progress",
     "process",
