@@ -20,6 +20,7 @@ ROOMS = [
     "process",
     "settings",
     "store",
+    "hub",
     "base_model",
     "data",
     "ledger",
