@@ -1,7 +1,8 @@
 """A service's answer is understood by its sentence. `pytest tests/store/test_answers.py`
 
 The server is `FaultProxy` with nothing behind it: it gives every request the same answer, status
-and body as the public page or issue beside the row has them. What it does not imitate: headers of
+and body as the public page or issue beside the row has them (rows without one are in S3's list of
+errors, or Google's, in the words of these services). What it does not imitate: headers of
 the real services beyond the content type. Every row stands in docs/runbook.md as well.
 """
 
@@ -46,7 +47,7 @@ S3 = [
         StoreError, "this node's clock is wrong",
     ),
     Row(400, "RequestExpired", "Request has expired.", StoreError, "this node's clock is wrong"),
-    # https://github.com/boto/boto3/issues/1247 and others: STS and IAM say it so
+    # https://github.com/aws/aws-cli/issues/6676: STS and IAM say it so
     Row(
         403, "SignatureDoesNotMatch",
         "Signature expired: 20180101T000000Z is now earlier than 20180101T001000Z",
@@ -65,7 +66,8 @@ S3 = [
         " to proceed.",
         StoreError, "free space there",
     ),
-    # https://www.backblaze.com/docs/cloud-storage-data-caps-and-alerts
+    # "storage cap exceeded": https://github.com/Backblaze/B2_Command_Line_Tool/pull/36 (the rest
+    # of the sentence is ours)
     Row(
         403, "AccessDenied", "Cannot upload files, storage cap exceeded.",
         StoreError, "raise its quota",
@@ -90,7 +92,8 @@ S3 = [
         400, "KMS.DisabledException", "arn:aws:kms:eu-west-1:1:key/x is disabled.",
         CredentialsError, "on an enabled key",
     ),
-    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/ObjectsinRequesterPaysBuckets.html
+    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/ObjectsinRequesterPaysBuckets.html has
+    # the 403 and the header; S3's sentence is often "Access Denied" alone, as two rows below
     Row(
         403, "AccessDenied", "Access Denied: x-amz-request-payer is required for this bucket",
         CredentialsError, "never pays as a requester",
@@ -134,10 +137,11 @@ S3 = [
         "Unsupported header 'x-amz-checksum-mode' received for this API call.",
         SettingsError, "AWS_RESPONSE_CHECKSUM_VALIDATION=when_required",
     ),
-    # https://github.com/aws/aws-sdk-js-v3/issues/6810 and others: gateways without trailers
+    # https://github.com/arnemolland/sigv4/issues/8; what a gateway without trailers says to one
     Row(
         400, "InvalidArgument",
-        "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, or a valid sha256 value.",
+        "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, or a"
+        " valid sha256 value",
         SettingsError, "AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
     ),
     # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html
