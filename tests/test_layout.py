@@ -14,11 +14,13 @@ import pytest
 ROOMS = [
     "errors",
     "file_uri",
+    "surroundings",
     "log",
     "progress",
     "process",
     "settings",
     "store",
+    "hub",
     "base_model",
     "data",
     "ledger",

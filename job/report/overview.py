@@ -76,7 +76,9 @@ class Overview:
     def definition(self) -> SweepDefinition | None:
         """The sweep's definition, as its first trial froze it; None before that."""
         frozen = self.identity.sweep_file if self.identity else None
-        return parse_definition(frozen, where=f"{self.uri}: sweep.json") if frozen else None
+        if not frozen:
+            return None
+        return parse_definition(frozen, where=f"{self.uri}: sweep.json", free_name=True)
 
     @property
     def base_model(self) -> str:
