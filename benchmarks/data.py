@@ -29,6 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from job.data.formats import Layout
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.selection import Selection, SelectionRule
 from job.data.sources import open_source
@@ -96,6 +97,8 @@ def _settings(path: Path, **changes: Any) -> DataSettings:
         "dataset_uri": str(path),
         "prompt_column": None,
         "completion_column": None,
+        "prompt_template": None,
+        "system_prompt": None,
         "chat_template": None,
         "max_seq_length": 1024,
         "seed": 17,
@@ -194,7 +197,7 @@ def _stage(stage: str, lines: Path) -> None:
     with tempfile.TemporaryDirectory(dir=lines.parent) as name:
         folder = Path(name)
         if stage == "subsample":
-            with Selection(SelectionRule(None, 17, 0.15), folder) as selection:
+            with Selection(SelectionRule(Layout(), 17, 0.15), folder) as selection:
                 selection.read(open_source(str(lines), folder), lambda: None)
                 kept = sum(1 for _ in selection.rows())
         elif stage == "tokenizer only":

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.errors import CredentialsError, OutageError, SettingsError, work_dir_error
+from job.errors import SettingsError, work_dir_error
 from job.file_uri import path_of
+from job.hub import FULL_COMMIT, cached_commit, explained, is_offline, waited_out
 from job.log import log
 from job.progress import CountProgress, size
 from job.store.base import file_sha256
@@ -83,7 +84,7 @@ def resolve_base_model(
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
         model = _resolve_bucket(name, cache_dir, outage_seconds)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        model = _resolve_hub(name, revision)
+        model = waited_out(lambda: _resolve_hub(name, revision), outage_seconds)
     else:
         raise SettingsError(
             f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"
@@ -173,35 +174,30 @@ def _has_size(path: Path, size_bytes: int) -> bool:
 
 
 def _resolve_hub(name: str, revision: str) -> BaseModel:
+    """Find a hub's model; what is in the cache at a commit in full needs no network.
+
+    Offline (`HF_HUB_OFFLINE`) any revision is the one in the cache.
+    """
     from huggingface_hub import HfApi, hf_hub_download  # 0.4 s to import, and not for folders
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        commit = HfApi().model_info(name, revision=revision, timeout=30).sha
+        commit: str | None = revision
+        if is_offline():
+            commit = cached_commit(name, revision, kind="model") or revision
+        elif not FULL_COMMIT.fullmatch(revision):
+            commit = HfApi().model_info(name, revision=revision, timeout=30).sha
         assert commit is not None
-        config = _read_config(name, Path(hf_hub_download(name, "config.json", revision=commit)))
-    except GatedRepoError as error:
-        raise CredentialsError(
-            f"JOB_BASE_MODEL: {name} is gated: accept its licence and set HF_TOKEN"
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise SettingsError(
-            f"JOB_BASE_MODEL: {name} at JOB_BASE_MODEL_REVISION={revision} is not on the Hugging"
-            " Face hub and is no folder here; check the spelling, or set HF_TOKEN if it is private"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise OutageError(
-            f"JOB_BASE_MODEL: {name}: the Hugging Face hub cannot be reached"
-            f" ({type(error).__name__}); try again, or give a folder"
-        ) from error
-    return BaseModel(name, name, commit, config)
+        path = Path(hf_hub_download(name, "config.json", revision=commit))
+    except Exception as error:  # the client's HTTP library has errors of its own
+        if told := explained(error, "JOB_BASE_MODEL", name, revision):
+            raise told from error
+        if isinstance(error, EntryNotFoundError):
+            raise SettingsError(
+                f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
+            ) from error
+        raise
+    return BaseModel(name, name, commit, _read_config(name, path))
 
 
 def _read_config(name: str, path: Path) -> dict[str, Any]:

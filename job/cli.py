@@ -23,13 +23,13 @@ from pydantic.fields import FieldInfo
 import job
 from job.errors import ExitCode, HeldError, OutageError, SettingsError
 from job.log import last_words, log
-from job.settings import Settings, load_settings, variable
+from job.settings import NOT_NEEDED, Settings, load_settings, variable
+from job.surroundings import mend
 
 if TYPE_CHECKING:
     from job.ledger.ledger import Ledger
     from job.ledger.slot import Slot
 
-NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
 EXAMPLES = """\
 examples:
   JOB_DATASET_URI=rows.jsonl JOB_OUTPUT_URI=out python -m job          one trial: first open slot
@@ -353,6 +353,11 @@ def _sweep(_options: Namespace) -> Ending:
 def _demo(_options: Namespace) -> Ending:
     from job.demo.run import run_demo
 
+    warnings, errors = mend(os.environ)
+    if errors:
+        raise SettingsError("\n".join(errors))
+    for warning in warnings:
+        log.warning("%s", warning)
     return run_demo(), None
 
 

@@ -132,18 +132,21 @@ def is_network_failure(error: BaseException | None) -> bool:
     )
 
 
-# A folder that this user can never write; other failures are this node's or the moment's.
-_NOT_OURS = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
-)
+# A folder that is not this user's to write. A file system that turns read-only later is a node's.
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
 
-def work_dir_error(path: Path, error: OSError) -> JobError:
-    """Make the error for a failed write below `JOB_WORK_DIR`: not ours (64), or full (74)."""
-    if error.errno in _NOT_OURS:
+def work_dir_error(path: Path, error: OSError, *, at_start: bool = False) -> JobError:
+    """Make the error for a failed write below `JOB_WORK_DIR`: a wrong setting (64), or 74.
+
+    `at_start`: before anything was written there, whatever but a full volume is a wrong setting.
+    """
+    is_full = error.errno in VOLUME_FULL
+    if not is_full and (at_start or error.errno in _NOT_OURS):
         reason = "it is a file" if error.errno == errno.EEXIST else error.strerror
         return SettingsError(
             f"JOB_WORK_DIR: {path} cannot be written ({reason}); give a folder that this user may"
             " write"
         )
-    return OutageError(f"JOB_WORK_DIR: {path} cannot be written ({error}): free disk space")
+    way_out = "free disk space" if is_full else "this node's disk fails"
+    return OutageError(f"JOB_WORK_DIR: {path} cannot be written ({error}): {way_out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -11,9 +12,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import quote, quote_plus
 
 from job.errors import ExitCode
 
@@ -21,16 +23,35 @@ log = logging.getLogger("job")
 TERMINATION_LOG = Path("/dev/termination-log")  # shown by `kubectl describe pod`
 
 # Values of variables with such names never reach a log line, a traceback or the last words.
-_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|STORAGE_KEY|PRIVATE_KEY|CONNECTION_STRING)$",
+    re.IGNORECASE,
+)
 _MIN_SECRET_LENGTH = 6  # masking "1" or "true" everywhere would only hide our own words
 
 
 def mask_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
     """`text` with the value of every secret-looking environment variable replaced by ***."""
-    for name, value in environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH:
-            text = text.replace(value, "***")
+    secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name)}
+    forms = {form for secret in secrets for form in _forms(secret)}
+    for form in sorted(forms, key=len, reverse=True):  # a shorter one may be part of a longer one
+        if len(form) >= _MIN_SECRET_LENGTH:
+            text = text.replace(form, "***")
     return re.sub(r"://[^/\s@:]+:[^/\s@]+@", "://***@", text)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """A secret as libraries quote it: as it is, bare, line by line, escaped, in a URL."""
+    bare = secret.strip().strip("\"'").strip()
+    for text in {secret, bare, *(line.strip() for line in bare.splitlines())}:
+        yield text
+        yield repr(text)[1:-1]
+        yield json.dumps(text)[1:-1]
+        yield json.dumps(text, ensure_ascii=False)[1:-1]
+        in_bytes = text.encode(errors="surrogateescape")
+        yield from (quote(in_bytes), quote(in_bytes, safe=""), quote_plus(in_bytes))
+    # HTTP's basic authentication, as W&B's client sends it
+    yield base64.b64encode(b"api:" + bare.encode(errors="surrogateescape")).decode()
 
 
 class _TextFormatter(logging.Formatter):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -16,8 +17,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from job.errors import SettingsError
 from job.file_uri import path_of
+from job.surroundings import mend
 
 PREFIX = "JOB_"
+NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
 _UNLESS_SWEPT = "used where the sweep does not name it"
 
 
@@ -45,6 +48,25 @@ def _check_written_out(text: str) -> None:
         raise ValueError("begins with ~, which only a shell expands; give the whole path")
     if text != text.strip():
         raise ValueError("begins or ends with a blank; remove it")
+    if text.startswith(("'", '"')) or text.endswith("'") or '"' in text:
+        raise ValueError("holds quotes, which nothing removes here; give it without them")
+    if re.search(r"\$[({]|^\$\w|\{\{|<[\w -]+>", text):
+        raise ValueError(
+            "holds a place that nothing has filled in, $(NAME), ${NAME}, {{ name }} or <name>; give"
+            " it in full (Kubernetes fills in $(NAME) only where NAME stands before it in `env`)"
+        )
+
+
+def _check_output(uri: str) -> str:
+    """Refuse a relative folder in the image: it would be lost with the container."""
+    in_image = "IMAGE_REVISION" in os.environ  # set by the Dockerfile
+    is_relative = "://" not in uri and not uri.startswith(("/", "file:"))
+    if in_image and is_relative and uri != NOT_NEEDED:
+        raise ValueError(
+            "is a relative path, which is lost with the container; give a bucket (s3://, gs://) or"
+            " the whole path of a mounted folder"
+        )
+    return uri
 
 
 def _check_path(path: Path) -> Path:
@@ -63,7 +85,22 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_prompt_template(template: str) -> str:
+    """Refuse anything but text and plain column names in braces."""
+    allowed = "allowed: text and column names in braces, {question}; a brace is written twice"
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"is no template ({error}); {allowed}") from error
+    names = [name for _, name, _, _ in pieces if name is not None]
+    plain = [re.fullmatch(r"[^.\[\]]+", name) for name in names]
+    if not names or not all(plain) or any(spec or convert for _, _, spec, convert in pieces):
+        raise ValueError(f"needs plain column names in braces; {allowed}")
+    return template
+
+
 Uri = Annotated[str, AfterValidator(_check_uri)]
+OutputUri = Annotated[Uri, AfterValidator(_check_output)]
 LocalPath = Annotated[Path, AfterValidator(_check_path)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -91,7 +128,7 @@ class Settings(BaseSettings):
     dataset_uri: Uri = Field(
         description="rows: file, glob or folder (path, s3://, gs://), or a Hugging Face id"
     )
-    output_uri: Uri = Field(description="folder or bucket prefix that holds the sweep")
+    output_uri: OutputUri = Field(description="folder or bucket prefix that holds the sweep")
 
     sweep_file: LocalPath | None = Field(None, description="W&B sweep YAML; default: the card's")
     sweep_name: Annotated[str, AfterValidator(_check_name)] | None = Field(
@@ -109,6 +146,12 @@ class Settings(BaseSettings):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(17, description="seed of everything")
     prompt_column: str | None = Field(None, description="column of the prompt")
     completion_column: str | None = Field(None, description="column of the answer")
+    prompt_template: Annotated[str, AfterValidator(_check_prompt_template)] | None = Field(
+        None, description="user's turn of several columns: '{context}\\n\\n{question}'"
+    )
+    system_prompt: str | None = Field(
+        None, description="system turn of the rows without one; a row's own wins"
+    )
     chat_template: str | None = Field(None, description="Jinja template, or a file that holds one")
 
     per_device_train_batch_size: FewCount = Field(2, description="samples of an accumulation step")
@@ -174,7 +217,12 @@ class Settings(BaseSettings):
                 f"JOB_COMPLETION_INDEX: is {self.completion_index}, but JOB_NUM_TRIALS is"
                 f" {self.num_trials}; allowed: 0 to {self.num_trials - 1}, or raise JOB_NUM_TRIALS"
             )
-        if (self.prompt_column is None) != (self.completion_column is None):
+        if self.prompt_template is not None and self.prompt_column is not None:
+            raise ValueError(
+                "JOB_PROMPT_TEMPLATE, JOB_PROMPT_COLUMN: both are set; allowed: one of them"
+            )
+        is_one_missing = (self.prompt_column is None) != (self.completion_column is None)
+        if self.prompt_template is None and is_one_missing:
             raise ValueError(
                 "JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set;"
                 " allowed: both (their columns' names) or none (columns are detected)"
@@ -229,6 +277,8 @@ ROW_FIELDS = (
     "max_seq_length",
     "prompt_column",
     "completion_column",
+    "prompt_template",
+    "system_prompt",
     "chat_template",
 )
 
@@ -249,9 +299,11 @@ _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_
 
 
 def load_settings(**given: str) -> tuple[Settings, list[str]]:
-    """Read the environment; return the settings and warnings about unknown variables.
+    """Read the environment; return the settings and warnings about its variables.
 
-    `given` fields win over the environment: a verb that reads no rows needs no JOB_DATASET_URI.
+    Other tools' variables are mended in the environment itself (`job/surroundings.py`): all who
+    look at it later see what is meant. `given` fields win over the environment: a verb that reads
+    no rows needs no JOB_DATASET_URI.
     Raises `SettingsError` with one line for every mistake in the environment.
     """
     strict = os.environ.get("JOB_STRICT", "").strip().lower() in {
@@ -262,7 +314,9 @@ def load_settings(**given: str) -> tuple[Settings, list[str]]:
         "t",
         "y",
     }
-    errors, warnings = _unknown_variables(os.environ, strict=strict)
+    warnings, errors = mend(os.environ)
+    wrong, unknown = _unknown_variables(os.environ, strict=strict)
+    errors, warnings = [*wrong, *errors], [*unknown, *warnings]
     try:
         settings = Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -281,17 +335,43 @@ def _unknown_variables(environ: Mapping[str, str], *, strict: bool) -> tuple[lis
         if name in GONE:
             errors.append(f"{name}: is gone: {GONE[name]}")
             continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if close:
-            errors.append(f"{name}: unknown variable; did you mean {close[0]}?")
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        misspelt = [setting for setting in known if _is_misspelt(name, setting)]
+        if misspelt:
+            errors.append(f"{name}: unknown variable; did you mean {misspelt[0]}?")
         elif strict:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             errors.append(
                 f"{name}: unknown variable, refused under JOB_STRICT=1; the nearest is {nearest}"
             )
         else:
-            warnings.append(f"{name}: unknown variable, ignored")
+            is_near = difflib.SequenceMatcher(None, name, nearest).ratio() >= 0.8
+            hint = f"; the nearest setting is {nearest}" if is_near else ""
+            warnings.append(f"{name}: unknown variable, ignored{hint}")
     return errors, warnings
+
+
+def _is_misspelt(name: str, setting: str) -> bool:
+    """Whether a slip of the hand made `name` of `setting`: one edit, or two in a long name.
+
+    Jenkins sets JOB_NAME, JOB_BASE_NAME and JOB_URL, Grid Engine JOB_ID and JOB_SCRIPT (two edits
+    from JOB_STRICT), and Kubernetes variables such as JOB_PORT for a service that is called job.
+    """
+    given, meant = (text.removeprefix(PREFIX).replace("_", "") for text in (name, setting))
+    return _edits(given, meant) <= (1 if len(meant) < 8 else 2)
+
+
+def _edits(first: str, second: str) -> int:
+    """How many letters to insert, drop, replace or swap with their neighbour (Damerau's distance,
+    https://en.wikipedia.org/wiki/Damerau-Levenshtein_distance, each letter edited once)."""
+    rows = [list(range(len(second) + 1))]
+    for i, a in enumerate(first, 1):
+        row = [i]
+        for j, b in enumerate(second, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b)))
+            if i > 1 and j > 1 and (a, b) == (second[j - 2], first[i - 2]):
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 def _describe(error: ValidationError) -> Iterable[str]:

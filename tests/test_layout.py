@@ -14,11 +14,13 @@ import pytest
 ROOMS = [
     "errors",
     "file_uri",
+    "surroundings",
     "log",
     "progress",
     "process",
     "settings",
     "store",
+    "hub",
     "base_model",
     "data",
     "ledger",
@@ -38,7 +40,7 @@ ROOMS = [
 TORCH_PACKAGES = {"torch", "peft", "bitsandbytes"}
 # Of the training room: what people may ask before they pay for a GPU.
 TORCH_FREE = {
-    "__init__", "families", "footprint", "memory", "recipe", "shape", "state",
+    "__init__", "eta", "families", "footprint", "memory", "recipe", "shape", "state",
 }  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "job"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

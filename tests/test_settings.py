@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import os
+import urllib.parse
 
 import pytest
 
 from job.errors import SettingsError
 from job.log import mask_secrets, set_up_logging
-from job.settings import IDENTITY_FIELDS, Settings, load_settings, variable
+from job.settings import IDENTITY_FIELDS, NOT_NEEDED, Settings, load_settings, variable
 
 REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
 
@@ -18,7 +21,7 @@ REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
 RESOLVED = {
     "base_model", "base_model_revision", "dataset_uri", "sweep_file", "use_full_dataset",
     "subsample_fraction", "eval_fraction", "max_seq_length", "prompt_column", "completion_column",
-    "chat_template",
+    "chat_template", "prompt_template", "system_prompt",
 }  # fmt: skip
 FREE = {
     "output_uri", "sweep_name", "num_trials", "completion_index", "trial_budget_hours",
@@ -32,7 +35,7 @@ FREE = {
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("JOB_", "WANDB_", "HF_TOKEN")):
+        if name.startswith(("JOB_", "WANDB_", "HF_TOKEN", "IMAGE_REVISION")):
             monkeypatch.delenv(name)
 
 
@@ -104,6 +107,56 @@ def test_a_setting_that_is_gone_says_what_to_use_instead(
     assert "one `job queue` for each, with CUDA_VISIBLE_DEVICES" in line
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Jenkins (core, "Available environment variables") and its plug-ins
+        *("JOB_NAME", "JOB_BASE_NAME", "JOB_URL", "JOB_DISPLAY_URL"),
+        *("JOB_ID", "JOB_SCRIPT"),  # Grid Engine, qsub(1)
+        # GitLab, Slurm and others where a prologue cuts their own prefix off
+        *(
+            "JOB_TOKEN",
+            "JOB_STAGE",
+            "JOB_STATUS",
+            "JOB_STARTED_AT",
+            "JOB_PARTITION",
+            "JOB_NODELIST",
+        ),
+        # Kubernetes' service links, for a service that is called job
+        *("JOB_SERVICE_HOST", "JOB_SERVICE_PORT", "JOB_PORT", "JOB_PORT_80_TCP_ADDR"),
+    ],
+)
+def test_another_systems_variable_is_no_misspelt_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _, (warning,) = _load(monkeypatch, **REQUIRED, **{name: "/var/spool/x"})
+    assert warning.startswith(f"{name}: unknown variable, ignored")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("JOB_WORKDIR", "JOB_WORK_DIR"),
+        ("JOB_OUTPUT_URL", "JOB_OUTPUT_URI"),
+        ("JOB_SEDE", "JOB_SEED"),
+        ("JOB_DEVICES", "JOB_DEVICE"),
+        ("JOB_MAX_STESP", "JOB_MAX_STEPS"),
+        ("JOB_NUMTRIAL", "JOB_NUM_TRIALS"),
+        ("JOB_LORAR", "JOB_LORA_R"),
+    ],
+)
+def test_a_slip_of_the_hand_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, **{name: "1"})
+    assert line == f"{name}: unknown variable; did you mean {meant}?"
+
+
+def test_what_is_further_off_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (warning,) = _load(monkeypatch, **REQUIRED, JOB_USE_FULL_DATA="1")
+    assert warning.endswith("ignored; the nearest setting is JOB_USE_FULL_DATASET")
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, _ = _load(monkeypatch, **REQUIRED, JOB_COMPLETION_INDEX="", JOB_MAX_STEPS="")
     assert settings.completion_index is None
@@ -120,6 +173,25 @@ def test_one_column_without_the_other_is_refused(monkeypatch: pytest.MonkeyPatch
     assert line.startswith("JOB_PROMPT_COLUMN, JOB_COMPLETION_COLUMN: only one is set")
 
 
+@pytest.mark.parametrize("template", ["{context}\n\n{question}", "{a b}: {{x}}\\n", "{Q}"])
+def test_a_prompt_template_names_columns(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    settings, _ = _load(monkeypatch, **REQUIRED, JOB_PROMPT_TEMPLATE=template)
+    assert settings.prompt_template == template
+    monkeypatch.setenv("JOB_COMPLETION_COLUMN", "gold")
+    assert _load(monkeypatch)[0].prompt_column is None
+    (line,) = _mistakes(monkeypatch, JOB_PROMPT_COLUMN="q")
+    assert line.startswith("JOB_PROMPT_TEMPLATE, JOB_PROMPT_COLUMN: both are set")
+
+
+@pytest.mark.parametrize(
+    "template", ["no column", "{q.upper}", "{q[0]}", "{q!r}", "{q:>9}", "{}", "{q", "q}", "{a{b}}"]
+)
+def test_a_prompt_template_is_no_program(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_PROMPT_TEMPLATE=template)
+    assert line.startswith("JOB_PROMPT_TEMPLATE: ")
+    assert line.endswith("column names in braces, {question}; a brace is written twice")
+
+
 @pytest.mark.parametrize("name", ["JOB_OUTPUT_URI", "JOB_BASE_MODEL", "JOB_WORK_DIR"])
 @pytest.mark.parametrize(("value", "says"), [("~/x", "only a shell expands"), (" /x", "a blank")])
 def test_what_a_shell_would_have_expanded_is_no_folder_of_that_name(
@@ -128,6 +200,88 @@ def test_what_a_shell_would_have_expanded_is_no_folder_of_that_name(
     (line,) = _mistakes(monkeypatch, **{**REQUIRED, name: value})
     assert line.startswith(f"{name}: begins")
     assert says in line
+
+
+PATHS = (
+    *("JOB_OUTPUT_URI", "JOB_DATASET_URI", "JOB_BASE_MODEL"),
+    *("JOB_WORK_DIR", "JOB_SWEEP_FILE"),
+)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('"/data/sweeps"', "holds quotes"),
+        ("'s3://bucket/x'", "holds quotes"),
+        ('/data/"sweeps"', "holds quotes"),
+        ("$(STORE)/sweeps", "holds a place that nothing has filled in"),
+        ("s3://${BUCKET}/sweeps", "holds a place that nothing has filled in"),
+        ("$STORE/sweeps", "holds a place that nothing has filled in"),
+        ("/data/{{ .Values.sweep }}", "holds a place that nothing has filled in"),  # Helm, Jinja
+        ("s3://<bucket>/sweeps", "holds a place that nothing has filled in"),  # copied from a page
+    ],
+)
+def test_a_path_that_somebody_else_was_to_finish_is_no_folder_of_that_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    if name in ("JOB_WORK_DIR", "JOB_SWEEP_FILE"):
+        value = value.replace("s3://", "/")
+    (line,) = _mistakes(monkeypatch, **{**REQUIRED, name: value})
+    assert line.startswith(f"{name}: {says}"), line
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("s3://bucket/a b/c", "s3://bucket/größe", "s3://bucket//x", "S3://bucket/x"),
+        *(
+            "/data/Tim's sweeps",
+            "/data/$folder$/x",
+            "/data/a$b",
+            "/data/{train,eval}",
+            "/data/*.jsonl",
+        ),
+        *("gs://bucket/50%", "/data/größe", "/a//b", "/data/a<b"),
+    ],
+)
+@pytest.mark.parametrize("name", ["JOB_OUTPUT_URI", "JOB_DATASET_URI"])
+def test_an_unusual_path_is_a_path(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv("IMAGE_REVISION", "abc")
+    given = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "/out", name: value}
+    settings, warnings = _load(monkeypatch, **given)
+    assert getattr(settings, name.removeprefix("JOB_").lower()) == value
+    assert warnings == []
+
+
+@pytest.mark.parametrize("value", ["out", "./out", "../out"])
+def test_a_relative_output_is_refused_in_the_image_only(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    given = {**REQUIRED, "JOB_OUTPUT_URI": value}
+    assert _load(monkeypatch, **given)[0].output_uri == value
+    (line,) = _mistakes(monkeypatch, IMAGE_REVISION="unknown")
+    assert line.startswith("JOB_OUTPUT_URI: is a relative path, which is lost with the container")
+
+
+def test_a_verb_without_an_output_needs_none_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_REVISION", "abc")
+    load_settings(dataset_uri=NOT_NEEDED, output_uri=NOT_NEEDED)
+
+
+def test_spellings_of_values_that_have_always_worked(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, warnings = _load(
+        monkeypatch,
+        **REQUIRED,
+        JOB_STRICT="yes",
+        JOB_LEARNING_RATE="1e-4",
+        JOB_MAX_STEPS="20\r",  # an env file with Windows' line ends
+        JOB_WEIGHT_DECAY=".1\r\n",
+        JOB_USE_FULL_DATASET="on",
+    )
+    assert (settings.strict, settings.use_full_dataset) == (True, True)
+    assert (settings.learning_rate, settings.max_steps, settings.weight_decay) == (1e-4, 20, 0.1)
+    assert warnings == []
 
 
 @pytest.mark.parametrize("name", ["JOB_SWEEP_FILE", "JOB_WORK_DIR"])
@@ -172,6 +326,38 @@ def test_no_log_line_and_no_traceback_shows_a_secret(
     assert "RuntimeError" in shown
     assert "wJalrXUtnFEMI" not in shown
     assert "letmein" not in shown
+
+
+SECRET = 'wJal/r+XU"tn\\FE\tMä'
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        SECRET,
+        repr(SECRET),
+        repr({"key": SECRET}),
+        json.dumps({"key": SECRET}),
+        json.dumps({"key": SECRET}, ensure_ascii=False),
+        urllib.parse.quote(SECRET),
+        urllib.parse.quote(SECRET, safe=""),
+        urllib.parse.urlencode({"key": SECRET}),
+        base64.b64encode(f"api:{SECRET}".encode()).decode(),
+    ],
+)
+@pytest.mark.parametrize("value", [SECRET, f"{SECRET}\n", f'"{SECRET}"', f" '{SECRET}' "])
+def test_a_secret_is_masked_however_a_library_writes_it(value: str, shown: str) -> None:
+    masked = mask_secrets(f"<{shown}>", {"AWS_SECRET_ACCESS_KEY": value})
+    assert "***" in masked
+    assert "wJal" not in masked
+    assert "FE" not in masked
+
+
+def test_each_line_of_a_secret_is_masked() -> None:
+    environ = {"SIGNING_PRIVATE_KEY": "-----BEGIN-----\nMIIEvQIBADAN\nBgkqhkiG9w0B\n"}
+    assert mask_secrets("line MIIEvQIBADAN", environ) == "line ***"
+    # A variable may hold any bytes.
+    assert mask_secrets("x", {"HF_TOKEN": "secret\udcff"}) == "x"
 
 
 def test_mask_secrets_leaves_ordinary_values_alone() -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.data.file_names import folder_files, glob_folder, glob_matches, is_glob
+from job.data.file_names import glob_folder, glob_matches, is_glob
+from job.data.folders import CARD, CARD_LIMIT_BYTES, folder_files
 from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, unusable
 from job.errors import work_dir_error
@@ -40,11 +41,11 @@ class BucketFiles:
     def rows(self, should_stop: Callable[[], None]) -> Iterator[Row]:
         for name, info in self.objects:
             should_stop()
-            with self._downloaded(info) as file:
+            with self.downloaded(info) as file:
                 yield from read_file(name, file, f"{self.bucket}/{info.key}")
 
     @contextmanager
-    def _downloaded(self, info: ObjectInfo) -> Iterator[io.BufferedReader[Any]]:
+    def downloaded(self, info: ObjectInfo) -> Iterator[io.BufferedReader[Any]]:
         """The open object, downloaded first where this disk lacks it.
 
         Its file is removed once it is read, so that the disk never has to hold the whole data set.
@@ -79,6 +80,8 @@ class BucketFiles:
 def list_bucket(uri: str, cache_dir: Path, outage_seconds: float = 1200) -> BucketFiles:
     """The objects that a URI names: one, those of a glob, or those of a folder.
 
+    A folder's data set card (README.md) is downloaded, because it may name the splits.
+
     Raises `DataError` if there is none or all are empty, and what the bucket raises.
     """
     scheme, _, rest = uri.partition("://")
@@ -100,11 +103,20 @@ def list_bucket(uri: str, cache_dir: Path, outage_seconds: float = 1200) -> Buck
         names = [key[len(folder) :] for key in listed if key.startswith(folder)]
         if not names:
             raise unusable(uri, "does not exist", f"give {SUPPORTED}")
-        keys = [folder + name for name in folder_files(names, uri)]
+        card = _card(BucketFiles(bucket, cache_dir, (), outage_seconds), listed.get(folder + CARD))
+        keys = [folder + name for name in folder_files(names, uri, card)]
     if not any(listed[key].size_bytes for key in keys):
         raise unusable(uri, "is empty", "give a file with one row a line")
     objects = tuple((key[len(folder) :], listed[key]) for key in sorted(keys))
     return BucketFiles(bucket, cache_dir, objects, outage_seconds)
+
+
+def _card(files: BucketFiles, info: ObjectInfo | None) -> str | None:
+    """The text of the data set's card in a folder, if there is one."""
+    if info is None or info.size_bytes > CARD_LIMIT_BYTES:
+        return None
+    with files.downloaded(info) as file:
+        return file.read().decode(errors="replace")
 
 
 def _literal_prefix(wanted: str) -> str:

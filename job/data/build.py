@@ -11,15 +11,16 @@ from textwrap import indent
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from job.data.formats import Columns, UnusableRowError, UnusableRows
+from job.data.formats import Layout
 from job.data.preview import bracketed, preview
 from job.data.rows import Source
 from job.data.sampling import is_eval
 from job.data.selection import CHECK_ROWS, SelectedRow, Selection, SelectionRule
-from job.data.table_files import SIDES, Counts, TableFile
+from job.data.table_files import SIDES, Counts, TableFile, count_lines
 from job.data.table_parquet import TableWriter
 from job.data.templates import ChatTemplate, Rendered
 from job.data.tokens import TOO_LONG, Sample, encode
+from job.data.unusable import UnusableRowError, UnusableRows, listing
 from job.errors import DataError
 from job.log import log
 from job.progress import CountProgress
@@ -39,6 +40,8 @@ class DataSettings:
     dataset_uri: str
     prompt_column: str | None
     completion_column: str | None
+    prompt_template: str | None  # column names in braces
+    system_prompt: str | None  # of the rows that have none
     chat_template: str | None  # Jinja, or the path of a file of it
     max_seq_length: int  # tokens
     seed: int
@@ -46,12 +49,11 @@ class DataSettings:
     eval_fraction: float  # of the subsample, in (0, 1)
 
     @property
-    def columns(self) -> Columns | None:
-        """The columns that the user named."""
-        if self.prompt_column is None or self.completion_column is None:
-            assert self.prompt_column == self.completion_column, "settings take both or none"
-            return None
-        return Columns(self.prompt_column, self.completion_column)
+    def layout(self) -> Layout:
+        """What the user said about the columns."""
+        return Layout(
+            self.prompt_column, self.completion_column, self.prompt_template, self.system_prompt
+        )
 
 
 class _Side:
@@ -63,6 +65,8 @@ class _Side:
         self.truncated = 0
         self.too_long = 0
         self.context_answers = 0
+        self.dropped_thoughts = 0
+        self.prerendered = 0
         self.first_sample: Sample | None = None
 
     def add(self, sample: Sample, rendered: Rendered) -> None:
@@ -71,6 +75,8 @@ class _Side:
         self.table.add(sample)
         self.truncated += sample.truncated
         self.context_answers += rendered.num_context_answers
+        self.dropped_thoughts += rendered.num_dropped_thoughts
+        self.prerendered += rendered.is_prerendered
 
     def publish(self) -> TableFile:
         """Finish the file, and give it the name of its content."""
@@ -95,7 +101,7 @@ def build_tables(
     of the sides or more than 5 % for none.
     """
     refused = UnusableRows()
-    rule = SelectionRule(settings.columns, settings.seed, settings.subsample_fraction)
+    rule = SelectionRule(settings.layout, settings.seed, settings.subsample_fraction)
     with Selection(rule, work_dir) as selection, _sides(work_dir) as (train, held_out):
         selection.read(source, should_stop)
         log.info("data: %d rows read, %d selected", selection.num_rows, len(selection))
@@ -117,7 +123,7 @@ def build_tables(
         refused.check_share(len(selection), way_out="give another JOB_CHAT_TEMPLATE")
         counts = _counts(selection, refused, train, held_out)
         _check_sides(counts, settings)
-        _warn(counts, settings)
+        _tell(counts, settings)
         _show(train.first_sample, tokenizer)
         return train.publish(), held_out.publish(), counts
 
@@ -138,7 +144,7 @@ def _batches(rows: Iterator[SelectedRow]) -> Iterator[list[SelectedRow]]:
     num_characters = 0
     for row in rows:
         batch.append(row)
-        num_characters += sum(len(message.content) for message in row.chat.messages)
+        num_characters += sum(len(m.content) + len(m.reasoning) for m in row.chat.messages)
         if len(batch) == CHECK_ROWS or num_characters >= _BATCH_CHARACTERS:
             yield batch
             batch, num_characters = [], 0
@@ -177,6 +183,11 @@ def _counts(selection: Selection, refused: UnusableRows, train: _Side, held_out:
         context_answers=train.context_answers + held_out.context_answers,
         train=len(train.table.lengths),
         eval=len(held_out.table.lengths),
+        dropped_thoughts=train.dropped_thoughts + held_out.dropped_thoughts,
+        prerendered=train.prerendered + held_out.prerendered,
+        joined=selection.num_joined,
+        columns_not_used=selection.columns_not_used,
+        places=selection.unusable.places | refused.places,
     )
 
 
@@ -205,7 +216,14 @@ def _show(sample: Sample | None, tokenizer: PreTrainedTokenizerBase) -> None:
     log.info("data: a sample, what is learned in [[ ]]:\n%s", indent(text, "  "))
 
 
-def _warn(counts: Counts, settings: DataSettings) -> None:
+def _tell(counts: Counts, settings: DataSettings) -> None:
+    for line in count_lines(counts):
+        log.info("data: %s", line)
+    if counts.columns_not_used:
+        log.warning(
+            "data: columns not used: %s (JOB_PROMPT_TEMPLATE makes a prompt of several columns)",
+            listing(counts.columns_not_used),
+        )
     if counts.too_long or counts.truncated:
         log.warning(
             "data: of %d selected rows %d lost the end of their answer and %d were left out, "
@@ -217,7 +235,14 @@ def _warn(counts: Counts, settings: DataSettings) -> None:
             "data: %d earlier answers are context only, because the chat template rewrites them",
             counts.context_answers,
         )
-    for what, reasons in (("unusable", counts.unusable), ("refused", counts.refused)):
-        if reasons:
-            listing = ", ".join(f"{count} x {reason}" for reason, count in reasons.items())
-            log.warning("data: %s rows: %s", what, listing)
+    if counts.dropped_thoughts:
+        log.warning(
+            "data: %d answers are learned without their reasoning, which the chat template does not"
+            " write: give another one with JOB_CHAT_TEMPLATE",
+            counts.dropped_thoughts,
+        )
+    if counts.prerendered:
+        log.warning(
+            "data: %d prompts hold the chat template's own tokens and are taken as rendered",
+            counts.prerendered,
+        )

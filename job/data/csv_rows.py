@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from job.data.rows import Row, unusable
+from job.data.unpacking import head
+from job.log import log
 
 RECORD_LIMIT_BYTES = 2**20
+_BOM = b"\xef\xbb\xbf"
 
 
-def read_csv(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:
+def csv_encoding(file: io.BufferedReader[Any]) -> str:
+    """UTF-8, or Windows-1252 where most lines beyond ASCII are no UTF-8. Reads the whole file."""
+    if head(file).startswith(_BOM):
+        return "utf-8"
+    num_utf8 = num_others = 0
+    while line := file.readline(RECORD_LIMIT_BYTES):
+        if not line.isascii():
+            try:
+                line.decode()
+                num_utf8 += 1
+            except UnicodeDecodeError:
+                num_others += 1
+    return "utf-8" if num_others <= num_utf8 else "cp1252"
+
+
+def read_csv(
+    name: str, file: io.BufferedReader[Any], where: str, *, encoding: str = "utf-8"
+) -> Iterator[Row]:
     """The rows of a CSV file by RFC 4180: commas, and double-quoted fields with line ends.
 
+    Semicolons or tabs are taken where the first line has no comma between two names.
     `name` is for the rows' places, `where` for errors.
     Raises `DataError` if the names of the columns are not all different.
     """
     csv.field_size_limit(RECORD_LIMIT_BYTES)  # for the whole process; Python's own limit is 128 KiB
-    lines = _Lines(file)
-    reader = csv.reader(lines, strict=True)
+    if encoding != "utf-8":
+        log.warning("data: %s is not UTF-8 and is read as Windows-1252", name)
+    delimiter = _delimiter(head(file))
+    lines = _Lines(file, encoding)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         first_line = lines.start_record()
@@ -49,6 +75,17 @@ def read_csv(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Ro
             yield Row(place, dict(zip(header, values, strict=True)))
 
 
+def _delimiter(start: bytes) -> str:
+    """What stands between the names in the first line: a comma, else a semicolon, else a tab."""
+    text = start.removeprefix(_BOM).decode(errors="replace").strip("\r\n")
+    line = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    for delimiter in (",", ";", "\t"):
+        with suppress(csv.Error):
+            if len(next(csv.reader([line], delimiter=delimiter), [])) > 1:
+                return delimiter
+    return ","
+
+
 _WAY_OUT = "write the columns' names into its first line"
 
 
@@ -59,8 +96,9 @@ class _RecordTooLongError(Exception):
 class _Lines:
     """The file's lines as text; unlike a generator it goes on after an exception."""
 
-    def __init__(self, file: io.BufferedReader[Any]) -> None:
+    def __init__(self, file: io.BufferedReader[Any], encoding: str) -> None:
         self._file = file
+        self._encoding = encoding
         self._num_lines = 0
         self._record_bytes = 0
 
@@ -83,6 +121,6 @@ class _Lines:
                 line = self._file.readline(RECORD_LIMIT_BYTES)
             raise _RecordTooLongError
         if self._num_lines == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        # A byte that is not UTF-8 becomes half a surrogate pair, which a row's check refuses.
-        return line.decode(errors="surrogateescape")
+            line = line.removeprefix(_BOM)
+        # A byte that is no text becomes half a surrogate pair, which a row's check refuses.
+        return line.decode(self._encoding, errors="surrogateescape")

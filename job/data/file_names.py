@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
-
-from job.data.rows import SUPPORTED, unusable
 
 _KINDS = {
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
     ".json": "JSON",
     ".csv": "CSV",
+    ".tsv": "CSV",
     ".parquet": "Parquet",
+    ".arrow": "Arrow",
 }
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 
@@ -23,28 +22,6 @@ def kind_of(name: str) -> str | None:
     name = name.lower()
     name = next((name.removesuffix(end) for end in _COMPRESSED if name.endswith(end)), name)
     return next((kind for end, kind in _KINDS.items() if name.endswith(end)), None)
-
-
-def folder_files(names: Iterable[str], where: object) -> list[str]:
-    """The names in a folder, at any depth, that are files of its one kind of rows.
-
-    Hidden files and those that begin with an underscore (`_SUCCESS`) are left out. Raises
-    `DataError` for none, and for two kinds, which may hold the same rows twice.
-    """
-    found: dict[str, list[str]] = {}
-    for name in names:
-        if any(part.startswith((".", "_")) for part in name.split("/")):
-            continue
-        if kind := kind_of(name):
-            found.setdefault(kind, []).append(name)
-    if len(found) > 1:
-        found.pop("JSON", None)  # dataset_info.json and the like, beside the rows
-    if len(found) > 1:
-        kinds = " and ".join(sorted(found))
-        raise unusable(where, f"holds both {kinds} files", "name one kind with a glob")
-    if not found:
-        raise unusable(where, "holds no .jsonl, .json, .csv or .parquet file", f"give {SUPPORTED}")
-    return next(iter(found.values()))
 
 
 def is_glob(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,19 +9,11 @@ from typing import Any
 
 from job.data.readers import table_rows
 from job.data.rows import Row, SourceVersion, unusable
-from job.errors import (
-    CredentialsError,
-    JobError,
-    OutageError,
-    SettingsError,
-    causes,
-    is_network_failure,
-    is_volume_full,
-)
+from job.errors import JobError, is_network_failure, is_volume_full
+from job.hub import FULL_COMMIT, cached_commit, explained, is_offline, waited_out
 
 SPLIT = "train"
 _BATCH_ROWS = 1000
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +23,7 @@ class HubDataset:
     name: str  # owner/name
     config: str | None  # None: the only one, or the one named "default"
     commit: str
+    outage_seconds: float = 1200  # how long a hub that fails is asked again
 
     def versions(self) -> list[SourceVersion]:
         return [SourceVersion(f"{self.name}:{self.config or ''}:{SPLIT}", 0, self.commit)]
@@ -40,7 +32,8 @@ class HubDataset:
         should_stop()
         number = 0
         # Arrow tables instead of rows: images and sounds stay the bytes they are.
-        for table in self._load().with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        split = waited_out(self._load, self.outage_seconds)
+        for table in split.with_format("arrow").iter(batch_size=_BATCH_ROWS):
             for batch in table.to_batches():
                 for columns in table_rows(batch):
                     number += 1
@@ -56,11 +49,11 @@ class HubDataset:
             unreachable = _unreachable(self.name, self.commit)
             try:
                 builder = load_dataset_builder(self.name, self.config, revision=self.commit)
-            except Exception as error:
+            except Exception:
                 if unreachable is None:
                     raise
                 # What the disk's cache lacks must not pass for what is wrong with the data set.
-                raise ConnectionError(str(unreachable)) from error
+                raise ConnectionError(str(unreachable)) from unreachable
             if builder.hash != self.commit:
                 # Where the hub does not answer, `datasets` takes any commit that it has on disk.
                 raise ConnectionError(f"only commit {builder.hash} is on this disk")
@@ -68,50 +61,41 @@ class HubDataset:
             return builder.as_dataset(split=SPLIT)
 
 
-def find_dataset(name: str, *, config: str | None, revision: str | None) -> HubDataset:
+def find_dataset(
+    name: str, *, config: str | None, revision: str | None, outage_seconds: float = 1200
+) -> HubDataset:
     """Find the data set's commit; `revision` needs no network where it is a commit in full.
 
-    Raises `SettingsError` if the hub does not know it, `CredentialsError` if it is gated, and
-    `OutageError` if the hub cannot be reached.
+    Offline (`HF_HUB_OFFLINE`) the commit is the one in the cache. Raises `SettingsError` if the hub
+    does not know it, `CredentialsError` if it refuses us, and `OutageError` if it cannot be reached
+    for `outage_seconds`.
     """
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return HubDataset(name, config, revision)
-    from huggingface_hub import HfApi  # 0.4 s to import, and not for files
+    if revision is not None and FULL_COMMIT.fullmatch(revision):
+        return HubDataset(name, config, revision, outage_seconds)
 
-    with _explained(name, revision):
-        commit = HfApi().dataset_info(name, revision=revision, timeout=30).sha
+    def ask() -> str | None:
+        from huggingface_hub import HfApi  # 0.4 s to import, and not for files
+
+        with _explained(name, revision):
+            return HfApi().dataset_info(name, revision=revision, timeout=30).sha
+
+    commit = cached_commit(name, revision, kind="dataset") if is_offline() else None
+    commit = commit or waited_out(ask, outage_seconds)
     assert commit is not None
-    return HubDataset(name, config, commit)
+    return HubDataset(name, config, commit, outage_seconds)
 
 
 @contextmanager
 def _explained(where: str, revision: str | None) -> Iterator[None]:
     """Tell the hub's failures apart, which `datasets` wraps in errors of its own."""
-    from huggingface_hub import errors
-
     try:
         yield
     except JobError:
         raise
     except Exception as error:  # `datasets` lets everything through that its readers raise
-        behind = list(causes(error))
+        if told := explained(error, "JOB_DATASET_URI", where, revision):
+            raise told from error
         said = " ".join(str(error).split())[:300]
-        if any(isinstance(cause, errors.GatedRepoError) for cause in behind) or "a gated" in said:
-            raise CredentialsError(
-                f"JOB_DATASET_URI: {where} is gated: accept its licence and set HF_TOKEN"
-            ) from error
-        missing = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
-        if any(isinstance(cause, missing) for cause in behind):
-            at = "" if revision is None else f" at revision {revision}"
-            raise SettingsError(
-                f"JOB_DATASET_URI: {where}{at} is neither a path here nor on the Hugging Face hub; "
-                "check the spelling, or set HF_TOKEN if it is private"
-            ) from error
-        if is_network_failure(error) or is_volume_full(error):
-            raise OutageError(
-                f"JOB_DATASET_URI: {where} is no path here, and the Hugging Face hub cannot be "
-                f"reached or read ({type(error).__name__}: {said}); try again, or give files"
-            ) from error
         way_out = f"give owner/name:config of a data set with a split {SPLIT!r}"
         raise unusable(where, f"cannot be loaded ({said})", way_out) from error
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.data.file_names import folder_files, is_glob
+from job.data.file_names import is_glob
+from job.data.folders import CARD, CARD_LIMIT_BYTES, folder_files
 from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, explained, unusable
 from job.store.base import file_sha256
@@ -40,7 +41,7 @@ def list_files(path: Path) -> LocalFiles:
     """The files that a path names. Raises `DataError` for none, and if all of them are empty."""
     with explained(path):
         if path.is_dir():
-            files = LocalFiles(path, tuple(sorted(folder_files(_walk(path), path))))
+            files = LocalFiles(path, tuple(sorted(folder_files(_walk(path), path, _card(path)))))
         elif path.is_file():
             files = LocalFiles(path.parent, (path.name,))
         elif is_glob(str(path)):
@@ -52,6 +53,15 @@ def list_files(path: Path) -> LocalFiles:
         if not any((files.folder / name).stat().st_size for name in files.names):
             raise unusable(path, "is empty", "give a file with one row a line")
     return files
+
+
+def _card(folder: Path) -> str | None:
+    """The text of the data set's card in a folder, if there is one."""
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(CARD_LIMIT_BYTES).decode(errors="replace")
 
 
 def _walk(folder: Path) -> Iterator[str]:

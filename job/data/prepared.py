@@ -52,6 +52,7 @@ def prepare(
     store: Store,
     cache_dir: Path,
     should_stop: Callable[[], None],
+    frozen_digest: str | None = None,
     outage_seconds: float = 1200,
 ) -> PreparedData:
     """The prepared data from the store, else from this disk, else built and published.
@@ -59,12 +60,17 @@ def prepare(
     `should_stop` is called about once a second while rows are built and raises to end the work.
     What the store's manifest names is the truth: a pod that built the same digest at the same
     time takes the winner's tables. A damaged file is never used: it is built and published again.
+    `frozen_digest` is that of the tables which the sweep began with: where an earlier version made
+    them of the same rows and settings, they are used as they are.
     Raises `DataError`, `SettingsError`, `OutageError` for a full disk, and `StoreError` where the
-    store's tables are damaged and these rows give other ones.
+    store's tables are damaged and these rows give other ones, or an earlier version's are gone.
     """
     template = load_template(settings.chat_template, tokenizer)
     source = open_source(settings.dataset_uri, cache_dir, outage_seconds=outage_seconds)
-    digest = data_digest(settings, source, tokenizer=tokenizer, template=template)
+    identity = _identity(settings, source, tokenizer, template)
+    if frozen_digest is not None and frozen_digest == _digest_of_schema_1(settings, identity):
+        return _earlier_tables(store, frozen_digest, cache_dir)
+    digest = _sha256(identity)
     folder = cache_dir / "prepared" / digest
     prefix = f"prepared/{digest}"
     own: Manifest | None = None
@@ -95,10 +101,28 @@ def data_digest(
     template: ChatTemplate,
 ) -> str:
     """A sha256 of all that decides the tables, and of nothing that a machine adds (no paths)."""
-    identity = {
+    return _sha256(_identity(settings, source, tokenizer, template))
+
+
+def _digest_of_schema_1(settings: DataSettings, identity: dict[str, object]) -> str | None:
+    """The digest under which version 0.1 kept these rows; None with settings it did not have."""
+    if settings.prompt_template is not None or settings.system_prompt is not None:
+        return None
+    earlier = {name: value for name, value in identity.items() if name != "layout"}
+    columns = settings.prompt_column and (settings.prompt_column, settings.completion_column)
+    return _sha256({**earlier, "schema": 1, "columns": columns})
+
+
+def _identity(
+    settings: DataSettings,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+) -> dict[str, object]:
+    return {
         "schema": SCHEMA_VERSION,
         "sources": source.versions(),
-        "columns": settings.columns,
+        "layout": settings.layout,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template.source,
         "max_seq_length": settings.max_seq_length,
@@ -106,7 +130,25 @@ def data_digest(
         "subsample_fraction": float(settings.subsample_fraction),
         "eval_fraction": float(settings.eval_fraction),
     }
+
+
+def _sha256(identity: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _earlier_tables(store: Store, digest: str, cache_dir: Path) -> PreparedData:
+    """The tables of a sweep that version 0.1 began; this version would make other ones."""
+    prefix = f"prepared/{digest}"
+    folder = cache_dir / prefix
+    found = _from_store(store, store.get(f"{prefix}/manifest.json"), prefix, folder)
+    if found is None:
+        raise StoreError(
+            f"{store.uri}/{prefix} is gone or damaged, and this version prepares rows otherwise "
+            "than the one that began the sweep: go on with the image that began it, or start "
+            "another sweep with another JOB_SWEEP_NAME"
+        )
+    log.info("data: %s from the store, as the sweep began with them", _summary(found))
+    return found
 
 
 def _from_store(

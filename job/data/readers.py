@@ -1,31 +1,30 @@
-"""Rows of one open file, read as a stream: JSON lines, a JSON array, CSV or Parquet."""
+"""Rows of one open file, read as a stream: JSON, CSV, Parquet or Arrow."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.data.csv_rows import read_csv
+from job.data.csv_rows import csv_encoding, read_csv
 from job.data.file_names import kind_of
-from job.data.json_array import array_items
-from job.data.rows import SUPPORTED, Row, explained, row_of, unusable
-from job.data.unpacking import expansion_limit, head, unpacked
+from job.data.json_rows import is_one_object, read_array, read_lines, read_object
+from job.data.rows import SUPPORTED, Row, explained, unusable
+from job.data.unpacking import as_utf8, expansion_limit, head, unpacked
 
-LINE_LIMIT_BYTES = 2**20  # a longer line is not a row of text
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 2**24  # a batch of Parquet rows, as stored; in memory it is larger
 _PAGE_BUFFER_BYTES = 2**20  # else pyarrow reads a column of a whole row group at once
 _BOM = b"\xef\xbb\xbf"
+_ARROW_MAGIC = (b"ARROW1", b"\xff\xff\xff\xff")  # of a file, of a stream
 
 
 def read_file(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:
-    """The rows of `file`; `name` is for their places, `where` for errors.
+    """The rows of `file`, which can seek; `name` is for their places, `where` for errors.
 
     The content decides the format, because many `.json` files hold JSON lines; where it cannot,
     the name does. Raises `DataError` for a file that cannot be read as a whole.
@@ -33,60 +32,60 @@ def read_file(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[R
     with explained(where):
         stream = unpacked(file, where)
         start = head(stream)
-        first = start.removeprefix(_BOM).lstrip()[:1]
-        kind = kind_of(name)
         if start.startswith(b"PAR1"):
             yield from _read_parquet(name, stream, where)
-        elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise unusable(where, "is UTF-16 text or no text", "save it as UTF-8")
-        elif kind == "JSONL" or first in (b"{", b""):
-            yield from _read_lines(name, stream)
-        elif first == b"[":
-            yield from _read_array(name, stream, where)
-        elif kind == "CSV":
-            yield from read_csv(name, stream, where)
+        elif start.startswith(_ARROW_MAGIC):
+            yield from _read_arrow(name, stream, where)
         else:
-            raise unusable(where, "holds neither JSON, CSV nor Parquet", f"give {SUPPORTED}")
+            yield from _read_text(name, lambda: _text_of(file, where), where)
 
 
-def _read_lines(name: str, file: io.BufferedReader[Any]) -> Iterator[Row]:
-    number = 0
-    while line := file.readline(LINE_LIMIT_BYTES + 1):
-        number += 1
-        place = f"{name}:{number}"
-        if len(line) > LINE_LIMIT_BYTES and not line.endswith(b"\n"):
-            _skip_line(file)
-            yield Row(place, {}, "line over 1 MB")
-        else:
-            yield from _parse_line(place, line.removeprefix(_BOM) if number == 1 else line)
-
-
-def _skip_line(file: io.BufferedReader[Any]) -> None:
-    while (part := file.readline(LINE_LIMIT_BYTES)) and not part.endswith(b"\n"):
-        pass
-
-
-def _parse_line(place: str, line: bytes) -> Iterator[Row]:
-    if not line.strip():
-        return  # a blank line is no row
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError:
-        yield Row(place, {}, "not UTF-8")
-    except (ValueError, RecursionError):  # also integers of over 4300 digits
-        yield Row(place, {}, "not JSON")
+def _read_text(
+    name: str, reopened: Callable[[], io.BufferedReader[Any]], where: str
+) -> Iterator[Row]:
+    stream = reopened()
+    kind = kind_of(name)
+    first = head(stream).removeprefix(_BOM).lstrip()[:1]
+    if first == b"[":
+        yield from read_array(name, stream, where)
+    elif first == b"{" and is_one_object(stream, are_lines=kind == "JSONL"):
+        yield from read_object(name, reopened(), where)
+    elif kind == "JSONL" or first in (b"{", b""):
+        yield from read_lines(name, reopened())
+    elif kind == "CSV":
+        encoding = csv_encoding(stream)
+        yield from read_csv(name, reopened(), where, encoding=encoding)
     else:
-        yield row_of(place, value)
+        raise unusable(where, "holds neither JSON, CSV, Parquet nor Arrow", f"give {SUPPORTED}")
 
 
-def _read_array(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:
+def _text_of(file: io.BufferedReader[Any], where: str) -> io.BufferedReader[Any]:
+    """The file from its beginning, unpacked, and as UTF-8 if it is UTF-16 with its mark."""
+    file.seek(0)
+    return as_utf8(unpacked(file, where), where)
+
+
+def _read_arrow(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:
+    """Rows of an Arrow stream, as `datasets` saves them, or of an Arrow file."""
     number = 0
     try:
-        for number, value in enumerate(array_items(file), start=1):
-            yield row_of(f"{name}:{number}", value)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        what = f"is not valid JSON after row {number}, or the next row is over 16 MB"
-        raise unusable(where, what, "write one JSON object a line (.jsonl)") from error
+        for batch in _arrow_batches(file):
+            batch.validate(full=True)
+            for start in range(0, len(batch), _BATCH_ROWS):
+                for columns in table_rows(batch.slice(start, _BATCH_ROWS)):
+                    number += 1
+                    place = f"{name}:{number}"
+                    yield Row(place, columns or {}, "" if columns is not None else "not readable")
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise unusable(where, "is damaged Arrow", "write it again") from error
+
+
+def _arrow_batches(file: io.BufferedReader[Any]) -> Iterator[Any]:
+    if head(file).startswith(_ARROW_MAGIC[0]):
+        reader = pa.ipc.open_file(file)
+        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        yield from pa.ipc.open_stream(file)
 
 
 def _read_parquet(name: str, file: io.BufferedReader[Any], where: str) -> Iterator[Row]:

@@ -4,8 +4,8 @@ The hash is taken over a row's messages, not over its bytes in a file, so the sa
 whatever the shard order, the file format or the machine. Sorted by that hash, the rows stand in a
 random but fixed order, and the choice of a smaller fraction is the beginning of a larger one's.
 
-Rows that say the same have the same hash. Only one of them is kept: a repeated row is drawn with
-all its copies or with none, which would make the size of a subsample a matter of luck.
+Rows that say the same have the same hash, so that a repeated row is taken with all its copies or
+with none, and they lie on one side of the split: whoever repeats a row gives it more weight.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def row_hash(chat: Chat, *, seed: int) -> bytes:
     turns: list[object] = [list(message) for message in map(_said, chat.messages)]
     if chat.tools:
         turns.append({"tools": chat.tools})
-    text = json.dumps(turns, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(turns, ensure_ascii=False)  # keys as they stand: templates write them so
     seeded = f"{seed}\n{text}".encode()
     return hashlib.blake2b(seeded, digest_size=HASH_BYTES, person=b"job row").digest()
 

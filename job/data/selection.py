@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from job.data.chat import Chat, Message
-from job.data.formats import (
-    Columns,
-    UnusableRowError,
-    UnusableRows,
-    listing,
-    row_chat,
-)
+from job.data.formats import Layout, RowParser
 from job.data.rows import Row, Source
-from job.data.sampling import is_selected, row_hash
+from job.data.sampling import HASH_BYTES, is_selected, row_hash
+from job.data.unusable import UnusableRowError, UnusableRows, listing
 from job.errors import DataError, work_dir_error
 from job.progress import CountProgress
 
@@ -38,25 +34,31 @@ class SelectedRow(NamedTuple):
 class SelectionRule:
     """How rows become messages, and which of them are taken."""
 
-    columns: Columns | None
+    layout: Layout
     seed: int
     fraction: float
 
 
 class Selection:
-    """The chosen rows, each once, and what became of the others. A context manager.
+    """The chosen rows, and what became of the others. A context manager.
 
-    A row that says what a kept one says is counted as a duplicate.
+    A row that says what a kept one says is kept, too, and counted as a duplicate.
     """
 
     def __init__(self, rule: SelectionRule, work_dir: Path) -> None:
         self.unusable = UnusableRows()
         self.num_rows = 0
         self.num_duplicates = 0
+        self.num_joined = 0
         self._rule = rule
         self._work_dir = work_dir
+        self._parser = RowParser(rule.layout)
+        self._named = rule.layout.named
         self._columns_seen: set[str] = set()
-        self._places: dict[bytes, int] = {}  # row hash -> where its line begins
+        self._unused: Counter[str] = Counter()  # column -> rows that hold text in it
+        # A row's key (its hash, and whether it is a pair) -> where its line begins, its copies.
+        self._places: dict[bytes, int] = {}
+        self._copies: Counter[bytes] = Counter()
         self._file = _temporary_file(work_dir)
 
     def __enter__(self) -> Selection:
@@ -66,7 +68,13 @@ class Selection:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._places) + self._copies.total()
+
+    @property
+    def columns_not_used(self) -> list[str]:
+        """Columns, and keys of turns, that hold text in most rows and mean nothing here."""
+        num_parsed = self.num_rows - self.unusable.counts.total()
+        return sorted(name for name, count in self._unused.items() if 2 * count > num_parsed)
 
     def read(self, source: Source, should_stop: Callable[[], None]) -> None:
         """Look at every row. Raises `DataError` for no rows and for too many unusable ones."""
@@ -84,28 +92,34 @@ class Selection:
             raise DataError(
                 "JOB_DATASET_URI: no rows in these files: give files with one row a line"
             )
-        self.unusable.check_columns(self._columns_seen, self._rule.columns)
+        self._rule.layout.check_columns(self._columns_seen)
         self.unusable.check_share(
             self.num_rows,
-            way_out="name the columns with JOB_PROMPT_COLUMN and JOB_COMPLETION_COLUMN "
+            way_out="name the columns with JOB_PROMPT_COLUMN (or JOB_PROMPT_TEMPLATE) and "
+            "JOB_COMPLETION_COLUMN "
             f"(present: {listing(sorted(self._columns_seen))})",
         )
 
     def _consider(self, row: Row) -> None:
         if row.problem:
             raise UnusableRowError(row.problem)
-        columns = self._rule.columns
         if len(self._columns_seen) < _COLUMN_NAMES_LIMIT:
             self._columns_seen.update(row.columns)
-        self._columns_seen.update(name for name in columns or () if name in row.columns)
-        chat = row_chat(row.columns, columns)
-        row_key = row_hash(chat, seed=self._rule.seed)
-        if is_selected(row_key, fraction=self._rule.fraction):
-            self._keep(row_key, chat, row.place)
+        self._columns_seen.update(name for name in self._named if name in row.columns)
+        chat, is_joined, unused = self._parser.parse(row.columns)
+        if unused and len(self._unused) < _COLUMN_NAMES_LIMIT:
+            self._unused.update(unused)
+        digest = row_hash(chat, seed=self._rule.seed)
+        if is_selected(digest, fraction=self._rule.fraction):
+            self.num_joined += is_joined
+            self._keep(digest, chat, row.place)
 
-    def _keep(self, row_key: bytes, chat: Chat, place: str) -> None:
+    def _keep(self, digest: bytes, chat: Chat, place: str) -> None:
+        # A pair's prompt may be rendered otherwise than the same turns: each has its own line.
+        row_key, other_key = (digest + bytes([kind]) for kind in (chat.is_pair, not chat.is_pair))
+        self.num_duplicates += row_key in self._places or other_key in self._places
         if row_key in self._places:
-            self.num_duplicates += 1
+            self._copies[row_key] += 1
             return
         line = json.dumps([place, *chat]).encode()
         try:
@@ -120,11 +134,19 @@ class Selection:
             self._file.flush()
             for row_key in sorted(self._places):
                 self._file.seek(self._places[row_key])
-                place, messages, *others = json.loads(self._file.readline())
-                chat = Chat(tuple(Message(*turn) for turn in messages), *others)
-                yield SelectedRow(row_key, chat, place)
+                place, *chat = json.loads(self._file.readline())
+                row = SelectedRow(row_key[:HASH_BYTES], _chat(*chat), place)
+                for _ in range(1 + self._copies[row_key]):
+                    yield row
         except OSError as error:
             raise work_dir_error(self._work_dir, error) from error
+
+
+def _chat(messages: list[list[Any]], tools: list[dict[str, Any]], is_pair: bool) -> Chat:
+    """The chat that was written as JSON, which has lists for tuples."""
+    turns = (Message(*turn) for turn in messages)
+    chats = (turn._replace(tool_calls=tuple(turn.tool_calls)) for turn in turns)
+    return Chat(tuple(chats), tuple(tools), is_pair)
 
 
 def _temporary_file(work_dir: Path) -> IO[bytes]:

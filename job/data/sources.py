@@ -34,7 +34,7 @@ def open_source(
         return list_bucket(uri, cache_dir, outage_seconds)
     if match := hub_id(uri):
         name, config, revision = match.groups()
-        return find_dataset(name, config=config, revision=revision)
+        return find_dataset(name, config=config, revision=revision, outage_seconds=outage_seconds)
     return list_files(_local_path(uri))
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.data.templates import Rendered
-from job.errors import OutageError, SettingsError
+from job.errors import SettingsError
+from job.hub import explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +41,9 @@ class Sample(NamedTuple):
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face id or a folder.
 
-    Raises `SettingsError` if there is none that gives offsets, `OutageError` if the hub cannot be
-    reached.
+    Raises `SettingsError` if there is none that gives offsets, and what `job.hub.explained` says:
+    `HubOutageError`, which may be waited out, if the hub cannot be reached.
     """
-    from huggingface_hub.errors import LocalEntryNotFoundError
     from transformers import AutoTokenizer  # imports torch: 4 s
 
     is_folder = Path(base_model).is_dir()
@@ -52,11 +52,9 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
             base_model, revision=None if is_folder else revision, trust_remote_code=False
         )
     except Exception as error:  # every tokenizer class raises its own on damaged files
-        if isinstance(error.__cause__, LocalEntryNotFoundError | ConnectionError):
-            raise OutageError(
-                f"JOB_BASE_MODEL {base_model}: the model hub cannot be reached, and the tokenizer "
-                "is not on this disk"
-            ) from error
+        told = None if is_folder else explained(error, "JOB_BASE_MODEL", base_model, revision)
+        if told:
+            raise told from error
         where = "" if is_folder or revision is None else f" at revision {revision}"
         raise SettingsError(
             f"JOB_BASE_MODEL {base_model}{where}: no usable tokenizer "

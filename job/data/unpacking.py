@@ -1,4 +1,4 @@
-"""Compressed files as streams: found by their content, and bounded against bombs.
+"""Compressed files, and UTF-16, as streams: found by their content, bounded against bombs.
 
 pyarrow unpacks: it reads concatenated gzip members and zstd frames, checks their checksums, says
 when a stream is cut off (the zstandard package ends without a word) and refuses zstd windows over
@@ -7,6 +7,7 @@ when a stream is cut off (the zstandard package ends without a word) and refuses
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 from typing import Any
@@ -45,6 +46,43 @@ def unpacked(file: io.BufferedReader[Any], where: str) -> io.BufferedReader[Any]
 def head(stream: io.BufferedReader[Any]) -> bytes:
     """The first bytes, which stay in the stream."""
     return stream.peek(4096)[:4096]
+
+
+def as_utf8(stream: io.BufferedReader[Any], where: str) -> io.BufferedReader[Any]:
+    """`stream` itself, or its text as UTF-8 where it begins with the mark of UTF-16.
+
+    Raises `DataError`, also while it is read, where it is no UTF-16 after that mark.
+    """
+    if not head(stream).startswith((b"\xff\xfe", b"\xfe\xff")):
+        return stream
+    return io.BufferedReader(_Utf16Stream(stream, where), _BLOCK_BYTES)
+
+
+class _Utf16Stream(io.RawIOBase):
+    """A UTF-16 text's UTF-8 bytes, for `io.BufferedReader`."""
+
+    def __init__(self, stream: io.BufferedReader[Any], where: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-16")()
+        self._where = where
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            data = self._stream.read(_BLOCK_BYTES)
+            try:
+                self._ready = self._decoder.decode(data, final=not data).encode()
+            except UnicodeError as error:
+                what = "begins as UTF-16 text and is none"
+                raise unusable(self._where, what, "save it as UTF-8") from error
+            if not data:
+                break
+        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def expansion_limit(size_bytes: int) -> int:

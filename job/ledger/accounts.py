@@ -35,6 +35,7 @@ def taken_over(old: Lease, owner: str) -> Lease:
     ended = () if is_first else (account(old, ended=True),)
     wasted = sum(closed.wasted_gpu_seconds or 0.0 for closed in ended)
     return Lease(
+        **(old.model_extra or {}),  # keys of a newer version
         owner=owner,
         epoch=old.epoch + 1,
         state="held",
@@ -105,7 +106,7 @@ def read_accounts(slot: Slot) -> list[Account]:
     if stored is not None:
         lease = stored.lease
         for newer in (*lease.ended, account(lease, ended=not lease.is_held)):
-            if newer.epoch not in by_epoch or by_epoch[newer.epoch].state == "open":
+            if by_epoch.get(newer.epoch, newer).state == "open":
                 by_epoch[newer.epoch] = newer
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
@@ -113,8 +114,8 @@ def read_accounts(slot: Slot) -> list[Account]:
 def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
     """GPU-hours of all attempts at all slots: ended, killed and running, as of the last renewal.
 
-    Excluded slots and what came before a redo count, too: they were paid for. A slot whose
-    documents are damaged counts nothing, and ends no other slot's trial.
+    Excluded slots and what came before a redo count, too: they were paid for. What a damaged
+    document does not say is not counted, and ends no other slot's trial.
     """
     seconds = 0.0
     for number in range(num_trials):
@@ -123,22 +124,29 @@ def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
         except SlotError as error:
             log.warning("the sweep's budget does not count slot %d: %s", number, error)
             continue
-        for slot in (*newest.earlier(), newest):
-            try:
-                seconds += gpu_seconds(slot)
-            except SlotError as error:
-                log.warning("the sweep's budget does not count slot %d: %s", number, error)
+        seconds += sum(gpu_seconds(slot) for slot in (*newest.earlier(), newest))
     return seconds / 3600
 
 
 def gpu_seconds(slot: Slot) -> float:
-    """GPU-seconds of all attempts at the slot in this generation of it."""
-    result, stored = slot.result(), slot.lease()
-    committed = result.gpu_seconds if result is not None else 0.0
-    if stored is None:
-        return committed
+    """GPU-seconds of all attempts at the slot in this generation of it.
+
+    They were paid for: where one of its two documents is damaged, the other one is believed.
+    """
+    by_result = by_lease = 0.0
+    try:
+        result = slot.result()
+        by_result = result.gpu_seconds if result is not None else 0.0
+    except SlotError as error:
+        log.warning("GPU time is taken from the lease alone: %s", error)
+    try:
+        stored = slot.lease()
+        if stored is not None:
+            by_lease = stored.lease.gpu_seconds_before + stored.lease.attempt.gpu_seconds
+    except SlotError as error:
+        log.warning("GPU time is taken from the result alone: %s", error)
     # Where two attempts worked on a slot at once, the lease has the cost of both.
-    return max(committed, stored.lease.gpu_seconds_before + stored.lease.attempt.gpu_seconds)
+    return max(by_result, by_lease)
 
 
 def now() -> str:

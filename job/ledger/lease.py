@@ -17,7 +17,7 @@ from typing import Any, Self
 from job.errors import ExitCode, JobError, PreemptedError, StoreError
 from job.ledger.accounts import FRESH, account, now, taken_over
 from job.ledger.ledger import Ledger
-from job.ledger.records import Lease
+from job.ledger.records import AttemptProgress, Lease
 from job.ledger.slot import Slot, StoredLease
 from job.ledger.watch import LeaseWatch, open_slots_in_turn
 from job.log import log
@@ -65,6 +65,7 @@ class HeldLease:
 
     def report(self, **progress: Any) -> None:
         """Note fields of `AttemptProgress` for the next renewal; writes nothing."""
+        AttemptProgress.model_validate(progress)  # a wrong value fails here, not at the renewal
         self._progress = {**self._progress, **progress}
 
     def start_paying(self, *, seconds_before: float) -> None:

@@ -25,6 +25,11 @@ from job.store.documents import create_document, read_document
 
 LEDGER_SCHEMA = 1
 
+_SAME_SETTINGS = (
+    "JOB_DATASET_URI: the settings are the same, but the files changed, or this version reads or"
+    " prepares rows otherwise: put the files back, or go on with the image that began the sweep"
+)
+
 
 class Ledger:
     """The documents of one sweep."""
@@ -82,7 +87,10 @@ class Ledger:
             return
         ours = identity.changed(ledger_schema=LEDGER_SCHEMA)
         if changed := differences(frozen.compared(), ours.compared()):
-            changed += differences(frozen.rows, ours.rows)
+            other_rows = differences(frozen.rows, ours.rows)
+            if len(changed) == 1 and frozen.dataset != ours.dataset and not other_rows:
+                other_rows = [_SAME_SETTINGS]
+            changed += other_rows
             raise SettingsError(
                 f"sweep {self.sweep} was started with other settings (old -> new):\n  "
                 + "\n  ".join(changed)

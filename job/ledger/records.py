@@ -163,7 +163,8 @@ class AttemptProgress(Record):
     tokens_per_second: float | None = None
     eval_loss: float | None = None  # of the last evaluation
     gpu_seconds: Seconds = 0.0
-    useful_seconds: Seconds | None = None  # of the GPU-seconds, those that the commit rests on
+    # Less than nothing where a trial was begun again from an earlier checkpoint than the one found.
+    useful_seconds: float | None = None  # of the GPU-seconds, those that the commit rests on
     exit_code: int | None = None
     reason: str | None = None
     ended_at: Moment | None = None

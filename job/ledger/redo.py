@@ -19,12 +19,17 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 
+from pydantic import ValidationError
+
 from job.errors import DamagedError, SettingsError, SlotError
 from job.ledger.accounts import now, taken_over
 from job.ledger.records import Spec
 from job.ledger.slot import Slot
 from job.log import log
-from job.store.documents import create_document
+from job.store.documents import create_document, read_document
+
+# The part of a spec that decides what its trial computes.
+_COMPUTED = ("params", "recipe", "measure_step_0", "data_digest")
 
 
 def redo(old: Slot) -> str:
@@ -88,10 +93,18 @@ def _begun(slot: Slot) -> bool:
 
 
 def _readable_spec(slot: Slot) -> Spec | None:
+    """The slot's spec; of a damaged one what it computes, if that is whole; None if it is lost."""
     try:
         return slot.spec()
     except SlotError as error:
-        log.warning("%s; it is drawn anew", error)
+        log.warning("%s", error)
+    try:
+        document = read_document(slot.store, slot.key("spec.json"))
+        content = document.content if document else {}
+        kept = {key: content[key] for key in _COMPUTED if key in content}
+        return Spec.model_validate({**kept, "wandb_run_id": "", "created_at": now()})
+    except (SlotError, ValidationError):
+        log.warning("slot %d: its parameters cannot be read, they are drawn anew", slot.number)
         return None
 
 

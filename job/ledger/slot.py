@@ -71,7 +71,8 @@ class Slot:
 
     def specify(self, spec: Spec) -> Spec:
         """Write the slot's spec once; return the one that holds, ours or an earlier one."""
-        return self._create("spec.json", spec)[0]
+        document = self._create("spec.json", spec)
+        return self._checked(self.key("spec.json"), document, Spec)
 
     def result(self) -> Result | None:
         """The slot's commit; None if it is open."""
@@ -82,7 +83,7 @@ class Slot:
 
     def commit(self, result: Result) -> bool:
         """Commit the slot; False if another attempt committed it before, which then holds."""
-        return self._create("result.json", result)[1]
+        return self._create("result.json", result).ours
 
     def failure(self) -> str | None:
         """Why the slot was given up; None if it was not."""
@@ -100,7 +101,7 @@ class Slot:
 
     def exclude(self, reason: str) -> bool:
         """Take the slot out of the sweep; False if it was taken out before."""
-        return self._create("excluded.json", Closure(reason=reason))[1]
+        return self._create("excluded.json", Closure(reason=reason)).ours
 
     def is_open(self) -> bool:
         """Whether the slot is neither committed, nor given up, nor excluded."""
@@ -125,17 +126,14 @@ class Slot:
 
     def create_lease(self, lease: Lease) -> StoredLease:
         """Write the slot's first lease; return the one that stands there now."""
-        key = self.key("lease.json")
-        with self._damage_told():
-            document = create_document(self.store, key, lease.to_json())
-        return self._stored_lease(document)
+        return self._ours_or_anothers(self._create("lease.json", lease))
 
     def swap_lease(self, lease: Lease, version: str) -> StoredLease:
         """Replace the lease if its version is `version`; return the one that stands there now."""
         key = self.key("lease.json")
         with self._damage_told():
             document = swap_document(self.store, key, lease.to_json(), version)
-        return self._stored_lease(document)
+        return self._ours_or_anothers(document)
 
     def write_account(self, account: Account) -> None:
         """Create an attempt's document, or complete it if it is open; twice is harmless."""
@@ -157,17 +155,25 @@ class Slot:
             document = read_document(self.store, self.key(name))
         return self._checked(self.key(name), document, kind) if document else None
 
-    def _create(self, name: str, record: AnyRecord) -> tuple[AnyRecord, bool]:
-        """Create a document once; return the record that holds, and whether it is ours."""
+    def _create(self, name: str, record: Record) -> Document:
+        """Create a document once; return the one that holds, ours or an earlier one."""
         with self._damage_told():
-            document = create_document(self.store, self.key(name), record.to_json())
-        return self._checked(self.key(name), document, type(record)), document.ours
+            return create_document(self.store, self.key(name), record.to_json())
 
     def _stored_lease(self, document: Document) -> StoredLease:
         lease = self._checked(self.key("lease.json"), document, Lease)
         for checkpoint in lease.checkpoints:
             self._check_own("lease.json", checkpoint.key, checkpoint.best)
         return StoredLease(lease, document.version, document.ours)
+
+    def _ours_or_anothers(self, document: Document) -> StoredLease:
+        """The lease after a write: one that cannot be read is another's, whatever it says."""
+        try:
+            return self._stored_lease(document)
+        except SlotError:
+            if document.ours:
+                raise
+            return StoredLease(Lease(owner="", epoch=0, state="held"), document.version, ours=False)
 
     def _check_own(self, name: str, *keys: str | None) -> None:
         """Refuse a document that names another slot's folder: what it names is deleted one day."""

@@ -74,20 +74,10 @@ def open_slots_in_turn(
     while True:
         open_slots: list[Slot] = []
         for number in numbers:
-            if number in damaged:
-                continue
             should_stop()
-            try:
-                slot = ledger.slot(number)
-                if not slot.is_open():
-                    continue
-                found = slot.lease()
-            except SlotError as error:
-                log.warning("slot %d is passed over: %s", number, error)
-                damaged[number] = error
-                continue
-            open_slots.append(slot)
-            yield slot, found
+            if (found := _open_slot(ledger, number, damaged)) is not None:
+                open_slots.append(found[0])
+                yield found
         if not open_slots:
             if damaged:
                 raise next(iter(damaged.values()))
@@ -105,6 +95,21 @@ def open_slots_in_turn(
             )
             is_told = True
         wait(watch.lease_seconds / 20)
+
+
+def _open_slot(
+    ledger: Ledger, number: int, damaged: dict[int, SlotError]
+) -> tuple[Slot, StoredLease | None] | None:
+    """The slot with its lease; None if it is closed, or damaged, which is entered and told once."""
+    if number in damaged:
+        return None
+    try:
+        slot = ledger.slot(number)
+        return (slot, slot.lease()) if slot.is_open() else None
+    except SlotError as error:
+        log.warning("slot %d is passed over: %s", number, error)
+        damaged[number] = error
+        return None
 
 
 def wait_for_a_free_slot(

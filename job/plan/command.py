@@ -97,7 +97,12 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
     revision = base_revision(settings, ledger)
-    base = resolve_base_model(settings.base_model, revision, cache_dir=settings.work_dir)
+    base = resolve_base_model(
+        settings.base_model,
+        revision,
+        cache_dir=settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
+    )
     shape = model_shape(base.config)
     plan.sections["base"] = describe_base(base, shape)
     yield "base"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
+from job.data.table_files import count_lines
 from job.plan.forecast import Span, Throughput, Workload
 from job.report.importance import searched
 from job.report.notation import amount, span
@@ -26,11 +27,13 @@ def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
 
 
 def describe_rows(data: PreparedData) -> str:
+    """One line, and below it a table of what became of the rows."""
     counts, lengths = data.counts, data.train.lengths
-    return (
+    summary = (
         f"{counts.rows_read} read, {counts.train} to train on and {counts.eval} held out,"
         f" {lengths.mean():.0f} tokens each on average, {lengths.max()} at most"
     )
+    return "\n".join([summary, *count_lines(counts)])
 
 
 def describe_trial(work: Workload, throughput: Throughput, taken: Span) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from job.data.prepared import PreparedData
+from job.data.unusable import listing
 from job.plan.forecast import Span
 from job.process.stop import EXIT_MARGIN_SECONDS
 from job.progress import size
@@ -72,8 +73,13 @@ def of_expiry(store: Store) -> Iterator[str]:
 
 
 def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
-    """Warn of rows that are cut off, and of too few rows to be judged by."""
+    """Warn of columns without use, rows that are cut off, and too few rows to be judged by."""
     counts = data.counts
+    if counts.columns_not_used:
+        yield (
+            f"columns not used: {listing(counts.columns_not_used)}: if one belongs to the prompt,"
+            " name it in JOB_PROMPT_TEMPLATE"
+        )
     cut = counts.truncated + counts.too_long
     if cut > CUT_SHARE * counts.selected:
         yield (

@@ -126,7 +126,8 @@ def read_gpu(visible: str | None) -> Gpu:
             driver_cuda=(cuda // 1000, cuda % 1000 // 10),
         )
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def torch_cuda_version() -> tuple[int, int] | None:

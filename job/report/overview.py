@@ -76,7 +76,9 @@ class Overview:
     def definition(self) -> SweepDefinition | None:
         """The sweep's definition, as its first trial froze it; None before that."""
         frozen = self.identity.sweep_file if self.identity else None
-        return parse_definition(frozen, where=f"{self.uri}: sweep.json") if frozen else None
+        if not frozen:
+            return None
+        return parse_definition(frozen, where=f"{self.uri}: sweep.json", free_name=True)
 
     @property
     def base_model(self) -> str:
@@ -133,12 +135,14 @@ def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
     """Read one slot; a damaged one says so and hides no other."""
     try:
         slot = ledger.slot(number)
+    except SlotError as error:
+        return _damaged(number, error)
+    try:
         view = _view_generation(slot, now)
     except SlotError as error:
-        log.warning("slot %d is damaged: %s", number, error)
-        return SlotView(number, "damaged", str(error))
+        view = replace(_damaged(number, error), gpu_seconds=gpu_seconds(slot))
     # What came before a redo was paid for, and nothing rests on it.
-    earlier = sum(_seconds_before_redo(before) for before in slot.earlier())
+    earlier = sum(map(gpu_seconds, slot.earlier()))
     return replace(
         view,
         generation=slot.generation,
@@ -147,13 +151,9 @@ def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
     )
 
 
-def _seconds_before_redo(slot: Slot) -> float:
-    """GPU-seconds of a generation before a redo, as far as its documents, often damaged, tell."""
-    try:
-        return gpu_seconds(slot)
-    except SlotError as error:
-        log.warning("slot %d: GPU time from before a redo is not counted: %s", slot.number, error)
-        return 0.0
+def _damaged(number: int, error: SlotError) -> SlotView:
+    log.warning("slot %d is damaged: %s", number, error)
+    return SlotView(number, "damaged", str(error))
 
 
 def _view_generation(slot: Slot, now: datetime) -> SlotView:

@@ -182,7 +182,7 @@ def _connect(limits: Limits) -> Any:
         credentials = AnonymousCredentials()
     else:
         credentials, _ = google.auth.default(scopes=storage.Client.SCOPE)
-    session = AuthorizedSession(credentials)
+    session = AuthorizedSession(credentials, refresh_timeout=limits.credentials_seconds)
     for scheme in ("http://", "https://"):
         session.mount(scheme, PacedAdapter(limits.pace, num_connections=_NUM_CONNECTIONS))
     session.configure_mtls_channel()

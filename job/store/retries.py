@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, NoReturn, TypeVar
 
-from job.errors import CredentialsError, SettingsError, StoreError
+from job.errors import CredentialsError, DataError, SettingsError, StoreError, causes
 from job.log import log
 from job.store.pace import MINIMUM_PACE, MinimumPace
 
@@ -44,11 +44,29 @@ class FaultKind(Enum):
     OUTAGE = "outage"  # may pass: retry for outage_seconds, then 74
     CREDENTIALS = "credentials"  # we are not known: retry for credentials_seconds, then 77
     PERMISSION = "permission"  # we are known, this action is not allowed: the same
+    NODE = "node"  # this node's own, a wrong clock say: retry for credentials_seconds, then 74
+    ARCHIVED = "archived"  # must be restored first: 65 at once for rows, 64 for what is ours
     SETTING = "setting"  # will not pass: 64 at once
     REFUSED = "refused"  # will not pass and is nobody's setting: 74 at once
 
 
 _REFUSALS = (FaultKind.CREDENTIALS, FaultKind.PERMISSION)
+SKEW_HINT = (
+    "this node's clock is wrong: set it by NTP, or take the node away; other nodes are not meant"
+)
+
+
+def is_bad_header(error: BaseException) -> bool:
+    """Whether a secret with a line break kept an HTTP library from sending; its words show it."""
+    return any(
+        "Invalid header value" in str(cause) or type(cause).__name__ == "InvalidHeader"
+        for cause in causes(error)
+    )
+
+
+def in_one_line(words: object) -> str:
+    """A service's own sentence, as a part of a line of ours."""
+    return " ".join(str(words or "").split())[:300].rstrip(". ")
 
 
 class Fault(NamedTuple):
@@ -91,7 +109,8 @@ class Retries:
     def run(self, where: str, action: Action, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that succeeds.
 
-        Raises `SettingsError`, `CredentialsError` or `StoreError`, in one line that names `where`.
+        Raises `SettingsError`, `DataError`, `CredentialsError` or `StoreError`, in one line that
+        names `where`.
         """
         pause = self._limits.pause_seconds
         first_seen: dict[FaultKind, float] = {}
@@ -135,6 +154,7 @@ class Retries:
         return {
             FaultKind.OUTAGE: self._limits.outage_seconds,
             FaultKind.CREDENTIALS: self._limits.credentials_seconds,
+            FaultKind.NODE: self._limits.credentials_seconds,
         }.get(kind, 0)
 
     def _give_up(self, where: str, reason: str, kind: FaultKind, error: Exception) -> NoReturn:
@@ -146,7 +166,11 @@ class Retries:
             raise CredentialsError(
                 f"{self._setting}: {where}: credentials refused for {span}: {reason}"
             ) from error
-        if kind is FaultKind.REFUSED:
+        if kind is FaultKind.ARCHIVED:
+            raise (DataError if self._setting == "JOB_DATASET_URI" else SettingsError)(
+                f"{self._setting}: {where}: {reason}"
+            ) from error
+        if kind in (FaultKind.REFUSED, FaultKind.NODE):
             raise StoreError(f"{where}: {reason}") from error
         raise StoreError(
             f"{where}: still failing after {span}: {reason}; run again when the service is back,"

@@ -202,7 +202,12 @@ def _connect(limits: Limits) -> Any:
     )
     # A session of our own: boto3's default one is not safe across threads and keeps what it found.
     session = botocore.session.get_session()
-    client = boto3.session.Session(botocore_session=session).client("s3", config=config)
+    # boto3 alone of all SDKs does not read AWS_REGION, which EKS and others set.
+    elsewhere = session.get_config_variable("region") is None
+    region = os.environ.get("AWS_REGION") if elsewhere else None
+    client = boto3.session.Session(botocore_session=session, region_name=region).client(
+        "s3", config=config
+    )
     sender = Sender(
         limits,
         num_connections=config.max_pool_connections,

@@ -55,8 +55,11 @@ class SweepDefinition:
         return copy.deepcopy(dict(self.source))
 
 
-def load_definition(path: Path | str) -> SweepDefinition:
-    """Read a sweep file; a SweepError names every mistake in it, one a line."""
+def load_definition(path: Path | str, *, free_name: bool = False) -> SweepDefinition:
+    """Read a sweep file; a SweepError names every mistake in it, one a line.
+
+    With `free_name` its name may be any text, since it names no folder.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -66,14 +69,19 @@ def load_definition(path: Path | str) -> SweepDefinition:
         raise SweepError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SweepError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    return parse_definition(mapping, where=str(path), mistakes=twice)
+    return parse_definition(mapping, where=str(path), mistakes=twice, free_name=free_name)
 
 
 def parse_definition(
-    mapping: object, *, where: str = "sweep definition", mistakes: tuple[str, ...] = ()
+    mapping: object,
+    *,
+    where: str = "sweep definition",
+    mistakes: tuple[str, ...] = (),
+    free_name: bool = False,
 ) -> SweepDefinition:
     """Check a sweep file's content; `where` names it in the SweepError that lists every mistake.
 
+    With `free_name` its name may be any text: it names no folder, or has been accepted before.
     `mistakes` are those that the caller has found already, as `key: text`.
     """
     lines = [f"{where}: {mistake}" for mistake in mistakes]
@@ -88,7 +96,8 @@ def parse_definition(
     _check_metric(mapping, method, complain)
     parameters = _parameters(mapping, method, complain)
     early_terminate = parse_hyperband(mapping.get("early_terminate"), complain)
-    name, run_cap = _name(mapping, complain), _run_cap(mapping, complain)
+    name = _name(mapping, complain, is_free=free_name)
+    run_cap = _run_cap(mapping, complain)
     if not lines:
         _check_json(mapping, complain)
     if lines:
@@ -143,12 +152,13 @@ def _check_json(mapping: Mapping[Any, Any], complain: Complain) -> None:
             complain(key, f"cannot be kept as JSON in the bucket: {error}")
 
 
-def _name(mapping: Mapping[str, Any], complain: Complain) -> str | None:
+def _name(mapping: Mapping[str, Any], complain: Complain, *, is_free: bool) -> str | None:
     name = mapping.get("name")
-    if name is None or (isinstance(name, str) and _NAME.fullmatch(name)):
+    if name is None or (isinstance(name, str) and (is_free or _NAME.fullmatch(name))):
         return name
     allowed = "allowed: letters, digits, . _ -, at most 64, first a letter or digit"
-    complain("name", f"{name!r} names a folder; {allowed}; a number needs quotes")
+    way_out = "a number needs quotes; or set JOB_SWEEP_NAME, and it may be any text"
+    complain("name", f"{name!r} names a folder; {allowed}; {way_out}")
     return None
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
 from job.data.samples import SampleTable, Tables
 from job.errors import GpuError
-from job.ledger.records import Recipe
+from job.ledger.records import Recipe, Status
 from job.log import log
 from job.training.recorder import Recorder
 from job.training.state import TrainState
 from job.training.trainer import ShouldStop, Trainer, never_stop
 
-Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _end(
     return None
 
 
-def easing_on_oom(trainer: Trainer, action: Callable[[], Result]) -> Result:
+def easing_on_oom(trainer: Trainer, action: Callable[[], T]) -> T:
     """Run `action`; whenever it runs out of GPU memory, ease the trainer's plan and run it again.
 
     Raises `torch.OutOfMemoryError` if the plan cannot be eased any further.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,10 +21,9 @@ from job.errors import (
     JobError,
     OutageError,
     SettingsError,
-    causes,
-    is_network_failure,
     is_volume_full,
 )
+from job.hub import explained
 from job.ledger.records import Recipe
 from job.log import log
 from job.training.attention import enable_packed_attention
@@ -84,6 +82,10 @@ def load_base(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _load_error(location, error, "\n".join(report)) from error
+    except Exception as error:  # the hub's client lets its HTTP library's own errors through
+        if told := _hub_error(location, error):
+            raise told from error
+        raise
     normalise_dtype(model, dtype)
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -115,12 +117,8 @@ def _load_error(location: str, error: Exception, report: str = "") -> JobError:
     first_line = str(error).strip().partition("\n")[0]
     if is_volume_full(error):
         return OutageError(f"JOB_BASE_MODEL: no space left for {location}: enlarge JOB_WORK_DIR")
-    unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled)
-    if is_network_failure(error) or any(isinstance(c, unreachable) for c in causes(error)):
-        return OutageError(
-            f"JOB_BASE_MODEL: {location}: the Hugging Face hub cannot be reached ({first_line});"
-            " try again, or give a folder"
-        )
+    if told := _hub_error(location, error):
+        return told
     if "OutOfMemoryError" in report:
         return GpuError(f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory")
     if is_gpu_fault(error) or is_gpu_fault(RuntimeError(report)):
@@ -128,6 +126,11 @@ def _load_error(location: str, error: Exception, report: str = "") -> JobError:
     return SettingsError(
         f"JOB_BASE_MODEL: {location} cannot be loaded as a causal language model: {first_line}"
     )
+
+
+def _hub_error(location: str, error: Exception) -> JobError | None:
+    """What the error says of the hub; None for a folder, and where it says nothing of it."""
+    return None if Path(location).is_dir() else explained(error, "JOB_BASE_MODEL", location)
 
 
 def _is_4_bit(quantization_config: dict[str, Any]) -> bool:

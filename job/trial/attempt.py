@@ -17,6 +17,7 @@ from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
+from job.trial.draw import Drawn
 from job.trial.result import AttemptClock
 from job.wandb.run import Mirror
 
@@ -76,3 +77,34 @@ class Attempt:
         if self.lease.lost:
             self.lease.ensure_held()
         self.stop.check()
+
+
+def begin_attempt(
+    settings: Settings,
+    definition: SweepDefinition,
+    lease: HeldLease,
+    drawn: Drawn,
+    loaded: Loaded,
+    *,
+    stop: Stop,
+    watchdog: Watchdog,
+) -> Attempt:
+    """Begin to train a slot: from here on its GPU-seconds count."""
+    lease.start_paying(seconds_before=loaded.load_seconds)
+    lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
+    return Attempt(
+        settings=settings,
+        definition=definition,
+        lease=lease,
+        spec=drawn.spec,
+        loaded=loaded,
+        clock=AttemptClock(
+            settings,
+            lease,
+            prepare_seconds=loaded.prepare_seconds,
+            load_seconds=loaded.load_seconds,
+        ),
+        stop=stop,
+        watchdog=watchdog,
+        mirror=Mirror(settings, lease, drawn.spec, drawn.agent_run, stop=stop),
+    )

@@ -62,25 +62,30 @@ def draw_for(
     """
     observations, step_0_loss = observe(slot.ledger, settings.num_trials, but=slot.number)
     freeze = partial(freeze_spec, slot, settings, data, measure_step_0=step_0_loss is None)
-    if settings.wandb_sweep_id is None:
-        params = suggest(
-            definition,
-            slot=slot.number,
-            sweep=slot.ledger.sweep,
-            observations=observations,
-            step0_loss=step_0_loss,
-            defaults=settings.hyperparameters,
-        )
-        if params is None:
-            return None
-        log.info(
-            "slot %d: drawn by %s from %d results",
-            slot.number,
-            definition.method,
-            len(observations),
-        )
-        return Drawn(freeze(params, run_id=uuid.uuid4().hex[:8]))
+    if settings.wandb_sweep_id is not None:
+        return _draw_from_wandb(slot, settings, definition, freeze, should_stop)
+    params = suggest(
+        definition,
+        slot=slot.number,
+        sweep=slot.ledger.sweep,
+        observations=observations,
+        step0_loss=step_0_loss,
+        defaults=settings.hyperparameters,
+    )
+    if params is None:
+        return None
+    drawn = "slot %d: drawn by %s from %d results"
+    log.info(drawn, slot.number, definition.method, len(observations))
+    return Drawn(freeze(params, run_id=uuid.uuid4().hex[:8]))
 
+
+def _draw_from_wandb(
+    slot: Slot,
+    settings: Settings,
+    definition: SweepDefinition,
+    freeze: Callable[..., Spec],
+    should_stop: Callable[[], None],
+) -> Drawn | None:
     def begin(params: Mapping[str, Any], run_id: str, path: SweepPath) -> bool:
         frozen = freeze(params, run_id=run_id, wandb_sweep=str(path))
         return frozen.wandb_run_id == run_id

@@ -50,7 +50,7 @@ def load_sweep(
     check_wanted(settings)
     identity = Ledger(store, sweep).identity()
     if identity is not None and identity.sweep_file:
-        definition = parse_definition(identity.sweep_file)
+        definition = parse_definition(identity.sweep_file, free_name=True)
     else:
         definition = read_sweep(settings, should_stop).definition
     if settings.sweep_file is not None:
@@ -66,7 +66,9 @@ def load_sweep(
 def load_sweep_file(settings: Settings) -> SweepDefinition:
     """`JOB_SWEEP_FILE`, or the card's. Raises `SweepError`."""
     try:
-        return load_definition(settings.sweep_file or CARD_SWEEP_FILE)
+        return load_definition(
+            settings.sweep_file or CARD_SWEEP_FILE, free_name=settings.sweep_name is not None
+        )
     except SweepError as error:
         raise SweepError(f"JOB_SWEEP_FILE: {error}") from error
 

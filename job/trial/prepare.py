@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from job.base_model import BaseModel, resolve_base_model
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
+from job.hub import waited_out
 from job.ledger.ledger import Ledger
 from job.log import log
 from job.process.stop import Stop
@@ -41,8 +43,12 @@ def load(
     data = prepare_data(settings, base, ledger, stop.check)
     check_vocabulary(base, data)
     prepared = time.monotonic()
-    with watchdog.phase("loading the model"):
-        model = training.load_base(base, device)
+
+    def load_base() -> Any:
+        with watchdog.phase("loading the model"):
+            return training.load_base(base, device)
+
+    model = waited_out(load_base, 60 * settings.outage_minutes)
     seconds = time.monotonic() - prepared
     log.info("model: %s loaded in %.1f s", base.name, seconds)
     return Loaded(base, data, device, model, prepared - started, seconds)
@@ -53,20 +59,26 @@ def prepare_data(
 ) -> PreparedData:
     """The rows of the settings as tables for this base. Raises what `prepare` raises."""
     should_stop()
+    identity = ledger.identity()
+    outage_seconds = 60 * settings.outage_minutes
+    tokenizer = waited_out(lambda: load_tokenizer(base.location, base.hub_revision), outage_seconds)
     return prepare(
         DataSettings(
             dataset_uri=settings.dataset_uri,
             prompt_column=settings.prompt_column,
             completion_column=settings.completion_column,
+            prompt_template=settings.prompt_template,
+            system_prompt=settings.system_prompt,
             chat_template=settings.chat_template,
             max_seq_length=settings.max_seq_length,
             seed=settings.seed,
             subsample_fraction=settings.row_fraction,
             eval_fraction=settings.eval_fraction,
         ),
-        tokenizer=load_tokenizer(base.location, base.hub_revision),
+        tokenizer=tokenizer,
         store=ledger.store,
         cache_dir=settings.work_dir,
         should_stop=should_stop,
-        outage_seconds=60 * settings.outage_minutes,
+        frozen_digest=None if identity is None else identity.dataset.prepared,
+        outage_seconds=outage_seconds,
     )

@@ -24,11 +24,11 @@ from job.store import open_store
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
-from job.trial.attempt import Attempt, Training
+from job.trial.attempt import Attempt, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
 from job.trial.prepare import load
-from job.trial.result import AttemptClock, summary, training_result
+from job.trial.result import summary, training_result
 from job.trial.slots import (
     budget_spent,
     check_progress,
@@ -40,7 +40,6 @@ from job.trial.slots import (
 )
 from job.trial.train import real_training
 from job.wandb.confirmed import catch_up
-from job.wandb.run import Mirror
 
 if TYPE_CHECKING:
     from job.training.fit import Fit
@@ -93,23 +92,8 @@ def run_trial_on(
         drawn = _drawn(settings, definition, lease, loaded.data, stop)
         if isinstance(drawn, str):
             return drawn
-        lease.start_paying(seconds_before=loaded.load_seconds)
-        lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
-        attempt = Attempt(
-            settings=settings,
-            definition=definition,
-            lease=lease,
-            spec=drawn.spec,
-            loaded=loaded,
-            clock=AttemptClock(
-                settings,
-                lease,
-                prepare_seconds=loaded.prepare_seconds,
-                load_seconds=loaded.load_seconds,
-            ),
-            stop=stop,
-            watchdog=watchdog,
-            mirror=Mirror(settings, lease, drawn.spec, drawn.agent_run, stop=stop),
+        attempt = begin_attempt(
+            settings, definition, lease, drawn, loaded, stop=stop, watchdog=watchdog
         )
         try:
             return _train_and_commit(attempt, training)

@@ -115,4 +115,4 @@ def check_work_dir(work_dir: Path) -> None:
         work_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=work_dir).close()
     except OSError as error:
-        raise work_dir_error(work_dir, error) from error
+        raise work_dir_error(work_dir, error, at_start=True) from error

@@ -28,7 +28,7 @@ DEFAULT_PROJECT = "qlora-sweep"
 POLL_SECONDS = 0.1
 REQUEST_SECONDS = 20.0  # a question to W&B may take so long, the client's own retries included
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 # Settings that keep the client from telling W&B what nobody asked for. `prepare` sets them, since
 # `wandb.agent` reads its settings from the environment only.
@@ -125,17 +125,17 @@ def api(seconds: float = REQUEST_SECONDS) -> Any:
 
 def call(
     doing: str,
-    action: Callable[[], Result],
+    action: Callable[[], T],
     *,
     should_stop: Callable[[], None],
     seconds: float = 3 * REQUEST_SECONDS,
-) -> Result:
+) -> T:
     """Run `action` in a side thread; `should_stop` is asked meanwhile and may raise.
 
     Raises `OutageError` if it takes longer than `seconds`, and as `as_job_error` says.
     """
     done = threading.Event()
-    results: list[Result] = []
+    results: list[T] = []
     errors: list[Exception] = []
 
     def run() -> None:
@@ -157,9 +157,7 @@ def call(
     return results[0]
 
 
-def retried(
-    attempt: Callable[[], Result], *, seconds: float, pause: Callable[[float], None]
-) -> Result:
+def retried(attempt: Callable[[], T], *, seconds: float, pause: Callable[[float], None]) -> T:
     """Call `attempt` again and again while W&B is down, for `seconds`; then raise the error."""
     deadline, wait = time.monotonic() + seconds, 1.0
     while True:
@@ -174,15 +172,50 @@ def retried(
         wait = min(2 * wait, 30.0)
 
 
+# The client's and the server's own words, where no status says it; of the former some come as
+# usage errors. wandb/sdk/lib/wbauth/validation.py, wandb/apis/public/api.py.
+_BAD_KEY = re.compile(
+    r"\berror 40[13]\b|\bHTTP 40[13]\b|API key (must|may|cannot|is)\b|invalid (api key|credentials)"
+    r"|permission denied|not logged in|No (API key|authentication) configured",
+    re.IGNORECASE,
+)
+# GraphQL's own errors, not the page of a proxy on the way.
+_NOT_THERE = re.compile(
+    r'\berror (400|404|410|422)\b.*("message":|\b(entity|project|sweep|run)\b.* not found)'
+)
+
+
 def as_job_error(doing: str, error: Exception) -> JobError:
-    """Translate the client's error into `CredentialsError` or `OutageError`."""
+    """Translate the client's error: what it or W&B refuses is no outage, and asked once.
+
+    Gives `CredentialsError`, `SettingsError` or `OutageError`.
+    """
     if isinstance(error, JobError):
         return error
-    statuses = [status for link in causes(error) if (status := _http_status(link))]
+    chain = list(causes(error))
     text = brief(error)
-    if any(status in (401, 403) for status in statuses) or _is_bad_key(error):
+    is_local = any(isinstance(link, PermissionError) for link in chain)  # "Permission denied", too
+    refused = any(_http_status(link) in (401, 403) for link in chain) or _BAD_KEY.search(text)
+    if refused and not is_local:
         return CredentialsError(f"WANDB_API_KEY: W&B refused it while {doing}: {text}")
+    if any(map(_is_bad_value, chain)):
+        return SettingsError(
+            f"W&B's client refuses what it is given while {doing}: {text}; check the WANDB_*"
+            " variables and the sweep file"
+        )
+    if _NOT_THERE.search(text):
+        return SettingsError(
+            f"W&B refuses it while {doing}: {text}; check WANDB_ENTITY and WANDB_PROJECT"
+        )
     return OutageError(f"W&B failed while {doing}: {text}")
+
+
+def _is_bad_value(error: BaseException) -> bool:
+    """Whether the client's own check of a setting failed; pydantic also checks servers' answers."""
+    name = type(error).__name__
+    return name == "UsageError" or (
+        name == "ValidationError" and getattr(error, "title", "") == "Settings"
+    )
 
 
 def brief(error: Exception) -> str:
@@ -199,11 +232,6 @@ def is_refusal(error: Exception) -> bool:
 def _http_status(error: BaseException) -> int:
     response = getattr(error, "response", None)
     return int(getattr(response, "http_status", 0) or 0)
-
-
-def _is_bad_key(error: Exception) -> bool:
-    """Keys of a wrong length are refused by the client itself, in words."""
-    return "error 401" in str(error) or "API key must" in str(error)
 
 
 def leave(exit_code: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from job.errors import CredentialsError, OutageError, SlotError
+from job.errors import CredentialsError, OutageError, SettingsError, SlotError
 from job.ledger.ledger import Ledger
 from job.ledger.records import Result, Spec
 from job.ledger.slot import Slot
@@ -98,7 +98,7 @@ def catch_up(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]
             _mirror_and_say(settings, found, should_stop=should_stop, seconds=left)
         except OutageError as error:  # perhaps this slot's alone, so the next one is tried, too
             log.warning("%s; later: job report --mirror", error)
-        except CredentialsError as error:
+        except (CredentialsError, SettingsError) as error:
             log.warning("%s; later: job report --mirror", error)
             return
 
@@ -106,7 +106,7 @@ def catch_up(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]
 def mirror_all(settings: Settings, ledger: Ledger) -> tuple[int, int]:
     """Mirror every committed slot that W&B has not confirmed; return how many it did, of how many.
 
-    Raises `CredentialsError`, and `OutageError` after `FAILURES` slots in a row.
+    Raises `CredentialsError`, `SettingsError`, and `OutageError` after `FAILURES` slots in a row.
     """
     prepare(settings)
     missing = unconfirmed(ledger, ledger.num_slots(settings.num_trials))

@@ -133,7 +133,7 @@ def create_sweep(settings: Settings, definition: SweepDefinition) -> ServerSweep
         return path, str(client.sweep(str(path)).url)
 
     path, url = call("registering the sweep", register, should_stop=lambda: None)
-    return ServerSweep(path, "PENDING", parse_definition(config), url)
+    return ServerSweep(path, "PENDING", parse_definition(config, free_name=True), url)
 
 
 def next_steps(settings: Settings, sweep: ServerSweep) -> str:

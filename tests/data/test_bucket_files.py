@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
 import pytest
 
 from job.base_model import resolve_base_model
@@ -23,6 +25,13 @@ from tests.servers.gcs import Bucket, gcs_server
 
 def as_lines(rows: list[dict[str, str]]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def as_arrow(rows: list[dict[str, str]]) -> bytes:
+    table, file = pa.Table.from_pylist(rows), io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +75,32 @@ def test_an_object_a_glob_and_a_folder_name_their_files(bucket: Bucket, tmp_path
     assert names("gs://rows/chats/*.jsonl", tmp_path) == ["another.jsonl"]
     assert names("gs://rows/chats/a/1.jsonl.gz", tmp_path) == ["1.jsonl.gz"]
     assert names("gs://rows/odd/[1].jsonl", tmp_path) == ["[1].jsonl"]
+
+
+def test_of_a_clone_in_a_bucket_the_train_split_is_read(bucket: Bucket, tmp_path: Path) -> None:
+    for split, rows in (("train", ROWS[:200]), ("test", ROWS[200:])):
+        bucket.write(f"clone/main/{split}-0.jsonl", as_lines(rows), None)
+        bucket.write(f"saved/{split}/data-0.arrow", as_arrow(rows), None)
+    bucket.write("saved/dataset_dict.json", b"{}", None)
+    assert names("gs://rows/clone", tmp_path) == ["main/train-0.jsonl"]
+    saved = open_source("gs://rows/saved", tmp_path).rows(lambda: None)
+    assert [row.columns for row in saved] == ROWS[:200]
+    card = "---\nconfigs:\n- data_files: {train: main/test-0.jsonl}\n---\n"
+    bucket.write("clone/README.md", card.encode(), None)
+    assert names("gs://rows/clone", tmp_path) == ["main/test-0.jsonl"]
+    assert names("gs://rows/clone/main", tmp_path) == ["train-0.jsonl"]
+
+
+def test_a_file_in_a_bucket_is_told_by_its_content(bucket: Bucket, tmp_path: Path) -> None:
+    whole = json.dumps({"data": ROWS})
+    for key, data in {
+        "x/a.jsonl": whole.encode(),
+        "x/b.json": whole.encode("utf-16"),
+        "x/c.json": gzip.compress(whole.encode()),
+    }.items():
+        bucket.write(key, data, None)
+        rows = open_source(f"gs://rows/{key}", tmp_path).rows(lambda: None)
+        assert [row.columns for row in rows] == ROWS, key
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import tempfile
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from job.data.prepared import Counts, DataSettings
 from job.data.samples import SampleTable
 from job.data.sampling import is_eval, is_selected, row_hash
 from job.data.sources import open_source
+from job.data.table_files import count_lines
 from job.data.table_parquet import read_table
 from job.data.templates import load_template
 from job.errors import DataError, SettingsError
@@ -41,6 +43,8 @@ def settings_for(path: Path, **changes: Any) -> DataSettings:
         dataset_uri=str(path),
         prompt_column=None,
         completion_column=None,
+        prompt_template=None,
+        system_prompt=None,
         chat_template=None,
         max_seq_length=64,
         seed=17,
@@ -54,6 +58,10 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def build(settings: DataSettings) -> tuple[SampleTable, SampleTable, Counts]:
@@ -183,21 +191,92 @@ def test_every_assistant_turn_of_a_conversation_is_learned(tmp_path: Path) -> No
         assert tokenizer().decode(learned) == f"Ho {number}.<|im_end|>No {number} more.<|im_end|>"
 
 
-def test_a_repeated_row_is_kept_once_and_counted(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "rows.jsonl", ROWS * 3)
-    train, held_out, counts = build(settings_for(path, subsample_fraction=1.0))
-    assert counts.duplicates == 2 * len(ROWS)
-    assert counts.selected == len(ROWS) == len(set(texts(train) + texts(held_out)))
+def test_repeated_rows_are_kept_on_one_side_and_counted(tmp_path: Path) -> None:
+    repeated = ROWS + ROWS[:100] * 4
+    train, held_out, counts = build(
+        settings_for(write_lines(tmp_path / "rows.jsonl", repeated), subsample_fraction=1.0)
+    )
+    assert counts.duplicates == 400
+    assert counts.selected == len(repeated) == len(train) + len(held_out)
+    assert not set(texts(train)) & set(texts(held_out))
+    times = Counter(texts(train) + texts(held_out))
+    assert sorted(times.values()) == [1] * 200 + [5] * 100
+    assert counts.rows_read == counts.selected, "all are told, none twice"
+
+
+def test_copies_are_taken_together_and_in_any_order_of_files(tmp_path: Path) -> None:
+    repeated = ROWS * 3
+    shuffled = random.Random(2).sample(repeated, len(repeated))
+    turns = [
+        {"messages": [turn("user", row["question"]), turn("assistant", row["answer"])]}
+        for row in shuffled[450:]
+    ]
+    paths = [
+        write_lines(tmp_path / "a.jsonl", repeated),
+        write_lines(tmp_path / "b.jsonl", shuffled),
+        write_lines(tmp_path / "c.jsonl", shuffled[:450] + turns),
+        write_lines(tmp_path / "d.jsonl", turns[::-1] + shuffled[:450][::-1]),
+    ]
+    built = [build(settings_for(path)) for path in paths]
+    sizes = {content_sha256(train) for train, _, _ in built}
+    assert len(sizes) == 1
+    train, held_out, counts = built[0]
+    assert set(Counter(texts(train) + texts(held_out)).values()) == {3}
+    assert counts.duplicates == counts.selected * 2 // 3
+    assert {c.duplicates for _, _, c in built} == {counts.duplicates}
 
 
 def test_unusable_rows_are_counted_by_reason(tmp_path: Path) -> None:
     bad: list[Any] = [{"question": "Why?", "answer": ""}, [], {"question": "Why?"}]
     path = write_lines(tmp_path / "rows.jsonl", ROWS + bad)
     _, _, counts = build(settings_for(path, subsample_fraction=1.0))
-    assert counts.unusable == {"empty answer": 1, "no known columns": 1, "not a JSON object": 1}
+    assert counts.unusable == {
+        "no known columns": 1,
+        "not a JSON object": 1,
+        "question, answer: empty answer": 1,
+    }
+    assert counts.places["no known columns"] == ["rows.jsonl:303"]
     assert counts.rows_read == len(ROWS) + 3
-    with pytest.raises(DataError, match=r"24 of 324 rows .* 8 x empty answer \(rows.jsonl:301"):
+    with pytest.raises(
+        DataError, match=r"24 of 324 rows .* 8 x question, answer: empty answer \(rows.jsonl:301"
+    ):
         build(settings_for(write_lines(path, ROWS + bad * 8)))
+
+
+def test_columns_not_used_and_joined_rows_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = [{**row, "note": "n"} for row in ROWS[:100]]
+    most = [{**row, "url": "u", "score": 1, "lang": "de"} for row in ROWS[100:]]
+    joined = {"messages": [turn("user", "A?"), turn("user", "B?"), turn("assistant", "C.")]}
+    path = write_lines(tmp_path / "rows.jsonl", [*few, *most, joined, joined])
+    with caplog.at_level("INFO", logger="job"):
+        _, _, counts = build(settings_for(path, subsample_fraction=1.0))
+    assert counts.columns_not_used == ["lang", "url"]
+    assert (counts.joined, counts.duplicates) == (2, 1)
+    told = [line for line in caplog.messages if "columns not used" in line]
+    assert len(told) == 1
+    assert told[0].startswith("data: columns not used: lang, url (JOB_PROMPT_TEMPLATE makes")
+    table = [" ".join(line.split()) for line in count_lines(counts)]
+    assert table[0] == "302 rows read"
+    assert table[1] == f"302 taken: {counts.train} to train on, {counts.eval} held out"
+    assert table[3] == "2 of these with neighbouring turns of one role, which were joined"
+    assert [line for line in caplog.messages if line.endswith(count_lines(counts)[1])]
+
+
+def test_a_prompt_template_and_a_system_prompt_make_other_rows(tmp_path: Path) -> None:
+    rows = [{**row, "context": f"Fact {n}."} for n, row in enumerate(ROWS)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    template, system = "{context}\\nSo: {question}", "Be brief."
+    train, _, counts = build(
+        settings_for(path, prompt_template=template, system_prompt=system, max_seq_length=256)
+    )
+    assert counts.columns_not_used == []
+    for text in texts(train):
+        number = text.split("What is ")[1].split("?")[0]
+        assert f"Be brief.<|im_end|>\n<|im_start|>user\nFact {number}.\nSo: What is" in text
+    with pytest.raises(SettingsError, match="no row has a column 'contxt', did you mean 'context'"):
+        build(settings_for(path, prompt_template="{contxt} {question}"))
 
 
 def test_long_rows_are_counted_apart_from_unusable_ones(tmp_path: Path) -> None:
@@ -265,3 +344,26 @@ def test_a_work_folder_that_is_not_ours_is_no_full_disk(rows: Path, tmp_path: Pa
             work_dir=tmp_path / "file/below",
             should_stop=lambda: None,
         )
+
+
+def test_what_a_template_cannot_write_and_prompts_that_are_rendered_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    thought = {**turn("assistant", "Four."), "reasoning_content": "Two and two."}
+    rows = [{"messages": [turn("user", f"2 + 2, case {n}?"), thought]} for n in range(20)]
+    rows += [
+        {
+            "prompt": f"<|im_start|>user\n{n}?<|im_end|>\n<|im_start|>assistant\n",
+            "completion": "Yes.",
+        }
+        for n in range(20)
+    ]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    caplog.set_level("INFO", "job")
+    *_, counts = build(settings_for(path, subsample_fraction=1.0))
+    assert (counts.dropped_thoughts, counts.prerendered) == (20, 20)
+    assert "20 answers are learned without their reasoning" in caplog.text
+    assert "20 prompts hold the chat template's own tokens" in caplog.text
+    (sample,) = (r.message for r in caplog.records if "data: a sample" in r.message)
+    assert "[[" in sample
+    assert sample.count("<|im_start|>assistant") == 1, "no prompt is wrapped twice"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import io
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from job.errors import DataError
-from tests.data.test_readers import FILES, read, zstd
+from tests.data.test_readers import FILES as READERS_FILES
+from tests.data.test_readers import ROWS, read, zstd
 
 
 def check_rows_or_one_error(folder: Path, name: str, data: bytes) -> None:
@@ -25,8 +31,29 @@ def check_rows_or_one_error(folder: Path, name: str, data: bytes) -> None:
     assert all(not row.columns for row in rows if row.problem)
 
 
-NAMES = ["x.jsonl", "x.json", "x.csv", "x.parquet", "x.jsonl.gz", "x.csv.zst"]
-STARTS = [b"", b"PAR1", b"[", b"{", b"\x1f\x8b\x08\x00", b"\x28\xb5\x2f\xfd", b'a,b\n"']
+NAMES = ["x.jsonl", "x.json", "x.csv", "x.parquet", "x.arrow", "x.jsonl.gz", "x.csv.zst"]
+STARTS = [
+    *(b"", b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"[", b"{", b'{"data": [', b'{"a":\n'),
+    *(b"\x1f\x8b\x08\x00", b"\x28\xb5\x2f\xfd", b'a,b\n"', b"\xff\xfe", b"\xfe\xff\0{\0}"),
+]
+
+
+def as_arrow(new: Callable[..., Any]) -> bytes:
+    table, file = pa.Table.from_pylist(ROWS), io.BytesIO()
+    with new(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=70)
+    return file.getvalue()
+
+
+FILES = {
+    **READERS_FILES,
+    "wrapped.json": json.dumps({"data": ROWS, "n": 1}).encode(),
+    "columns.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode(),
+    "utf16.csv": READERS_FILES["rows.csv"].decode().encode("utf-16"),
+    "1252.csv": READERS_FILES["rows.csv"].decode().encode("cp1252"),
+    "stream.arrow": as_arrow(pa.ipc.new_stream),
+    "file.arrow": as_arrow(pa.ipc.new_file),
+}
 
 
 @settings(

@@ -95,7 +95,7 @@ from job.errors import JobError
 outcomes = []
 for uri in sys.argv[1:]:
     try:
-        source = open_source(uri, Path("unused"))
+        source = open_source(uri, Path("unused"), outage_seconds=0.5)
         rows = [row.columns for row in source.rows(lambda: None)]
         outcomes.append([source.versions()[0].version, rows])
     except JobError as error:

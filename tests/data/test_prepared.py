@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +18,7 @@ from job.data.prepared import DataSettings, PreparedData, data_digest, prepare
 from job.data.sources import open_source
 from job.data.table_files import Manifest
 from job.data.templates import load_template
+from job.data.tokens import load_tokenizer
 from job.errors import StoreError
 from job.store.local import LocalStore
 from tests.data.table_content import content_sha256
@@ -99,6 +102,8 @@ def test_the_digest_changes_with_everything_that_changes_the_tables(rows: Path) 
         {"subsample_fraction": 0.51},
         {"eval_fraction": 0.21},
         {"prompt_column": "question", "completion_column": "answer"},
+        {"prompt_template": "{question}"},
+        {"system_prompt": "Be brief."},
         {"chat_template": "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"},
     ]
     digests = {digest_of(dataclasses.replace(base, **change)) for change in changes}
@@ -182,6 +187,34 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path, rows: Path) -> 
     document["train"]["name"] = "../../" + document["train"]["name"]
     with pytest.raises(ValueError, match="name"):
         Manifest.from_bytes(json.dumps(document).encode(), digest=first.digest)
+
+
+EARLIER = Path(__file__).parents[1] / "ledger/bucket_0_1"  # by version 0.1: schema 1
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_the_tables_that_an_earlier_version_made(tmp_path: Path) -> None:
+    (folder,) = (EARLIER / "out/prepared").iterdir()
+    settings = settings_for(EARLIER / "rows.jsonl", max_seq_length=1024, subsample_fraction=1.0)
+    earlier = load_tokenizer(str(EARLIER / "base"))
+    store = LocalStore(shutil.copytree(EARLIER / "out", tmp_path / "out"))
+
+    def prepared(frozen: str | None, settings: DataSettings = settings) -> PreparedData:
+        return prepare(
+            settings, tokenizer=earlier, store=store, cache_dir=tmp_path / uuid4().hex,
+            should_stop=lambda: None, frozen_digest=frozen,
+        )  # fmt: skip
+
+    assert prepared(folder.name).digest == folder.name
+    assert prepared(folder.name).counts.joined == 0
+    new = prepared(None).digest
+    assert new != folder.name, "a new sweep takes this version's"
+    assert prepared("0" * 64).digest == new, "another sweep's tables are not ours"
+    other = dataclasses.replace(settings, system_prompt="Be brief.")
+    assert prepared(folder.name, other).digest not in (new, folder.name)
+    flip(next((tmp_path / "out/prepared" / folder.name).glob("train-*")))
+    with pytest.raises(StoreError, match="go on with the image that began it.*JOB_SWEEP_NAME"):
+        prepared(folder.name)
 
 
 class RacingStore(LocalStore):

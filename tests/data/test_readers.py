@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.data.json_array import ITEM_LIMIT_CHARACTERS, array_items
+from job.data.json_rows import is_one_object, read_object
+from job.data.json_text import ITEM_LIMIT_CHARACTERS, array_items
 from job.data.readers import read_file
 from job.data.rows import Row
 from job.errors import DataError
@@ -104,8 +105,8 @@ def without_a_checksum_bit(data: bytes) -> bytes:
         ("rows.parquet.gz", gzip.compress(FILES["rows.parquet"]), "is Parquet inside gzip"),
         ("rows.zip", b"PK\x03\x04" + b"x" * 99, r"is compressed \(zip\)"),
         ("rows.json.xz", b"\xfd7zXZ\x00" + b"x" * 99, r"is compressed \(xz\)"),
-        ("rows.csv", "a,b\n".encode("utf-16"), "is UTF-16 text or no text"),
-        ("rows.txt", b"a,b\n1,2\n", "holds neither JSON, CSV nor Parquet"),
+        ("rows.csv", "a,b\n".encode("utf-16")[:-1], "begins as UTF-16 text and is none"),
+        ("rows.txt", b"a,b\n1,2\n", "holds neither JSON, CSV, Parquet nor Arrow"),
         ("rows.json", b'[{"a": 1},', "is not valid JSON after row 1"),
         ("rows.json", b'[{"a": 1}] x', "is not valid JSON after row 1"),
         ("rows.json", b'[{"a": 1} {"a": 2}]', "is not valid JSON after row 1"),
@@ -216,3 +217,92 @@ def test_a_csv_record_that_is_no_row_is_counted_by_its_problem(tmp_path: Path) -
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_csv_rows_are_the_same_with_both_line_ends(tmp_path: Path, line_end: str) -> None:
     assert columns(tmp_path, "rows.csv", as_csv(ROWS, line_end)) == ROWS
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        ROWS,
+        *({wrapper: ROWS} for wrapper in ("data", "train", "rows", "examples", "instances")),
+        {"version": "1.1", "data": ROWS, "about": {"by": "us"}},
+        {"train": ROWS, "test": ROWS[:9], "notes": ["x"]},
+        {"data": {"train": ROWS}},
+        {name: [row[name] for row in ROWS] for name in ROWS[0]},
+        {name: {str(k): row[name] for k, row in enumerate(ROWS)} for name in ROWS[0]},
+        {"train": {name: [row[name] for row in ROWS] for name in ROWS[0]}},
+    ],
+)
+def test_one_json_value_holds_all_rows(
+    tmp_path: Path, name: str, value: object, indent: int | None
+) -> None:
+    data = json.dumps(value, indent=indent).encode()
+    if indent and name == "rows.jsonl" and isinstance(value, dict):
+        rows = read(tmp_path, name, data)
+        assert {row.problem for row in rows} <= {"not JSON", "not a JSON object"}
+        return
+    assert columns(tmp_path, name, data) == ROWS
+    assert columns(tmp_path, name, gzip.compress(b"\xef\xbb\xbf" + data + b"\n\n")) == ROWS
+    assert [row.place for row in read(tmp_path, name, data)][:2] == [f"{name}:1", f"{name}:2"]
+
+
+def test_one_row_in_a_file_is_a_row(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]}
+    for row in (ROWS[0], chat, {**chat, "tools": [{}, {}]}, {"data": [1, 2], "n": 3}):
+        for data in (json.dumps(row), json.dumps(row, indent=1), json.dumps(row) + "\n \n"):
+            assert columns(tmp_path, "rows.json", data.encode()) == [row]
+    lines = "\n".join(json.dumps(row, indent=1) for row in ROWS).encode()
+    assert columns(tmp_path, "rows.json", lines) == ROWS, "objects over several lines"
+    wrapped = [{"data": [{"a": 1}]}, {"data": [{"a": 2}]}]
+    assert columns(tmp_path, "rows.jsonl", as_lines(wrapped)) == wrapped, "lines are lines"
+
+
+def test_a_long_array_under_a_name_is_not_read_to_its_end_before_its_first_row() -> None:
+    data = json.dumps({"version": 1, "data": ROWS * 3000}).encode()
+    assert len(data) > ITEM_LIMIT_CHARACTERS
+    file = io.BufferedReader(io.BytesIO(data))
+    assert next(read_object("rows.json", file, "rows.json")).columns == ROWS[0]
+    assert file.tell() <= 2**17
+    assert is_one_object(io.BufferedReader(io.BytesIO(data)), are_lines=False)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", TEXT_FILES)
+def test_utf_16_with_its_mark_is_read(tmp_path: Path, name: str, encoding: str) -> None:
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    data = (mark + FILES[name].decode()).encode(encoding)
+    assert columns(tmp_path, name, data) == ROWS
+    assert columns(tmp_path, name, gzip.compress(data)) == ROWS
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_semicolons_and_tabs_are_found_from_the_first_line(
+    tmp_path: Path, name: str, delimiter: str
+) -> None:
+    rows = [{"question": f"{n}, why?", "answer": f"so; {n}\tor\nso"} for n in range(9)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    assert columns(tmp_path, name, b"\n\xef\xbb\xbf"[1:] + text.getvalue().encode()) == rows
+    assert columns(tmp_path, name, as_csv(rows)) == rows
+    assert columns(tmp_path, name, b"text\na;b\nc\td\n") == [{"text": "a;b"}, {"text": "c\td"}]
+
+
+def test_windows_1252_is_read_where_utf_8_is_not_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"Où {n}?", "answer": "“ça” \u2013 5 €"} for n in range(50)]
+    text = as_csv(rows).decode()
+    assert columns(tmp_path, "rows.csv", text.encode("cp1252")) == rows
+    assert columns(tmp_path, "rows.csv.gz", gzip.compress(text.encode("cp1252"))) == rows
+    assert caplog.messages == [
+        f"data: {name} is not UTF-8 and is read as Windows-1252"
+        for name in ("rows.csv", "rows.csv.gz")
+    ]
+    caplog.clear()
+    one_bad = text.encode() + b"\xff,x\r\n"
+    assert columns(tmp_path, "rows.csv", one_bad)[:-1] == rows, "one bad byte changes no other row"
+    assert caplog.messages == []

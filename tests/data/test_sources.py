@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job.data.readers import LINE_LIMIT_BYTES
+from job.data.json_rows import LINE_LIMIT_BYTES
 from job.data.rows import Row, SourceVersion
 from job.data.sources import open_source
 from job.errors import DataError, SettingsError
@@ -144,7 +144,7 @@ def _broken_array(path: Path) -> Path:
         (lambda path: path / "*.jsonl", "matches no file"),
         (_empty, "is empty"),
         (_empty_folder, "holds no .jsonl"),
-        (_junk, "holds neither JSON, CSV nor Parquet"),
+        (_junk, "holds neither JSON, CSV, Parquet nor Arrow"),
         (_half_parquet, "is damaged Parquet"),
         (_link_to_itself, "cannot be read|does not exist"),
         (_mixed_folder, "holds both JSONL and Parquet files"),

@@ -21,8 +21,12 @@ from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
 from job.ledger.records import Checkpoint, Lease
 from job.report.attempts_table import attempts_table
+from job.report.overview import read_overview
+from job.settings import Settings
 from job.store.local import LocalStore
-from tests.ledger.documents import make_result
+from job.training.state import TrainState
+from job.trial.result import AttemptClock
+from tests.ledger.documents import make_result, make_spec
 
 SAVED = Checkpoint(key="k", sha256="0", step=8, best=None, clock_seconds=50.0)
 
@@ -207,4 +211,46 @@ def test_a_damaged_slot_does_not_end_the_trials_of_others(
     _killed(ledger, gpu_seconds=1800.0)
     ledger.store.put_if_absent(ledger.slot(1).key("lease.json"), b"not JSON")
     assert gpu_hours_spent(ledger, 2) == 0.5
-    assert "the sweep's budget does not count slot 1" in caplog.text
+    assert "GPU time is taken from the result alone: slot 1: " in caplog.text
+
+
+def test_a_trial_begun_again_from_before_its_checkpoint_is_accounted_for(ledger: Ledger) -> None:
+    """The checkpoint it found was damaged, so what counts of this attempt is less than nothing."""
+    first = _take(ledger)
+    first.renew(checkpoints=(SAVED.changed(key=first.slot.key("checkpoints/1-8")),))
+    lease = _take(ledger)
+    assert lease.record.attempt.clock_before == 50.0
+    lease.start_paying(seconds_before=5.0)
+    settings = Settings(dataset_uri="rows", output_uri="out")
+    clock = AttemptClock(settings, lease, prepare_seconds=0, load_seconds=5)
+    gpu_seconds, wasted = clock.close(TrainState(clock_seconds=20.0))
+    assert gpu_seconds == pytest.approx(5, abs=1)
+    assert wasted == pytest.approx(30, abs=1), "and what the lost checkpoint had saved"
+    lease.renew()
+    assert lease.record.attempt.useful_seconds == -25.0
+
+
+def test_what_cannot_be_told_fails_where_it_is_reported(ledger: Ledger) -> None:
+    lease = _take(ledger)
+    with pytest.raises(ValueError, match="step"):
+        lease.report(step="seven")
+    lease.renew()
+
+
+@pytest.mark.parametrize(
+    ("name", "state"), [("result.json", "damaged"), ("lease.json", "completed")]
+)
+def test_gpu_time_was_paid_for_although_one_of_two_documents_is_damaged(
+    ledger: Ledger, name: str, state: str
+) -> None:
+    slot = ledger.slot(0)
+    with _take(ledger) as lease:
+        lease.report(gpu_seconds=7200.0)
+    slot.specify(make_spec())
+    slot.commit(make_result(slot.folder, gpu_seconds=7200.0))
+    path = Path(ledger.store.uri) / slot.key(name)
+    newest = max(path.parent.glob(f"{name}*"))
+    newest.write_text("{}")
+    assert gpu_hours_spent(ledger, 1) == 2.0
+    (view,) = read_overview(ledger, 1).slots
+    assert (view.state, view.gpu_seconds) == (state, 7200)

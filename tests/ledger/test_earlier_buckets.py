@@ -92,6 +92,5 @@ def test_a_slot_that_an_earlier_version_left_is_drawn_and_committed(copy: Path) 
     ended = _job(copy, completion_index=5)
     assert ended.returncode == 0, ended.stderr
     assert _job(copy, "redo", "3").returncode == 0, "an excluded one is begun again, too"
-    assert _job(copy, completion_index=3).returncode == 0
     states = [v["state"] for v in json.loads(_job(copy, "status", "--json").stdout)["slots"]]
-    assert states == ["completed", "waiting", "completed", "completed", "running", "completed"]
+    assert states == ["completed", "waiting", "completed", "waiting", "running", "completed"]

@@ -106,3 +106,15 @@ def test_what_is_behind_other_rows_is_named(tmp_path: Path) -> None:
         ledger.open_sweep(other)
     assert "JOB_SUBSAMPLE_FRACTION: 0.15 -> 0.1" in str(caught.value)
     assert "JOB_MAX_SEQ_LENGTH" not in str(caught.value)
+    assert "the settings are the same" not in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        ledger.open_sweep(_rows("b", rows))
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "  JOB_DATASET_URI.prepared: a -> b"
+    assert "this version reads or prepares rows otherwise" in lines[2]
+    assert "go on with the image that began the sweep" in lines[2]
+    assert "another JOB_SWEEP_NAME" in lines[3]
+    moved = _rows("b", rows).changed(JOB_BASE_MODEL={"revision": "other"})
+    with pytest.raises(SettingsError) as caught:
+        ledger.open_sweep(moved)
+    assert "the settings are the same" not in str(caught.value), "another model, other tokens"

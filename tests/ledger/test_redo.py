@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from job.errors import PreemptedError, SettingsError, SlotError
+from job.ledger.accounts import read_accounts
 from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
 from job.ledger.redo import exclude, redo
@@ -233,3 +235,21 @@ def test_an_excluded_slot_is_nobodys_work_and_a_redo_takes_it_back(ledger: Ledge
     assert "was excluded before (bad node), which stays" in exclude(ledger.slot(0), "another word")
     redo(ledger.slot(0))
     assert slots(settings, ledger) == [0]
+
+
+def test_a_spec_damaged_where_nothing_is_computed_keeps_its_parameters(ledger: Ledger) -> None:
+    slot = ledger.slot(0)
+    spoiled = SPEC.to_json() | {"code_version": None, "wandb_run_id": 7}
+    slot.store.put_if_absent(slot.key("spec.json"), json.dumps(spoiled).encode())
+    assert _states(ledger)[0] == "damaged"
+    assert "same parameters" in redo(slot)
+    spec = ledger.slot(0).spec()
+    assert spec is not None
+    assert (spec.params, spec.recipe) == (SPEC.params, SPEC.recipe)
+
+
+def test_taking_the_lease_of_an_attempt_is_no_attempt(ledger: Ledger) -> None:
+    ledger.slot(0).specify(SPEC)
+    _taken(ledger).open_account()
+    exclude(ledger.slot(0), "wrong rows")
+    assert [account.epoch for account in read_accounts(ledger.slot(0))] == [1]

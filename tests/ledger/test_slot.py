@@ -110,3 +110,20 @@ def test_a_damaged_account_is_told_by_name(slot: Slot) -> None:
     slot.store.put_if_absent(slot.key("attempts/1-a.json"), b'{"epoch": 1}')
     with pytest.raises(SlotError, match=r"attempts/1-a\.json: damaged, owner: field required"):
         slot.accounts()
+
+
+def test_a_lease_that_somebody_else_wrote_is_theirs_even_where_it_cannot_be_read(
+    slot: Slot,
+) -> None:
+    mine = slot.create_lease(make_lease(owner="a"))
+    newer = {"owner": "b", "epoch": 2, "state": "of a newer version"}
+    slot.store.put_if_version(slot.key("lease.json"), json.dumps(newer).encode(), mine.version)
+    stored = slot.swap_lease(make_lease(owner="a", beat=1), mine.version)
+    assert (stored.ours, stored.lease.owner) == (False, "")
+    with pytest.raises(SlotError, match="state: should be"):
+        slot.lease()
+
+
+def test_a_commit_that_somebody_else_made_stands_even_where_it_cannot_be_read(slot: Slot) -> None:
+    slot.store.put_if_absent(slot.key("result.json"), b'{"status": "of a newer version"}')
+    assert not slot.commit(make_result(slot.folder))

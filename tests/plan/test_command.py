@@ -161,7 +161,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     byte_level_tokenizer().save_pretrained(folder / "base")
     (folder / "base/config.json").write_text(json.dumps(MISTRAL_7B))
     (folder / "base/model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")  # no weights are needed
-    rows = [{"question": f"{a}+{b}?", "answer": str(a + b)} for a in range(12) for b in range(12)]
+    sums = [(a, b) for a in range(12) for b in range(12)]
+    rows = [{"question": f"{a}+{b}?", "answer": str(a + b), "url": "x[0]"} for a, b in sums]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "JOB_BASE_MODEL": f"{folder}/base", "JOB_DATASET_URI": f"{folder}/rows.jsonl",
@@ -183,7 +184,9 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
     done = _plan(inputs)
     assert done.returncode == 0, done.stderr
     parts = [line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()]
-    assert parts == ["sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "warning"]
+    assert parts == [
+        "sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "warning", "warning",
+    ]  # fmt: skip
     assert "7.25 B weights" in done.stdout
     sample = done.stdout.partition("sample     ")[2].partition("\nmemory")[0]
     assert re.fullmatch(
@@ -193,6 +196,8 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
     )
     assert "of 14.60 GiB" in done.stdout
     assert "only" in done.stdout, "fewer held-out rows than JOB_EVAL_ROWS"
+    assert "144  rows read" in done.stdout, "the table of counts"
+    assert "columns not used: url: " in done.stdout
     out = Path(inputs["JOB_OUTPUT_URI"])
     assert not list(out.glob("probe*")), "the file that measured the upload is gone"
 

@@ -121,6 +121,9 @@ def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None
     assert list(warnings.of_rows(settings, _data())) == [], "5 % is not more than 5 %"
     (cut,) = warnings.of_rows(settings, _data(replace(COUNTS, truncated=31)))
     assert cut.startswith("5% of the rows are longer than JOB_MAX_SEQ_LENGTH (512 tokens)")
+    unused = replace(COUNTS, columns_not_used=["choices", "image"])
+    (columns,) = warnings.of_rows(settings, _data(unused))
+    assert columns.startswith("columns not used: choices, image: if one belongs to the prompt")
     (few,) = warnings.of_rows(settings, _data(replace(COUNTS, eval=191)))
     assert few.startswith("only 191 rows are held out, JOB_EVAL_ROWS asks for 192")
 

@@ -33,6 +33,7 @@ class Fault:
     match: str = ""
     status: int = 500
     code: str = "InternalError"
+    body: str | None = None  # the whole answer's, XML or JSON; None: XML of `code`
 
 
 @dataclass
@@ -239,8 +240,10 @@ def _closing(message: Answer) -> bytes:
 
 def _refusal(fault: Fault) -> bytes:
     xml = f"<Error><Code>{fault.code}</Code><Message>as the test wants it</Message></Error>"
-    head = f"HTTP/1.1 {fault.status} Spoilt\r\nContent-Type: application/xml\r\n"
-    return f"{head}Content-Length: {len(xml)}\r\nConnection: close\r\n\r\n{xml}".encode()
+    body = xml if fault.body is None else fault.body
+    kind = "json" if body.startswith("{") else "xml"
+    head = f"HTTP/1.1 {fault.status} Spoilt\r\nContent-Type: application/{kind}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
 
 
 def _flip(body: bytes) -> bytes:

@@ -160,3 +160,15 @@ def test_advice_on_numbers_is_read_as_a_number_by_yaml(text: str) -> None:
     told = refusal(spec=RATE | {"min": text})
     advice = told.split("write ")[1]
     assert yaml.safe_load(advice) == float(text)
+
+
+@pytest.mark.parametrize("name", ["My first sweep", "größe", "../x"])
+def test_a_name_that_names_no_folder_is_any_text(tmp_path: Path, name: str) -> None:
+    mapping = {"name": name, "method": "random", "parameters": {"lora_r": {"values": [8, 16]}}}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps(mapping), encoding="utf-8")
+    read = load_definition(path, free_name=True)
+    assert read.name == name
+    assert parse_definition(read.to_json(), free_name=True) == read
+    with pytest.raises(SweepError, match="or set JOB_SWEEP_NAME"):
+        load_definition(path)

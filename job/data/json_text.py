@@ -1,4 +1,4 @@
-"""Reads the items of a JSON array one by one, in the memory of one item."""
+"""Reads JSON piece by piece, in the memory of one value."""
 
 from __future__ import annotations
 
@@ -15,29 +15,16 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def array_items(file: io.BufferedReader[Any]) -> Iterator[object]:
-    """The items of the array that `file` holds.
+    """The items of the array that `file` holds. Raises as `JsonText`."""
+    return JsonText(file).whole_array()
 
-    Raises `ValueError` or `RecursionError` where it is no JSON array in UTF-8, or an item is over
-    16 million characters.
+
+class JsonText:
+    """The part of a JSON file that is decoded and not used up yet.
+
+    Its methods raise `ValueError` or `RecursionError` where the file is no valid JSON in UTF-8, or
+    a value is over 16 million characters.
     """
-    text = _Text(file)
-    if text.take() != "[":
-        raise ValueError("not an array")
-    if text.next() == "]":
-        text.take()
-    else:
-        while True:
-            yield text.item()
-            if (mark := text.take()) == "]":
-                break
-            if mark != ",":
-                raise ValueError("neither a comma nor the end after an item")
-    if text.next():
-        raise ValueError("something after the array")
-
-
-class _Text:
-    """The part of the file that is decoded and not used up yet."""
 
     def __init__(self, file: io.BufferedReader[Any]) -> None:
         self._file = file
@@ -46,6 +33,47 @@ class _Text:
         self._text = ""
         self._at = 0
         self._ended = False
+
+    def whole_array(self) -> Iterator[object]:
+        """The items of the array that is all that the file holds."""
+        yield from self.array()
+        self.end()
+
+    def array(self) -> Iterator[object]:
+        """Use up the array that comes next; yield its items."""
+        if self.take() != "[":
+            raise ValueError("not an array")
+        if self.next() == "]":
+            self.take()
+            return
+        while True:
+            yield self.item()
+            if (mark := self.take()) == "]":
+                return
+            if mark != ",":
+                raise ValueError("neither a comma nor the end after an item")
+
+    def members(self) -> Iterator[str]:
+        """Use up the object that comes next; yield each key, whose value the caller uses up."""
+        if self.take() != "{":
+            raise ValueError("not an object")
+        if self.next() == "}":
+            self.take()
+            return
+        while True:
+            key = self.item()
+            if not isinstance(key, str) or self.take() != ":":
+                raise ValueError("not a key and a value")
+            yield key
+            if (mark := self.take()) == "}":
+                return
+            if mark != ",":
+                raise ValueError("neither a comma nor the end after a value")
+
+    def end(self) -> None:
+        """Make sure that nothing comes next."""
+        if self.next():
+            raise ValueError("something after the end")
 
     def next(self) -> str:
         """The next character that is no white space, "" at the end."""
@@ -79,12 +107,12 @@ class _Text:
             self._read_on()
 
     def _is_whole(self, end: int) -> bool:
-        """Whether a comma or a bracket follows: "1" may be the beginning of "1.5" or "12"."""
+        """Whether a mark or another value follows: "1" may be the beginning of "1.5" or "12"."""
         space = _SPACE.match(self._text, end)
         assert space is not None, "it may be empty"
         if len(self._text) - self._at > ITEM_LIMIT_CHARACTERS:
             raise ValueError("the item has no end")
-        return self._text[space.end() : space.end() + 1] in (",", "]")
+        return self._text[space.end() : space.end() + 1] in (",", "]", "}", ":", "{")
 
     def _read_on(self) -> None:
         """Read at least as much again, so that a long item is not parsed once for each block."""
