@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 import job
 from job.errors import ExitCode, HeldError, OutageError, SettingsError
 from job.log import last_words, log
+from job.process.workspace import use_for_temporaries
 from job.settings import NOT_NEEDED, Settings, load_settings, variable
 from job.surroundings import mend
 
@@ -218,6 +219,7 @@ def _settings(**given: str) -> Settings:
     settings, warnings = load_settings(**given)
     for warning in warnings:
         log.warning("%s", warning)
+    use_for_temporaries(settings.work_dir)
     return settings
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 from job.errors import ExitCode
 from job.log import log
 from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
+from job.process.oom import oom_kills, oom_words
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
@@ -60,6 +61,7 @@ class Supervisor:
         if self.told_to_end:
             self.last_words = "told to end before the trial began"
             return ExitCode.PREEMPTED
+        kills_before = oom_kills()
         monitor = HeartbeatMonitor(self._heartbeat_limits)
         command = [*TRIAL_COMMAND, "--heartbeat-fd", str(monitor.write_end), *self._role]
         self._child = subprocess.Popen(
@@ -73,7 +75,9 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
         self._child = None
-        return self._exit_code(os.waitstatus_to_exitcode(status), hung=monitor.found_silent)
+        code = os.waitstatus_to_exitcode(status)
+        starved = code == -signal.SIGKILL and oom_kills() > kills_before
+        return self._exit_code(code, hung=monitor.found_silent, starved=starved)
 
     def wait(self, seconds: float) -> None:
         """Sleep until `seconds` are over or we are told to end."""
@@ -86,7 +90,7 @@ class Supervisor:
             if pid == child:
                 return status
 
-    def _exit_code(self, code: int, *, hung: bool) -> int:
+    def _exit_code(self, code: int, *, hung: bool, starved: bool) -> int:
         self.last_words = None
         if self.told_to_end and code not in (ExitCode.OK, ExitCode.OUTAGE):
             if code != ExitCode.PREEMPTED:  # killed, or its last line was about another code
@@ -94,6 +98,9 @@ class Supervisor:
             return ExitCode.PREEMPTED
         if hung:
             self.last_words = "hang: the trial ran no Python any more and was killed, see above"
+            return ExitCode.OUTAGE
+        if starved:
+            self.last_words = oom_words()
             return ExitCode.OUTAGE
         if code < 0:
             log.error("the trial was killed by %s", signal.Signals(-code).name)
