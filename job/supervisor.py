@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -20,6 +19,7 @@ from job.errors import ExitCode
 from job.log import log
 from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
 from job.process.oom import oom_kills, oom_words
+from job.process.stop import sleep_until
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
@@ -44,17 +44,12 @@ class Supervisor:
         self._role = ["--of-queue"] if of_queue else []
         self._heartbeat_limits = limits
         self.last_words: str | None = None  # the last trial's, if it could not say them itself
-        self._end = threading.Event()
+        self.told_to_end = False  # whether SIGTERM or SIGINT came
         self._grace_seconds = grace_seconds
         self._child: subprocess.Popen[bytes] | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_end)
         signal.signal(signal.SIGALRM, self._on_deadline)
-
-    @property
-    def told_to_end(self) -> bool:
-        """Whether SIGTERM or SIGINT came."""
-        return self._end.is_set()
 
     def run(self, environ: Mapping[str, str]) -> int:
         """Run one trial in a process group of its own; return the exit code to pass on."""
@@ -81,7 +76,7 @@ class Supervisor:
 
     def wait(self, seconds: float) -> None:
         """Sleep until `seconds` are over or we are told to end."""
-        self._end.wait(seconds)
+        sleep_until(lambda: self.told_to_end, seconds)
 
     def _wait(self, child: int) -> int:
         """Wait for `child`, return its status; reap others, as process 1 inherits all orphans."""
@@ -112,7 +107,7 @@ class Supervisor:
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         if self.told_to_end:
             return
-        self._end.set()
+        self.told_to_end = True
         seconds = max(0.1, self._grace_seconds - KILL_MARGIN_SECONDS)
         log.warning(
             "%s: ending the trial, at most %.0f s left", signal.Signals(number).name, seconds
