@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ if __name__ == "__main__":
 
     def _end_at_once(*_: object) -> None:
         """75 with its last line, wherever an import stands: no lock, no buffer, no log yet."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         verb = sys.argv[1] if sys.argv[1:] else "run"
         is_trial = verb in ("run", "trial", "queue")
         outlook = b" before the trial began" if is_trial else b""
@@ -20,10 +22,12 @@ if __name__ == "__main__":
             os.write(2, words)
         with contextlib.suppress(OSError):
             os.write(os.open("/dev/termination-log", os.O_WRONLY | os.O_TRUNC), words)
-        sys.exit(75)
+        os._exit(75)  # Python's own end takes milliseconds, in which a second signal would kill it
 
     # Before the imports, which take half a second: process 1 without a handler hears no SIGTERM.
     signal.signal(signal.SIGTERM, _end_at_once)
+    # Whoever starts us with the signal blocked keeps it from getting lost until now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 from job.cli import VERBS, Ending, parse
 from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
@@ -37,8 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:  # argparse's 2 is no code of ours
         return ExitCode.SETTINGS if end.code else ExitCode.OK
     set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or locale without our letters
+            stream.reconfigure(errors="backslashreplace")
     try:
-        with _full_volumes_told():
+        with _volumes_told():
             return _end(VERBS[options.verb].run(options))
     except JobError as error:
         return last_words(error.exit_code, str(error))
@@ -50,14 +57,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _full_volumes_told() -> Iterator[None]:
-    """A full volume that nobody has named yet is no bug. Raises `OutageError`."""
+def _volumes_told() -> Iterator[None]:
+    """A full volume, or none to write to, that nobody has named yet is no bug.
+
+    Raises `OutageError`, `SettingsError`.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in VOLUME_FULL:
             place = error.filename or "the volume of JOB_WORK_DIR, or stdout's"
             raise OutageError(f"{place}: no space left: free or enlarge it") from error
+        if "No usable temporary directory" in str(error):
+            raise OutageError(
+                "TMPDIR, JOB_WORK_DIR: no folder for temporary files can be written, or their"
+                " volumes are full: give JOB_WORK_DIR a folder with room that this user may write"
+            ) from error
         raise
 
 
@@ -70,4 +85,7 @@ def _end(ending: Ending) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # All is said: a signal during Python's own end must not change the code.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from pydantic.fields import FieldInfo
 
 import job
+from job.environment import mend
 from job.errors import ExitCode, HeldError, OutageError, SettingsError
 from job.log import last_words, log
+from job.process.workspace import use_for_temporaries
 from job.settings import NOT_NEEDED, Settings, load_settings, variable
-from job.surroundings import mend
 
 if TYPE_CHECKING:
     from job.ledger.ledger import Ledger
@@ -218,6 +219,7 @@ def _settings(**given: str) -> Settings:
     settings, warnings = load_settings(**given)
     for warning in warnings:
         log.warning("%s", warning)
+    use_for_temporaries(settings.work_dir)
     return settings
 
 

@@ -108,5 +108,5 @@ def last_words(code: int, message: str) -> int:
     (log.info if code == ExitCode.OK else log.error)("%s", line)
     with contextlib.suppress(OSError):
         if TERMINATION_LOG.exists():
-            TERMINATION_LOG.write_text(line[:4096])
+            TERMINATION_LOG.write_text(line[:4096], encoding="utf-8", errors="replace")
     return int(code)

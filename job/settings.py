@@ -15,9 +15,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from job.environment import mend
 from job.errors import SettingsError
 from job.file_uri import path_of
-from job.surroundings import mend
 
 PREFIX = "JOB_"
 NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
@@ -301,7 +301,7 @@ _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_
 def load_settings(**given: str) -> tuple[Settings, list[str]]:
     """Read the environment; return the settings and warnings about its variables.
 
-    Other tools' variables are mended in the environment itself (`job/surroundings.py`): all who
+    Other tools' variables are mended in the environment itself (`job/environment.py`): all who
     look at it later see what is meant. `given` fields win over the environment: a verb that reads
     no rows needs no JOB_DATASET_URI.
     Raises `SettingsError` with one line for every mistake in the environment.

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -19,6 +18,8 @@ from types import FrameType
 from job.errors import ExitCode
 from job.log import log
 from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
+from job.process.oom import oom_kills, oom_words
+from job.process.stop import sleep_until
 from job.settings import Settings
 
 KILL_MARGIN_SECONDS = 3.0  # left of the grace time for the kill and our own exit
@@ -43,23 +44,19 @@ class Supervisor:
         self._role = ["--of-queue"] if of_queue else []
         self._heartbeat_limits = limits
         self.last_words: str | None = None  # the last trial's, if it could not say them itself
-        self._end = threading.Event()
+        self.told_to_end = False  # whether SIGTERM or SIGINT came
         self._grace_seconds = grace_seconds
         self._child: subprocess.Popen[bytes] | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_end)
         signal.signal(signal.SIGALRM, self._on_deadline)
 
-    @property
-    def told_to_end(self) -> bool:
-        """Whether SIGTERM or SIGINT came."""
-        return self._end.is_set()
-
     def run(self, environ: Mapping[str, str]) -> int:
         """Run one trial in a process group of its own; return the exit code to pass on."""
         if self.told_to_end:
             self.last_words = "told to end before the trial began"
             return ExitCode.PREEMPTED
+        kills_before = oom_kills()
         monitor = HeartbeatMonitor(self._heartbeat_limits)
         command = [*TRIAL_COMMAND, "--heartbeat-fd", str(monitor.write_end), *self._role]
         self._child = subprocess.Popen(
@@ -73,11 +70,13 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._signal_group(signal.SIGKILL)  # whatever the trial may have left running
         self._child = None
-        return self._exit_code(os.waitstatus_to_exitcode(status), hung=monitor.found_silent)
+        code = os.waitstatus_to_exitcode(status)
+        starved = code == -signal.SIGKILL and oom_kills() > kills_before
+        return self._exit_code(code, hung=monitor.found_silent, starved=starved)
 
     def wait(self, seconds: float) -> None:
         """Sleep until `seconds` are over or we are told to end."""
-        self._end.wait(seconds)
+        sleep_until(lambda: self.told_to_end, seconds)
 
     def _wait(self, child: int) -> int:
         """Wait for `child`, return its status; reap others, as process 1 inherits all orphans."""
@@ -86,7 +85,7 @@ class Supervisor:
             if pid == child:
                 return status
 
-    def _exit_code(self, code: int, *, hung: bool) -> int:
+    def _exit_code(self, code: int, *, hung: bool, starved: bool) -> int:
         self.last_words = None
         if self.told_to_end and code not in (ExitCode.OK, ExitCode.OUTAGE):
             if code != ExitCode.PREEMPTED:  # killed, or its last line was about another code
@@ -94,6 +93,9 @@ class Supervisor:
             return ExitCode.PREEMPTED
         if hung:
             self.last_words = "hang: the trial ran no Python any more and was killed, see above"
+            return ExitCode.OUTAGE
+        if starved:
+            self.last_words = oom_words()
             return ExitCode.OUTAGE
         if code < 0:
             log.error("the trial was killed by %s", signal.Signals(-code).name)
@@ -105,7 +107,7 @@ class Supervisor:
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         if self.told_to_end:
             return
-        self._end.set()
+        self.told_to_end = True
         seconds = max(0.1, self._grace_seconds - KILL_MARGIN_SECONDS)
         log.warning(
             "%s: ending the trial, at most %.0f s left", signal.Signals(number).name, seconds

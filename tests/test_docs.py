@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runbook import ROWS as RUNBOOK_ROWS
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "AGENTS.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
@@ -73,6 +75,14 @@ def test_the_table_of_contents_links_every_page() -> None:
     pages = {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
     assert sorted(pages - linked) == []
     assert "](docs/README.md)" in (ROOT / "README.md").read_text()
+
+
+def test_every_sentence_of_the_runbook_has_a_test() -> None:
+    """What a service says is tested against a server or a client that says it."""
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/*.py"))
+    joined = re.sub(r'"\s*\n\s*"', "", tests)  # sentences of several lines
+    assert len(RUNBOOK_ROWS) > 50
+    assert [said for said in RUNBOOK_ROWS if said not in joined] == []
 
 
 def test_what_is_missing_is_seen() -> None:

@@ -97,7 +97,7 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model owner/
 FINE = {"X-Error-Message": "Forbidden: you must have read access to this repository"}
 DISABLED = {"X-Error-Message": "Access to this resource is disabled."}
 REFUSALS = {
-    "private, no token": (Refusal(401, {}), "set HF_TOKEN", 77),
+    "private, no token": (Refusal(401, {}), "HTTP 401", 77),
     "wrong token": (Refusal(401, INVALID), INVALID["X-Error-Message"], 77),
     "gated": (Refusal(403, GATED), "is gated: accept its licence and set HF_TOKEN", 77),
     "token without this repository": (Refusal(403, FINE), FINE["X-Error-Message"], 77),

@@ -14,7 +14,7 @@ import pytest
 ROOMS = [
     "errors",
     "file_uri",
-    "surroundings",
+    "environment",
     "log",
     "progress",
     "process",

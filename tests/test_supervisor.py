@@ -12,11 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from job.errors import ExitCode
+from tests.process.test_oom import _v1, _v2
+from tests.runbook import check_row
 from tests.tiers import slow
 
 # A parent whose trials are `sh -c SCRIPT`; waits of the queue are recorded instead of slept.
@@ -37,6 +40,14 @@ if "as process 1" in sys.argv[1]:
 if sys.argv[1].startswith("run"):
     silence = 0.4 if sys.argv[1] == "run" else 60
     limits = HeartbeatLimits(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
+    if oom := os.environ.get("OUT") and os.path.join(os.environ["OUT"], "proc"):
+        if os.path.exists(oom):  # the control groups of a machine that the test has made
+            from functools import partial
+            from pathlib import Path
+            from job.process import oom as groups
+            root = Path(os.environ["OUT"])
+            supervisor.oom_kills = partial(groups.oom_kills, root)
+            supervisor.oom_words = partial(groups.oom_words, root)
     parent = supervisor.Supervisor(settings.grace_seconds, limits)
     code = parent.run(dict(os.environ))
     print(parent.last_words, file=sys.stderr)
@@ -85,6 +96,40 @@ def test_a_killed_trial_is_named_and_counted(tmp_path: Path) -> None:
     code, _, err = _run("run", "kill -SEGV $$", tmp_path)
     assert code == ExitCode.BUG
     assert "killed by SIGSEGV" in err
+
+
+KILLED = (
+    "sed -i 's/oom_kill 0/oom_kill 1/' $OUT/sys/fs/cgroup/memory.events"
+    " $OUT/sys/fs/cgroup/memory/memory.oom_control; "
+)
+
+
+@pytest.mark.parametrize("group", [_v2, _v1], ids=["version 2", "version 1"])
+def test_a_trial_that_the_oom_killer_ended_is_told_with_the_limit(
+    tmp_path: Path, group: Callable[[Path, int], None]
+) -> None:
+    group(tmp_path, 0)
+    code, _, err = _run("run", KILLED + "kill -KILL $$", tmp_path)
+    assert code == ExitCode.OUTAGE, err
+    line = err.splitlines()[-1]
+    assert line.startswith("out of memory: the kernel killed the trial at the limit of 8 GiB; ")
+    assert "JOB_MAX_SEQ_LENGTH" in line
+    check_row(line, code)
+
+
+@pytest.mark.parametrize("script", [KILLED + "exit 64", "kill -KILL $$"])
+def test_a_count_alone_and_a_kill_alone_are_no_oom_kill(tmp_path: Path, script: str) -> None:
+    _v2(tmp_path, 0)
+    code, _, err = _run("run", script, tmp_path)
+    assert code in (ExitCode.SETTINGS, ExitCode.BUG)
+    assert "out of memory" not in err
+
+
+def test_an_oom_kill_on_the_way_down_is_still_a_preemption(tmp_path: Path) -> None:
+    _v2(tmp_path, 0)
+    script = f"trap '{KILLED.replace(chr(39), chr(34))} kill -KILL $$' TERM; " + READY
+    code, _ = _signalled(tmp_path, script + "sleep 60 & wait", signal.SIGTERM)
+    assert code == ExitCode.PREEMPTED
 
 
 def _signalled(

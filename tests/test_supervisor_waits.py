@@ -102,3 +102,36 @@ def test_a_signal_before_the_first_trial_has_its_last_words() -> None:
         check=True,
     )  # fmt: skip
     assert done.stdout.strip() == f"{ExitCode.PREEMPTED} told to end before the trial began"
+
+
+SIGNALLED = """
+import os, signal, sys
+from job.process.stop import Stop
+from job.supervisor import Supervisor
+if sys.argv[1] == "stop":
+    waiter = Stop(15)
+    signal.signal(signal.SIGTERM, waiter.set)
+    reset = lambda: setattr(waiter, "_deadline", None)
+else:
+    waiter = Supervisor(15)
+    reset = lambda: setattr(waiter, "told_to_end", False)
+parent = os.getpid()
+if os.fork() == 0:
+    for _ in range(200_000):
+        os.kill(parent, signal.SIGTERM)
+    os._exit(0)
+while os.waitpid(-1, os.WNOHANG) == (0, 0):
+    reset()
+    waiter.wait(0.0001)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("waiter", ["stop", "supervisor"])
+def test_signals_in_a_row_never_make_a_wait_stand_still(waiter: str) -> None:
+    """A lock in the handler did: a third SIGTERM in the middle of the second one's handler."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, waiter], cwd=ROOT, capture_output=True, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == "done\n"

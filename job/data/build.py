@@ -67,6 +67,7 @@ class _Side:
         self.context_answers = 0
         self.dropped_thoughts = 0
         self.prerendered = 0
+        self.control_as_text = 0
         self.first_sample: Sample | None = None
 
     def add(self, sample: Sample, rendered: Rendered) -> None:
@@ -77,6 +78,7 @@ class _Side:
         self.context_answers += rendered.num_context_answers
         self.dropped_thoughts += rendered.num_dropped_thoughts
         self.prerendered += rendered.is_prerendered
+        self.control_as_text += rendered.control is not None
 
     def publish(self) -> TableFile:
         """Finish the file, and give it the name of its content."""
@@ -185,6 +187,7 @@ def _counts(selection: Selection, refused: UnusableRows, train: _Side, held_out:
         eval=len(held_out.table.lengths),
         dropped_thoughts=train.dropped_thoughts + held_out.dropped_thoughts,
         prerendered=train.prerendered + held_out.prerendered,
+        control_as_text=train.control_as_text + held_out.control_as_text,
         joined=selection.num_joined,
         columns_not_used=selection.columns_not_used,
         places=selection.unusable.places | refused.places,

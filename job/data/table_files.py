@@ -35,6 +35,7 @@ class Counts:
     eval: int
     dropped_thoughts: int = 0  # answers learned without the reasoning that belongs to them
     prerendered: int = 0  # rows whose prompt held the template's own tokens already
+    control_as_text: int = 0  # rows that spell control tokens, which are read as text
     joined: int = 0  # selected rows in which neighbouring turns of one role became one
     columns_not_used: list[str] = field(default_factory=list)  # that hold text in most rows
     places: dict[str, list[str]] = field(default_factory=dict)  # reason -> its first rows
@@ -56,6 +57,7 @@ def count_lines(counts: Counts) -> list[str]:
         (counts.context_answers, "earlier answers that are context only"),
         (counts.dropped_thoughts, "answers whose reasoning the chat template does not write"),
         (counts.prerendered, "rows taken as rendered: their prompts hold the template's tokens"),
+        (counts.control_as_text, "rows that spell control tokens: they are read as text"),
         *reasons,
     ]
     shown = [(counts.rows_read, "rows read"), *(line for line in lines if line[0])]

@@ -143,11 +143,35 @@ def torch_cuda_version() -> tuple[int, int] | None:
 def _handle(wanted: str) -> Any:
     """NVML's handle of the GPU with this index or this id."""
     if not wanted.isdecimal():  # GPU-<uuid>, or MIG-<uuid> for a slice of one
-        return _ask(pynvml.nvmlDeviceGetHandleByUUID, wanted)
+        return _handle_by_id(wanted)
     num_gpus = _ask(pynvml.nvmlDeviceGetCount)
     if int(wanted) >= num_gpus:
         raise GpuError(f"no GPU {wanted}: this node shows {num_gpus}; {WAY_OUT}")
     return _ask(pynvml.nvmlDeviceGetHandleByIndex, int(wanted))
+
+
+def _handle_by_id(wanted: str) -> Any:
+    """NVML's handle of the GPU whose id is this, or begins with it: CUDA takes a unique prefix.
+
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars
+    """
+    function = pynvml.nvmlDeviceGetHandleByUUID
+    unknown = (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument)
+    try:
+        return _ask(function, wanted, but=unknown)
+    except unknown as error:
+        num_gpus = _ask(pynvml.nvmlDeviceGetCount)
+        devices = [_ask(pynvml.nvmlDeviceGetHandleByIndex, n) for n in range(num_gpus)]
+        ids = [str(_ask(pynvml.nvmlDeviceGetUUID, device)) for device in devices]
+        found = [
+            device for device, uuid in zip(devices, ids, strict=True) if uuid.startswith(wanted)
+        ]
+        if len(found) == 1:
+            return found[0]
+        what = f"names {len(found)} GPUs at once" if found else "there is no such GPU"
+        raise GpuError(
+            f"CUDA_VISIBLE_DEVICES={wanted}: {what}; here are: {', '.join(ids)}"
+        ) from error
 
 
 def _memory(device: Any) -> Any:

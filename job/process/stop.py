@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
 
 from job.errors import JobError, OutageError, PreemptedError, is_volume_full
 
 EXIT_MARGIN_SECONDS = 4.0  # the parent kills 3 s before the grace ends; one more to get there
+POLL_SECONDS = 0.05  # how late a wait may see that it is to end
+
+
+def sleep_until(is_told: Callable[[], bool], seconds: float) -> None:
+    """Sleep for `seconds`, but hardly longer than until `is_told`.
+
+    Takes no lock: a `threading.Event` that a signal handler sets stands still for ever if the
+    signal comes while the main thread is inside its `wait` or `set`.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_told() and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, POLL_SECONDS))
 
 
 class Stop:
@@ -15,7 +27,6 @@ class Stop:
 
     def __init__(self, grace_seconds: float) -> None:
         self._grace_seconds = grace_seconds
-        self._event = threading.Event()
         self._deadline: float | None = None
         self.checks = 0  # how often `check` was asked: the main thread's sign of life
 
@@ -23,12 +34,11 @@ class Stop:
         """Tell the process to end; fits `signal.signal`. A second call changes nothing."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self._grace_seconds - EXIT_MARGIN_SECONDS
-            self._event.set()
 
     def check(self) -> None:
         """Raise `PreemptedError` if the process was told to end."""
         self.checks += 1
-        if self._event.is_set():
+        if self._deadline is not None:
             raise PreemptedError("told to end")
 
     def on_the_way_down(self, error: JobError) -> JobError:
@@ -47,4 +57,4 @@ class Stop:
 
     def wait(self, seconds: float) -> None:
         """Sleep, but no longer than until the process is told to end."""
-        self._event.wait(seconds)
+        sleep_until(lambda: self._deadline is not None, seconds)

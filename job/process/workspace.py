@@ -24,11 +24,14 @@ def attempt_folder(work_dir: Path) -> Iterator[Path]:
     Raises `OutageError` if the volume is full, whoever notices it in the folder.
     """
     sweep(work_dir)
-    # Locked before it has the name that is swept: no other worker ever sees it unlocked.
-    new = Path(tempfile.mkdtemp(dir=work_dir, prefix=f"new-{PREFIX}"))
-    lock = _open(new / LOCK)
-    _try_lock(lock)
-    top = new.rename(work_dir / new.name.removeprefix("new-"))
+    try:
+        # Locked before it has the name that is swept: no other worker ever sees it unlocked.
+        new = Path(tempfile.mkdtemp(dir=work_dir, prefix=f"new-{PREFIX}"))
+        lock = _open(new / LOCK)
+        _try_lock(lock)
+        top = new.rename(work_dir / new.name.removeprefix("new-"))
+    except OSError as error:
+        raise work_dir_error(work_dir, error) from error
     try:
         (top / "files").mkdir()
         yield top / "files"
@@ -39,6 +42,21 @@ def attempt_folder(work_dir: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(top, ignore_errors=True)
         os.close(lock)
+
+
+def use_for_temporaries(work_dir: Path) -> None:
+    """Let libraries put temporary files below `work_dir` where the system has no place for them.
+
+    On a read-only root without a TMPDIR of its own. A work folder that cannot be written, either,
+    is told by those who need one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        tempfile.gettempdir()
+        return
+    with contextlib.suppress(OSError):
+        work_dir.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(work_dir)  # for our children, too
+    tempfile.tempdir = None  # looked for again
 
 
 def sweep(work_dir: Path) -> None:

@@ -236,7 +236,7 @@ def _write_samples(path: Path, samples: str) -> None:
         raise unwritable("status --prometheus", path, folder)
     temporary = path.with_name(f"{path.name}.tmp")  # the collector reads *.prom only
     try:
-        temporary.write_text(samples)
+        temporary.write_text(samples, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

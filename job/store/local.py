@@ -21,6 +21,9 @@ from job.store.base import DOCUMENT_LIMIT_BYTES, Stored, check_key
 
 _VERSION_SUFFIX = re.compile(r"\.v([1-9][0-9]*)$")
 _TEMPORARY = ".tmp-"
+_NO_LINKS = "no hard links here, or the disk fails (Input/output error)"
+# A folder's names cannot be synced on every file system (CIFS, FUSE, 9p): they are safe by then.
+_NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 # Errors of a folder that can never serve, and of one that fails now; any other is a bug of ours.
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
@@ -141,6 +144,10 @@ class LocalStore:
                 os.link(temporary, target)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise _NoLinksError(errno.EIO, _NO_LINKS, str(target)) from error
+                raise
             _sync(target.parent)
             return True
         finally:
@@ -160,8 +167,10 @@ class LocalStore:
             raise
         except OSError as error:
             where = error.filename or self._root
-            unclear = error.errno in _WRONG_OR_FAILING and self._is_ours(Path(where))
-            served = unclear and any((self._root / name).exists() for name in _SERVED)
+            unclear = self._is_ours(Path(where)) and (
+                error.errno in _WRONG_OR_FAILING or isinstance(error, _NoLinksError)
+            )
+            served = unclear and self._has_served()
             if error.errno in _UNUSABLE or (unclear and not served):
                 raise SettingsError(
                     f"JOB_OUTPUT_URI: {where}: {error.strerror}; needed: a folder that this user"
@@ -177,9 +186,16 @@ class LocalStore:
                 ) from error
             raise
 
+    def _has_served(self) -> bool:
+        return any((self._root / name).exists() for name in _SERVED)
+
     def _is_ours(self, path: Path) -> bool:
         """Whether the path is the store's; that a file to be uploaded is missing is our bug."""
         return path.is_relative_to(self._root) or self._root.is_relative_to(path)
+
+
+class _NoLinksError(OSError):
+    """`link` failed by EIO, as FUSE and SMB mounts say that they have no hard links."""
 
 
 class _AbsentError(FileNotFoundError):
@@ -215,5 +231,8 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

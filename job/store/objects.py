@@ -75,8 +75,8 @@ def _open(uri: str, setting: str, outage_seconds: float) -> tuple[BucketReader, 
     if not name or scheme not in ("s3", "gs"):
         raise SettingsError(f"{setting}: allowed: s3://bucket/prefix or gs://bucket/prefix")
     prefixes = ("AWS_", "GOOGLE_", "STORAGE_")
-    surroundings = tuple(sorted(v for v in os.environ.items() if v[0].startswith(prefixes)))
-    return _reader(scheme, name, setting, outage_seconds, surroundings), prefix
+    environment = tuple(sorted(v for v in os.environ.items() if v[0].startswith(prefixes)))
+    return _reader(scheme, name, setting, outage_seconds, environment), prefix
 
 
 @functools.lru_cache(maxsize=4)  # a new boto3 client costs 0.1 s, and there may be many shards

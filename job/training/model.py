@@ -216,4 +216,6 @@ def save_adapter(model: Any, state: dict[str, torch.Tensor], folder: Path) -> No
     config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
     # Equal adapters have equal bytes: PEFT keeps names in sets, whose order differs by process.
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True))
+    (folder / "adapter_config.json").write_text(
+        json.dumps(plain, indent=2, sort_keys=True), encoding="utf-8"
+    )

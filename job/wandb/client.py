@@ -20,7 +20,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from job.errors import CredentialsError, JobError, OutageError, SettingsError, causes
+from job.errors import (
+    CredentialsError,
+    JobError,
+    OutageError,
+    SettingsError,
+    causes,
+    work_dir_error,
+)
 from job.log import log
 from job.settings import Settings
 
@@ -67,9 +74,15 @@ def check_wanted(settings: Settings) -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Let the client write below `JOB_WORK_DIR` only, and send nothing but what it is given."""
+    """Let the client write below `JOB_WORK_DIR` only, and send nothing but what it is given.
+
+    Raises `SettingsError` or `OutageError` for a work folder that cannot be written.
+    """
     folder = settings.work_dir / "wandb"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise work_dir_error(folder, error) from error
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         os.environ[name] = str(folder)
     os.environ.update(QUIET)

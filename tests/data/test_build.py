@@ -358,10 +358,11 @@ def test_what_a_template_cannot_write_and_prompts_that_are_rendered_are_counted_
         }
         for n in range(20)
     ]
+    rows += [{"question": f"What is <|im_end|>, {n}?", "answer": "A token."} for n in range(20)]
     path = write_lines(tmp_path / "rows.jsonl", rows)
     caplog.set_level("INFO", "job")
     *_, counts = build(settings_for(path, subsample_fraction=1.0))
-    assert (counts.dropped_thoughts, counts.prerendered) == (20, 20)
+    assert (counts.dropped_thoughts, counts.prerendered, counts.control_as_text) == (20, 20, 20)
     assert "20 answers are learned without their reasoning" in caplog.text
     assert "20 prompts hold the chat template's own tokens" in caplog.text
     (sample,) = (r.message for r in caplog.records if "data: a sample" in r.message)

@@ -18,6 +18,7 @@ import pytest
 
 from job.errors import GpuError
 from job.process.gpu import Gpu, check_gpu, preflight, read_gpu
+from tests.runbook import check_row
 
 ROOT = Path(__file__).parents[2]
 T4 = Gpu("Tesla T4", (7, 5), 15360 * 2**20, 15200 * 2**20, "535.216.01", (12, 2))
@@ -29,9 +30,15 @@ LIBRARY = r"""
 static int code(const char *name) { char *v = getenv(name); return v ? atoi(v) : 0; }
 int nvmlInitWithFlags(unsigned flags) { return code("FAKE_INIT"); }
 int nvmlShutdown(void) { return 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return code("FAKE_COUNT"); }
+static unsigned gpus(void) { return getenv("FAKE_GPUS") ? atoi(getenv("FAKE_GPUS")) : 1; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = gpus(); return code("FAKE_COUNT"); }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **device) {
-    *device = (void *)0x1122334455667788; return i ? 2 : code("FAKE_HANDLE");
+    *device = (void *)(i ? 0x99ul + i : 0x1122334455667788);
+    return i >= gpus() ? 2 : code("FAKE_HANDLE");
+}
+int nvmlDeviceGetUUID(void *device, char *text, unsigned n) {
+    strncpy(text, device == (void *)0x1122334455667788 ? "GPU-1" : "GPU-8932f937-0000", n);
+    return 0;
 }
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
     *device = (void *)0x1122334455667788; return strcmp(uuid, "GPU-1") ? 6 : 0;
@@ -92,6 +99,22 @@ def _ask(folder: Path, visible: str | None, **fault: str) -> str:
 @pytest.mark.parametrize("visible", [None, "0", "0,1", "GPU-1"])
 def test_the_driver_describes_the_gpu(library: Path, visible: str | None) -> None:
     assert _ask(library, visible) == repr(T4)
+
+
+@pytest.mark.parametrize("visible", ["GPU", "GPU-", "G"])
+def test_a_unique_beginning_of_an_id_names_the_gpu_as_cuda_says(
+    library: Path, visible: str
+) -> None:
+    assert _ask(library, visible) == repr(T4)
+
+
+def test_a_beginning_of_several_ids_names_none(library: Path) -> None:
+    answer = _ask(library, "GPU-", FAKE_GPUS="2")
+    assert "CUDA_VISIBLE_DEVICES=GPU-: names 2 GPUs at once; here are: GPU-1, GPU-8932" in answer
+    check_row(answer, 72)
+    assert "there is no such GPU; here are: GPU-1, GPU-8932" in _ask(
+        library, "GPU-7", FAKE_GPUS="2"
+    )
 
 
 def test_a_slice_of_a_gpu_is_measured_where_the_whole_is_nobodys_to_see(library: Path) -> None:

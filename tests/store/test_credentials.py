@@ -1,4 +1,4 @@
-"""Credentials refused, absent or late, and surroundings that cannot work.
+"""Credentials refused, absent or late, and environment that cannot work.
 
 `pytest tests/store/test_credentials.py`
 """
@@ -70,7 +70,7 @@ def test_no_credentials_at_all_name_the_way_out(
 
 
 @pytest.mark.parametrize(
-    ("uri", "surroundings", "error_type"),
+    ("uri", "environment", "error_type"),
     [
         ("s3://trials", "AWS_ENDPOINT_URL_S3=not a URL", SettingsError),
         ("s3://trials", "AWS_PROFILE=absent", SettingsError),
@@ -82,15 +82,15 @@ def test_no_credentials_at_all_name_the_way_out(
         ("s3://trials", "AWS_WEB_IDENTITY_TOKEN_FILE=/absent/token", CredentialsError),
     ],
 )
-def test_surroundings_that_cannot_work_end_in_one_clear_line(
+def test_environment_that_cannot_work_end_in_one_clear_line(
     uri: str,
-    surroundings: str,
+    environment: str,
     error_type: type[JobError],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     s3.use(monkeypatch, "http://127.0.0.1:1")
-    variable, _, value = surroundings.partition("=")
+    variable, _, value = environment.partition("=")
     if "TOKEN" in variable:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trial")

@@ -15,6 +15,7 @@ from job.store import open_store, probe
 from job.store.base import Stored, check_key
 from job.store.documents import create_document, read_document, swap_document
 from job.store.local import LocalStore
+from tests.runbook import check_row
 
 
 @pytest.fixture
@@ -223,3 +224,56 @@ def test_a_file_to_upload_that_is_not_there_is_no_fault_of_the_store(
 ) -> None:
     with pytest.raises(FileNotFoundError):
         store.upload("sweeps/a", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+def test_a_folder_that_cannot_be_synced_is_no_error(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """fsync(2): EINVAL where the file system has none; CIFS and FUSE mounts give others."""
+    sync, refused = os.fsync, []
+
+    def without_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refused.append(number)
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", without_folders)
+    probe(store)
+    assert create_document(store, "doc.json", {"a": 1}).ours
+    assert refused
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_disk_that_fails_in_a_sync_is_told(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, is_folder: bool
+) -> None:
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == is_folder:
+            number = errno.EIO if is_folder else errno.EINVAL
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError if is_folder else OSError):
+        store.put_if_absent("doc.json", b"1")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_told_as_that(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """link(2): EPERM on FAT; ENOTSUP, ENOSYS on FUSE; some FUSE and SMB mounts say EIO."""
+
+    def link(_source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(SettingsError, match="JOB_OUTPUT_URI: .*hard links") as caught:
+        probe(store)
+    if number == errno.EIO:
+        check_row(str(caught.value), 64)
+        (tmp_path / "bucket/sweeps").mkdir()
+        with pytest.raises(StoreError, match="no hard links here, or the disk fails") as failed:
+            store.put_if_absent("doc.json", b"1")
+        check_row(str(failed.value), 74)

@@ -1,4 +1,4 @@
-"""Other tools' variables: mended, or refused at once. `pytest tests/test_surroundings.py`"""
+"""Other tools' variables: mended, or refused at once. `pytest tests/test_environment.py`"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from job.surroundings import mend
+from job.environment import mend
 
 ROOT = Path(__file__).parent.parent
 
