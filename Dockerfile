@@ -121,8 +121,10 @@ USER 10001:10001
 # outside would import Python every few seconds beside the training, and Kubernetes ignores it.
 HEALTHCHECK NONE
 # Exec form: the job is process 1 and gets SIGTERM itself; a shell in between would swallow it.
+# `env` becomes Python: a SIGTERM of Python's first 20 ms, when it has no handler and the kernel would
+# drop it, is kept until the job unblocks it.
 # No CMD: without a verb the job runs one trial; `docker run IMAGE status` reads as it should.
-ENTRYPOINT ["/opt/venv/bin/python", "-m", "job"]
+ENTRYPOINT ["/usr/bin/env", "--block-signal=TERM", "/opt/venv/bin/python", "-m", "job"]
 # Last, because they change with every commit and cost no layer.
 ARG VERSION=0
 ARG REVISION=unknown

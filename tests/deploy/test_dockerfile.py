@@ -75,7 +75,9 @@ def test_runs_as_a_numeric_user_that_is_not_root() -> None:
 
 def test_entry_point_is_the_job_itself_in_exec_form() -> None:
     (entry_point,) = rests("ENTRYPOINT")
-    assert json.loads(entry_point) == ["/opt/venv/bin/python", "-m", "job"]
+    assert json.loads(entry_point) == [
+        "/usr/bin/env", "--block-signal=TERM", "/opt/venv/bin/python", "-m", "job",
+    ]  # fmt: skip
     assert rests("CMD") == []
     assert final_environment()["PYTHONUNBUFFERED"] == "1"
 

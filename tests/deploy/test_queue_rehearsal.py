@@ -164,7 +164,7 @@ def test_a_deaf_trial_is_ended_within_what_a_spot_machine_leaves(tmp_path: Path)
 @pytest.mark.slow
 def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
     """Slot 0 gets GKE's bare SIGTERM, slot 1 loses its node; both are committed once."""
-    assert ENTRY_POINT[1:] == ["-m", "job"]
+    assert ENTRY_POINT[-2:] == ["-m", "job"]
     inputs = make_inputs(tmp_path) | {
         "dataset_uri": f"file://{tmp_path}/rows.jsonl",
         "output_uri": f"file://{tmp_path}/out",
@@ -184,7 +184,7 @@ def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
             pod.lose_node()
 
     controller = JobController(
-        lambda _: [sys.executable, *ENTRY_POINT[1:]],
+        lambda _: [*ENTRY_POINT[:-3], sys.executable, *ENTRY_POINT[-2:]],
         overrides={f"JOB_{name.upper()}": str(value) for name, value in inputs.items()}
         | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         on_pod=disturb,
