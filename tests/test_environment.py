@@ -139,6 +139,7 @@ def test_every_verb_refuses_it_before_anything_is_opened(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_mistakes_of_all_kinds_come_at_once_and_a_newline_is_told_once(tmp_path: Path) -> None:
     wrong = _job("status", JOB_OUTPUT_URI='"/x"', WANDB_PROJECT="a/b", JOB_SEDE="1")
     assert wrong.returncode == 64

@@ -164,6 +164,7 @@ def test_a_portals_page_is_no_hub(hub: Hub, tmp_path: Path) -> None:
     assert "HF_ENDPOINT" in str(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -186,6 +187,7 @@ def test_what_passes_is_waited_for(hub: Hub, tmp_path: Path, kind: str, refusal:
         assert time.monotonic() - started >= asked, "Retry-After is kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "revision"),
     [

@@ -19,6 +19,8 @@ import pytest
 
 from tests.runbook import check_row
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 USER = 4_242_424  # has no passwd entry, as OpenShift's random ones
 

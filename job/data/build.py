@@ -189,6 +189,7 @@ def _counts(selection: Selection, refused: UnusableRows, train: _Side, held_out:
         prerendered=train.prerendered + held_out.prerendered,
         control_as_text=train.control_as_text + held_out.control_as_text,
         joined=selection.num_joined,
+        unanswered=selection.num_unanswered,
         columns_not_used=selection.columns_not_used,
         places=selection.unusable.places | refused.places,
     )

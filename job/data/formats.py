@@ -79,7 +79,8 @@ class ParsedRow(NamedTuple):
     """A row's chat, and what happened on the way to it."""
 
     chat: Chat
-    is_joined: bool  # neighbouring turns of one role became one
+    is_joined: bool  # see `turns.Settled`
+    is_unanswered: bool
     unused: tuple[str, ...]  # columns that hold text which is not in the chat
 
 
@@ -123,10 +124,9 @@ class RowParser:
             plan = self._plans[names] = _plan(names, self._layout)
         unused = {n for n in plan.unused if holds_text(row[n])} if plan.unused else set()
         try:
-            chat, is_joined = _chat(row, plan, self._layout, unused)
+            return _parsed(row, plan, self._layout, unused)
         except UnusableRowError as error:
             raise UnusableRowError(f"{plan.label}: {error}") from None
-        return ParsedRow(chat, is_joined, tuple(unused))
 
 
 def _normal(name: str) -> str:
@@ -211,9 +211,7 @@ def _filled(template: str, present: Mapping[str, str]) -> tuple[tuple[str, str |
     )
 
 
-def _chat(
-    row: Mapping[str, Any], plan: _Plan, layout: Layout, unused: set[str]
-) -> tuple[Chat, bool]:
+def _parsed(row: Mapping[str, Any], plan: _Plan, layout: Layout, unused: set[str]) -> ParsedRow:
     if plan.text is not None:
         if layout.system is not None:
             raise UnusableRowError("a text has no place for JOB_SYSTEM_PROMPT")
@@ -231,10 +229,10 @@ def _chat(
         t.role == "system" and t.content.strip() for t in turns
     ):
         turns.insert(0, Message("system", layout.system))
-    messages, is_joined = settled(turns)
+    messages, is_joined, is_unanswered = settled(turns)
     tools = () if plan.tools is None else _tools(row[plan.tools])
     _check_length(messages, tools)
-    return Chat(messages, tools, is_pair), is_joined
+    return ParsedRow(Chat(messages, tools, is_pair), is_joined, is_unanswered, tuple(unused))
 
 
 def _with_system(text: str, turns: list[Message]) -> list[Message]:

@@ -50,6 +50,7 @@ class Selection:
         self.num_rows = 0
         self.num_duplicates = 0
         self.num_joined = 0
+        self.num_unanswered = 0
         self._rule = rule
         self._work_dir = work_dir
         self._parser = RowParser(rule.layout)
@@ -106,13 +107,14 @@ class Selection:
         if len(self._columns_seen) < _COLUMN_NAMES_LIMIT:
             self._columns_seen.update(row.columns)
         self._columns_seen.update(name for name in self._named if name in row.columns)
-        chat, is_joined, unused = self._parser.parse(row.columns)
-        if unused and len(self._unused) < _COLUMN_NAMES_LIMIT:
-            self._unused.update(unused)
-        digest = row_hash(chat, seed=self._rule.seed)
+        parsed = self._parser.parse(row.columns)
+        if parsed.unused and len(self._unused) < _COLUMN_NAMES_LIMIT:
+            self._unused.update(parsed.unused)
+        digest = row_hash(parsed.chat, seed=self._rule.seed)
         if is_selected(digest, fraction=self._rule.fraction):
-            self.num_joined += is_joined
-            self._keep(digest, chat, row.place)
+            self.num_joined += parsed.is_joined
+            self.num_unanswered += parsed.is_unanswered
+            self._keep(digest, parsed.chat, row.place)
 
     def _keep(self, digest: bytes, chat: Chat, place: str) -> None:
         # A pair's prompt may be rendered otherwise than the same turns: each has its own line.

@@ -37,6 +37,7 @@ class Counts:
     prerendered: int = 0  # rows whose prompt held the template's own tokens already
     control_as_text: int = 0  # rows that spell control tokens, which are read as text
     joined: int = 0  # selected rows in which neighbouring turns of one role became one
+    unanswered: int = 0  # selected rows whose turns after the last answer were left out
     columns_not_used: list[str] = field(default_factory=list)  # that hold text in most rows
     places: dict[str, list[str]] = field(default_factory=dict)  # reason -> its first rows
 
@@ -52,6 +53,7 @@ def count_lines(counts: Counts) -> list[str]:
         (counts.selected, f"taken: {counts.train} to train on, {counts.eval} held out"),
         (counts.duplicates, "of these repeated: they say what another one says"),
         (counts.joined, "of these with neighbouring turns of one role, which were joined"),
+        (counts.unanswered, "of these without their last turns, which nobody answered"),
         (counts.truncated, "of these cut: the end of the last answer is not learned"),
         (counts.too_long, "of these left out: no answer within JOB_MAX_SEQ_LENGTH"),
         (counts.context_answers, "earlier answers that are context only"),

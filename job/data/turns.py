@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from job.data.chat import PLAIN_TEXT, Message
 from job.data.unusable import UnusableRowError
@@ -220,8 +220,16 @@ def _with_tool_names(messages: list[Message], turns: list[Any]) -> list[Message]
     return named
 
 
-def settled(turns: list[Message]) -> tuple[tuple[Message, ...], bool]:
-    """The chat that these turns make, and whether neighbours of one role were joined.
+class Settled(NamedTuple):
+    """Turns in an order that is learned, and what it took."""
+
+    messages: tuple[Message, ...]
+    is_joined: bool  # neighbouring turns of one role became one
+    is_unanswered: bool  # turns after the last answer were left out: they teach nothing
+
+
+def settled(turns: list[Message]) -> Settled:
+    """The chat that these turns make.
 
     System turns first, then users' and assistants' in turn, the last one an assistant's; a tool's
     turns follow an assistant's. What stands before the first question is context. Raises
@@ -238,13 +246,14 @@ def settled(turns: list[Message]) -> tuple[tuple[Message, ...], bool]:
             is_joined = True
         else:
             messages.append(turn)
+    num_turns = len(messages)
     while messages and messages[-1].role not in ("assistant", PLAIN_TEXT):
-        del messages[-1]  # a question that nobody answered teaches nothing
+        del messages[-1]
     if not messages:
         raise UnusableRowError("no assistant turn")
     if messages[0].role != PLAIN_TEXT:
         _check_order(messages)
-    return tuple(messages), is_joined
+    return Settled(tuple(messages), is_joined, len(messages) < num_turns)
 
 
 def _check_content(message: Message) -> None:

@@ -249,18 +249,20 @@ def test_columns_not_used_and_joined_rows_are_told_once(
     few = [{**row, "note": "n"} for row in ROWS[:100]]
     most = [{**row, "url": "u", "score": 1, "lang": "de"} for row in ROWS[100:]]
     joined = {"messages": [turn("user", "A?"), turn("user", "B?"), turn("assistant", "C.")]}
-    path = write_lines(tmp_path / "rows.jsonl", [*few, *most, joined, joined])
+    asking = {"messages": [turn("user", "A?"), turn("assistant", "C."), turn("user", "D?")]}
+    path = write_lines(tmp_path / "rows.jsonl", [*few, *most, joined, joined, asking])
     with caplog.at_level("INFO", logger="job"):
         _, _, counts = build(settings_for(path, subsample_fraction=1.0))
     assert counts.columns_not_used == ["lang", "url"]
-    assert (counts.joined, counts.duplicates) == (2, 1)
+    assert (counts.joined, counts.duplicates, counts.unanswered) == (2, 1, 1)
     told = [line for line in caplog.messages if "columns not used" in line]
     assert len(told) == 1
     assert told[0].startswith("data: columns not used: lang, url (JOB_PROMPT_TEMPLATE makes")
     table = [" ".join(line.split()) for line in count_lines(counts)]
-    assert table[0] == "302 rows read"
-    assert table[1] == f"302 taken: {counts.train} to train on, {counts.eval} held out"
+    assert table[0] == "303 rows read"
+    assert table[1] == f"303 taken: {counts.train} to train on, {counts.eval} held out"
     assert table[3] == "2 of these with neighbouring turns of one role, which were joined"
+    assert table[4] == "1 of these without their last turns, which nobody answered"
     assert [line for line in caplog.messages if line.endswith(count_lines(counts)[1])]
 
 

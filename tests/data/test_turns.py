@@ -159,6 +159,16 @@ def test_neighbours_of_one_role_are_joined_and_counted(
     assert not parse(ASKED, ANSWERED, ASKED, ANSWERED).is_joined
 
 
+@pytest.mark.parametrize(
+    "last", [[ASKED], [ASKED, ASKED], [turn("system", "Be brief.")], [turn("tool", "4")]]
+)
+def test_turns_that_nobody_answered_are_left_out_and_counted(last: list[object]) -> None:
+    parsed = parse(ASKED, ANSWERED, *last)
+    assert parsed.chat == parse(ASKED, ANSWERED).chat
+    assert parsed.is_unanswered
+    assert not parse(ASKED, ANSWERED).is_unanswered
+
+
 def test_neighbours_stay_apart_where_joining_would_change_what_is_learned() -> None:
     weightless = {**turn("assistant", "Bad."), "weight": 0}
     thoughtful = {**ANSWERED, "reasoning": "Hm."}
