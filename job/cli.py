@@ -215,9 +215,9 @@ def read_hours(text: str) -> float:
     return hours
 
 
-def _settings(**given: str) -> Settings:
+def _settings(*, tell: bool = True, **given: str) -> Settings:
     settings, warnings = load_settings(**given)
-    for warning in warnings:
+    for warning in warnings if tell else ():
         log.warning("%s", warning)
     use_for_temporaries(settings.work_dir)
     return settings
@@ -256,7 +256,7 @@ def _queue(_options: Namespace) -> Ending:
 def _trial(options: Namespace) -> Ending:
     from job.child import run_as_child
 
-    settings = _settings()
+    settings = _settings(tell=options.heartbeat_fd is None)  # process 1 has told its warnings
     try:
         return run_as_child(settings, options.heartbeat_fd, die=_end_hung)
     except HeldError as error:

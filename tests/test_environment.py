@@ -151,9 +151,10 @@ def test_mistakes_of_all_kinds_come_at_once_and_a_newline_is_told_once(tmp_path:
         **given,
         "JOB_WORK_DIR": str(tmp_path),
         "JOB_DEVICE": "cpu",
+        "JOB_ID": "7",
         "HF_TOKEN": "hf_secret\n",
     }
     done = _job(**environ, HF_HUB_OFFLINE="1", JOB_BASE_MODEL=str(tmp_path))
     assert done.returncode in (64, 65), done.stderr
-    assert done.stderr.count("HF_TOKEN") == 1
+    assert done.stderr.count("HF_TOKEN") == done.stderr.count("JOB_ID") == 1
     assert "hf_secret" not in done.stderr
