@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,12 @@ class BaseModel:
 
 
 def resolve_base_model(
-    name: str, revision: str, cache_dir: Path | None = None, *, outage_seconds: float = 1200
+    name: str,
+    revision: str,
+    cache_dir: Path | None = None,
+    *,
+    outage_seconds: float = 1200,
+    should_stop: Callable[[], None] = lambda: None,
 ) -> BaseModel:
     """Find the model and its exact version.
 
@@ -84,7 +89,7 @@ def resolve_base_model(
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
         model = _resolve_bucket(name, cache_dir, outage_seconds)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        model = waited_out(lambda: _resolve_hub(name, revision), outage_seconds)
+        model = waited_out(lambda: _resolve_hub(name, revision), outage_seconds, should_stop)
     else:
         raise SettingsError(
             f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"

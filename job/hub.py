@@ -38,10 +38,13 @@ class HubOutageError(OutageError):
     pause_seconds: float | None = None  # what it asked us to wait
 
 
-def waited_out(attempt: Callable[[], T], outage_seconds: float) -> T:
+def waited_out(
+    attempt: Callable[[], T], outage_seconds: float, should_stop: Callable[[], None] = lambda: None
+) -> T:
     """Call `attempt` again while it raises `HubOutageError`, for so long; then raise the last one.
 
     A pause that the hub asks for is kept; one that is longer than what is left is not begun.
+    `should_stop` is called twice a second in a pause, and raises to end it.
     """
     deadline, own_pause = time.monotonic() + outage_seconds, 1.0
     while True:
@@ -52,7 +55,10 @@ def waited_out(attempt: Callable[[], T], outage_seconds: float) -> T:
             if time.monotonic() + pause > deadline:
                 raise
             log.warning("%s; trying again in %.0f s", error, pause)
-        time.sleep(pause)
+        pause_ends = time.monotonic() + pause
+        while (left := pause_ends - time.monotonic()) > 0:
+            should_stop()
+            time.sleep(min(left, 0.5))
         own_pause = min(2 * own_pause, _LONGEST_PAUSE_SECONDS)
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from job.errors import PreemptedError
+from job.hub import HubOutageError, waited_out
 from tests.runbook import check_row
 from tests.servers.hub import COMMIT, Hub, Refusal, hub_server
 
@@ -185,6 +187,26 @@ def test_what_passes_is_waited_for(hub: Hub, tmp_path: Path, kind: str, refusal:
     if refusal.headers:
         asked = 4 if refusal.headers.get("Retry-After") == "2" else 0
         assert time.monotonic() - started >= asked, "Retry-After is kept"
+
+
+def test_who_is_told_to_end_waits_for_no_hub() -> None:
+    """Within a pause that the hub asks for, long before it is over."""
+
+    def busy() -> None:
+        error = HubOutageError("HTTP 429")
+        error.pause_seconds = 300
+        raise error
+
+    asked = 0
+
+    def should_stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise PreemptedError("told to end")
+
+    with pytest.raises(PreemptedError, match="told to end"):
+        waited_out(busy, 1200, should_stop)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ class HubDataset:
         should_stop()
         number = 0
         # Arrow tables instead of rows: images and sounds stay the bytes they are.
-        split = waited_out(self._load, self.outage_seconds)
+        split = waited_out(self._load, self.outage_seconds, should_stop)
         for table in split.with_format("arrow").iter(batch_size=_BATCH_ROWS):
             for batch in table.to_batches():
                 for columns in table_rows(batch):
@@ -62,7 +62,12 @@ class HubDataset:
 
 
 def find_dataset(
-    name: str, *, config: str | None, revision: str | None, outage_seconds: float = 1200
+    name: str,
+    *,
+    config: str | None,
+    revision: str | None,
+    outage_seconds: float = 1200,
+    should_stop: Callable[[], None] = lambda: None,
 ) -> HubDataset:
     """Find the data set's commit; `revision` needs no network where it is a commit in full.
 
@@ -80,7 +85,7 @@ def find_dataset(
             return HfApi().dataset_info(name, revision=revision, timeout=30).sha
 
     commit = cached_commit(name, revision, kind="dataset") if is_offline() else None
-    commit = commit or waited_out(ask, outage_seconds)
+    commit = commit or waited_out(ask, outage_seconds, should_stop)
     assert commit is not None
     return HubDataset(name, config, commit, outage_seconds)
 

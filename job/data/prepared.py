@@ -66,7 +66,9 @@ def prepare(
     store's tables are damaged and these rows give other ones, or an earlier version's are gone.
     """
     template = load_template(settings.chat_template, tokenizer)
-    source = open_source(settings.dataset_uri, cache_dir, outage_seconds=outage_seconds)
+    source = open_source(
+        settings.dataset_uri, cache_dir, outage_seconds=outage_seconds, should_stop=should_stop
+    )
     identity = _identity(settings, source, tokenizer, template)
     if frozen_digest is not None and frozen_digest == _digest_of_schema_1(settings, identity):
         return _earlier_tables(store, frozen_digest, cache_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from job.data.bucket_files import BucketFiles, list_bucket
@@ -19,7 +20,11 @@ _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?", re.ASC
 
 
 def open_source(
-    uri: str, cache_dir: Path, *, outage_seconds: float = 1200
+    uri: str,
+    cache_dir: Path,
+    *,
+    outage_seconds: float = 1200,
+    should_stop: Callable[[], None] = lambda: None,
 ) -> LocalFiles | BucketFiles | HubDataset:
     """List the data set's files; nothing is read or downloaded yet.
 
@@ -34,7 +39,13 @@ def open_source(
         return list_bucket(uri, cache_dir, outage_seconds)
     if match := hub_id(uri):
         name, config, revision = match.groups()
-        return find_dataset(name, config=config, revision=revision, outage_seconds=outage_seconds)
+        return find_dataset(
+            name,
+            config=config,
+            revision=revision,
+            outage_seconds=outage_seconds,
+            should_stop=should_stop,
+        )
     return list_files(_local_path(uri))
 
 

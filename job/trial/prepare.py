@@ -39,6 +39,7 @@ def load(
         base_revision(settings, ledger),
         cache_dir=settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
+        should_stop=stop.check,
     )
     data = prepare_data(settings, base, ledger, stop.check)
     check_vocabulary(base, data)
@@ -48,7 +49,7 @@ def load(
         with watchdog.phase("loading the model"):
             return training.load_base(base, device)
 
-    model = waited_out(load_base, 60 * settings.outage_minutes)
+    model = waited_out(load_base, 60 * settings.outage_minutes, stop.check)
     seconds = time.monotonic() - prepared
     log.info("model: %s loaded in %.1f s", base.name, seconds)
     return Loaded(base, data, device, model, prepared - started, seconds)
@@ -61,7 +62,9 @@ def prepare_data(
     should_stop()
     identity = ledger.identity()
     outage_seconds = 60 * settings.outage_minutes
-    tokenizer = waited_out(lambda: load_tokenizer(base.location, base.hub_revision), outage_seconds)
+    tokenizer = waited_out(
+        lambda: load_tokenizer(base.location, base.hub_revision), outage_seconds, should_stop
+    )
     return prepare(
         DataSettings(
             dataset_uri=settings.dataset_uri,
