@@ -96,6 +96,7 @@ INVALID = {"X-Error-Message": "Invalid credentials in Authorization header"}
 # https://huggingface.co/docs/hub/models-gated
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model owner/x is restricted"}
 # https://huggingface.co/docs/hub/security-tokens: a fine-grained token without this repository
+# (the page names the case; this sentence is our wording, not one that was seen)
 FINE = {"X-Error-Message": "Forbidden: you must have read access to this repository"}
 DISABLED = {"X-Error-Message": "Access to this resource is disabled."}
 REFUSALS = {
