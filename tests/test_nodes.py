@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.runbook import check_row
+from tests.volumes import small_volume
 
 pytestmark = pytest.mark.slow
 
@@ -116,16 +117,9 @@ def test_a_work_folder_that_is_no_place_is_a_setting(
 @pytest.fixture
 def full_volume(tmp_path: Path) -> Iterator[Path]:
     """A file system of one page that is full; skipped where it may not be mounted."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=2", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True, timeout=10)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount a tmpfs")
-    (folder / "all").write_bytes(bytes(4096))
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=10)
+    with small_volume(tmp_path / "full", "size=4k", "nr_inodes=2") as folder:
+        (folder / "all").write_bytes(bytes(4096))
+        yield folder
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])

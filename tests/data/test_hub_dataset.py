@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from job.data.sources import hub_id
+from tests.servers.hub import COMMIT, Refusal, hub_server
 
-COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
+OTHER_COMMIT = "b" * 40
 README = b"""---
 configs:
 - {config_name: default, data_files: rows.jsonl}
@@ -30,62 +27,11 @@ FILES = {
     "rows.jsonl": b'{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": null}\n',
     "other.jsonl": b'{"question": "x?", "answer": "y"}\n',
 }
-# For a data set's address, what the hub says; the real client library turns it into its errors.
+# For a data set's name, what the hub says; the real client library turns it into its errors.
 REFUSALS = {
-    "owner/gated": (403, "GatedRepo"),
-    "owner/missing": (404, "RepoNotFound"),
-    "owner/failing": (500, ""),
+    "gated": Refusal(403, {"X-Error-Code": "GatedRepo"}),
+    "failing": Refusal(500),
 }
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as `datasets` asks for: one data set, owner/rows."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        name = "/".join(path.removeprefix("/api").split("/")[2:4])
-        rest = path.partition(name)[2].strip("/").split("/")
-        if name in REFUSALS:
-            status, code = REFUSALS[name]
-            self._answer(status, b"{}", {"X-Error-Code": code})
-        elif path.startswith("/api/"):
-            self._api(rest)
-        elif rest[-1] in FILES:
-            data = FILES[rest[-1]]
-            tag = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-            self._answer(200, data, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
-        else:
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def _api(self, rest: list[str]) -> None:
-        if rest[0] == "tree":
-            files = [
-                {"type": "file", "path": path, "size": len(data), "oid": "0"}
-                for path, data in FILES.items()
-            ]
-            self._answer(200, json.dumps(files).encode(), {})
-        elif rest[-1] == "nowhere":
-            self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        else:
-            siblings = [{"rfilename": path} for path in FILES]
-            info = {"id": "owner/rows", "sha": COMMIT, "siblings": siblings}
-            self._answer(200, json.dumps(info).encode(), {})
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
 
 SCRIPT = """
 import json, sys
@@ -147,15 +93,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def online(home: Path) -> Iterator[dict[str, tuple[object, object]]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    uris = [*READABLE, *REFUSED]
-    yield read(uris, HF_ENDPOINT=endpoint, HF_HOME=str(home), HF_HUB_OFFLINE="0")
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=5)
+    with hub_server() as hub:
+        hub.repositories["datasets/owner/rows"] = FILES
+        hub.refusals |= {f"datasets/owner/{name}": answer for name, answer in REFUSALS.items()}
+        uris = [*READABLE, *REFUSED]
+        yield read(uris, HF_ENDPOINT=hub.endpoint, HF_HOME=str(home), HF_HUB_OFFLINE="0")
 
 
 @pytest.mark.parametrize("uri", READABLE)

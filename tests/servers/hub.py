@@ -1,5 +1,7 @@
 """A small Hugging Face hub: repositories at one commit, refusals and failures as told.
 
+Its one branch is main; it takes any full commit for its own.
+
 Fidelity. As the real hub answers its client (huggingface_hub 2): information about a repository,
 its tree, files by HEAD and GET with `ETag` and `X-Repo-Commit`; refusals by status with
 `X-Error-Code` and `X-Error-Message` (`hf_raise_for_status` in the client's utils/_http.py reads
@@ -65,6 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for path, data in files.items()
             ]
             self._answer(200, json.dumps(tree).encode(), {})
+        elif rest[:1] == ["revision"] and rest[1] != "main" and len(rest[1]) != len(COMMIT):
+            self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif rest[:1] == ["resolve"]:
             self._file(files.get("/".join(rest[2:])))
         else:

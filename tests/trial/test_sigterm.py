@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from job.ledger.ledger import Ledger
 from job.ledger.records import Lease, Result
 from job.store.local import LocalStore
 from tests.throttled import BLOCK, BigTraining, ThrottledStore
+from tests.volumes import small_volume
 from tests.workers import check_accounts, make_inputs, start_worker, wait_for
 
 pytestmark = pytest.mark.slow
@@ -113,26 +113,19 @@ def test_a_small_round_of_the_benchmark_through_the_parent(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def small_volume(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB; skipped where it may not be mounted."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True, timeout=10)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=10)
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    with small_volume(tmp_path / "small", "size=3m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("told_to_end", [False, True], ids=["by itself", "after SIGTERM"])
 def test_a_checkpoint_on_a_full_volume_ends_in_74_and_the_one_before_stands(
-    inputs: dict[str, Any], tmp_path: Path, small_volume: Path, told_to_end: bool
+    inputs: dict[str, Any], tmp_path: Path, volume: Path, told_to_end: bool
 ) -> None:
     """The first checkpoint (1 MB) fits, the second (8 MB) does not."""
     out = tmp_path / "out"
-    given = inputs | {"work_dir": str(small_volume)}
+    given = inputs | {"work_dir": str(volume)}
     if told_to_end:
         given |= {"checkpoint_minutes": 2 / 60}  # no second one is due before the signal
         code, _ = _stopped_at(given, out, "evaluation", megabytes=8, rate=100, eval_seconds=30)
