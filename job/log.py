@@ -55,21 +55,30 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 class _TextFormatter(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self.mark = "" if worker is None else f"[{worker}] "
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%H:%M:%S", time.gmtime(record.created))
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{stamp} {level}{record.getMessage()}"
+        text = f"{stamp} {self.mark}{level}{record.getMessage()}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return mask_secrets(text)
 
 
 class _JsonFormatter(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self.mark = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entry: dict[str, object] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "severity": record.levelname,  # the key that GKE's and AKS's collectors read
+            **self.mark,
             "message": mask_secrets(record.getMessage()),
         }
         if record.exc_info and record.exc_info[1]:
@@ -89,10 +98,14 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def set_up_logging(log_format: str) -> None:
-    """Send our lines to stderr as `text` or `json`, and other libraries' from warnings up."""
+def set_up_logging(log_format: str, *, worker: int | None = None) -> None:
+    """Send our lines to stderr as `text` or `json`, and other libraries' from warnings up.
+
+    `worker` marks the lines of one of several workers that share a terminal.
+    """
     handler = _StderrHandler()
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    formatter = _JsonFormatter if log_format == "json" else _TextFormatter
+    handler.setFormatter(formatter(worker))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # What libraries tell each other about their next versions does not help who runs a job.
@@ -100,6 +113,11 @@ def set_up_logging(log_format: str) -> None:
     # It warns that an optional package with a faster kernel for CPUs is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     log.setLevel(logging.INFO)
+
+
+def is_marked() -> bool:
+    """Whether this process is one of several workers, whose lines and bars share a terminal."""
+    return any(getattr(h.formatter, "mark", None) for h in logging.getLogger().handlers)
 
 
 def last_words(code: int, message: str) -> int:

@@ -99,6 +99,13 @@ def _check_prompt_template(template: str) -> str:
     return template
 
 
+def _check_workers(text: str) -> str:
+    """Refuse anything but `auto` and a number of workers."""
+    if text != "auto" and not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 64):
+        raise ValueError(f"is {text!r:.80}; allowed: auto (one for every GPU), or 1 to 64")
+    return text
+
+
 Uri = Annotated[str, AfterValidator(_check_uri)]
 OutputUri = Annotated[Uri, AfterValidator(_check_output)]
 LocalPath = Annotated[Path, AfterValidator(_check_path)]
@@ -137,6 +144,10 @@ class Settings(BaseSettings):
     num_trials: Annotated[int, Field(ge=1, le=9999)] = Field(12, description="slots of the sweep")
     completion_index: Annotated[int, Field(ge=0)] | None = Field(
         None, description="this run's slot; set by Kubernetes; default: the first open one"
+    )
+
+    workers: Annotated[str, AfterValidator(_check_workers)] = Field(
+        "1", description="of `queue`: trials at once, a GPU each; auto: one for every GPU"
     )
 
     use_full_dataset: bool = Field(False, description="True: subsample fraction 1")
@@ -291,8 +302,7 @@ def variable(field: str) -> str:
 
 # Settings of earlier versions, each with what to use instead.
 GONE = {
-    "JOB_NUM_GPUS": "a trial trains on one GPU; on a node with several, run one `job queue` for"
-    " each, with CUDA_VISIBLE_DEVICES=0, 1, ...",
+    "JOB_NUM_GPUS": "a trial trains on one GPU; `job queue` with JOB_WORKERS=auto runs one on each",
 }
 
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")

@@ -28,7 +28,7 @@ FREE = {
     "sweep_budget_gpu_hours", "gpu_hourly_usd", "checkpoint_minutes", "lease_seconds",
     "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "gpu_memory_gb", "work_dir",
     "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "wandb_entity",
-    "wandb_project", "wandb_mode", "hf_token",
+    "wandb_project", "wandb_mode", "hf_token", "workers",
 }  # fmt: skip
 
 
@@ -104,7 +104,18 @@ def test_a_setting_that_is_gone_says_what_to_use_instead(
 ) -> None:
     (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_NUM_GPUS=value)
     assert line.startswith("JOB_NUM_GPUS: is gone: a trial trains on one GPU;")
-    assert "one `job queue` for each, with CUDA_VISIBLE_DEVICES" in line
+    assert "`job queue` with JOB_WORKERS=auto runs one on each" in line
+
+
+@pytest.mark.parametrize("value", ["1", "2", "64", "auto"])
+def test_workers_are_a_number_or_auto(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    assert _load(monkeypatch, **REQUIRED, JOB_WORKERS=value)[0].workers == value
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "65", "all", "two", "\u0662"])
+def test_no_other_number_of_workers_is_taken(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_WORKERS=value)
+    assert line == f"JOB_WORKERS: is {value!r}; allowed: auto (one for every GPU), or 1 to 64"
 
 
 @pytest.mark.parametrize(

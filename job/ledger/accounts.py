@@ -23,7 +23,7 @@ UNHEARD = "killed or cut off: nothing was heard of it after its last renewal"
 FRESH = Lease(owner="", epoch=0)  # the lease of a slot that nobody has begun
 
 
-def taken_over(old: Lease, owner: str) -> Lease:
+def taken_over(old: Lease, owner: str, opening: AttemptProgress | None = None) -> Lease:
     """The lease of the next epoch: the last attempt's account closed, a new one opened."""
     last = old.attempt
     patience = math.inf if last.patience_seconds is None else last.patience_seconds
@@ -47,7 +47,7 @@ def taken_over(old: Lease, owner: str) -> Lease:
         ended=(*old.ended, *ended),
         fruitless=0 if progressed else old.fruitless + trained_in_vain,
         startless=0 if started or is_first else old.startless + 1,
-        attempt=AttemptProgress(
+        attempt=(opening or AttemptProgress()).changed(
             node=platform.node(),
             code_version=job.__version__,
             started_at=now(),
@@ -63,6 +63,8 @@ def account(lease: Lease, *, ended: bool) -> Account:
         epoch=lease.epoch,
         owner=lease.owner,
         node=attempt.node,
+        worker=attempt.worker,
+        hourly_usd=attempt.hourly_usd,
         code_version=attempt.code_version,
         started_at=attempt.started_at,
         heard_at=attempt.heard_at,

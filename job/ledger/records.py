@@ -36,6 +36,7 @@ Moment = Annotated[str, AfterValidator(_check_moment)]  # ISO 8601, UTC: for peo
 Key = Annotated[str, AfterValidator(check_key)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Dollars = Annotated[float, Field(ge=0)]
 Number = int | float  # as it was written: 16 stays 16
 Hyperparameter = bool | int | float | str
 
@@ -148,6 +149,8 @@ class AttemptProgress(Record):
     """The progress of an attempt, as the holder of the lease tells it at every renewal."""
 
     node: str | None = None
+    worker: Count | None = None  # its number on the node; None: the only one
+    hourly_usd: Dollars | None = None  # the price of its GPU; None: not told
     code_version: str | None = None
     started_at: Moment | None = None
     heard_at: Moment | None = None  # when the lease was last renewed
@@ -176,6 +179,8 @@ class Account(Record):
     epoch: Count
     owner: str
     node: str | None = None
+    worker: Count | None = None  # its number on the node; None: the only one
+    hourly_usd: Dollars | None = None  # the price of its GPU; None: not told
     code_version: str | None = None
     started_at: Moment | None = None
     heard_at: Moment | None = None

@@ -11,7 +11,7 @@ from job.ledger.accounts import now
 from job.ledger.folders import publish_history
 from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.records import Result
+from job.ledger.records import AttemptProgress, Result
 from job.ledger.uploads import Uploads, restore
 from job.ledger.watch import LeaseWatch, wait_for_a_free_slot
 from job.log import log
@@ -45,19 +45,28 @@ if TYPE_CHECKING:
     from job.training.fit import Fit
 
 
-def run_trial(settings: Settings, stop: Stop, watchdog: Watchdog) -> str:
+def run_trial(
+    settings: Settings, stop: Stop, watchdog: Watchdog, *, worker: int | None = None
+) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
 
+    `worker` is this process' number among the workers of a queue that has several.
     Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
     """
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
     with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-        return run_trial_on(store, settings, stop, real_training(), watchdog)
+        return run_trial_on(store, settings, stop, real_training(), watchdog, worker=worker)
 
 
 def run_trial_on(
-    store: Store, settings: Settings, stop: Stop, training: Training, watchdog: Watchdog
+    store: Store,
+    settings: Settings,
+    stop: Stop,
+    training: Training,
+    watchdog: Watchdog,
+    *,
+    worker: int | None = None,
 ) -> str:
     """Run the trial on this store and with this training; otherwise as `run_trial`."""
     check_work_dir(settings.work_dir)
@@ -83,6 +92,7 @@ def run_trial_on(
         should_stop=stop.check,
         wait=stop.wait,
         watch=watch,
+        opening=AttemptProgress(worker=worker, hourly_usd=settings.gpu_hourly_usd),
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
