@@ -27,17 +27,28 @@ _SECRET_NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|STORAGE_KEY|PRIVATE_KEY|CONNECTION_STRING)$",
     re.IGNORECASE,
 )
+# apprise's URLs: a token may stand in any part, even in the host's place (slack://TokenA/TokenB).
+_URLS_NAME = re.compile(r"NOTIFY_URLS$", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 6  # masking "1" or "true" everywhere would only hide our own words
 
 
 def mask_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
     """`text` with the value of every secret-looking environment variable replaced by ***."""
     secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name)}
+    for name, value in environ.items():
+        if _URLS_NAME.search(name):
+            secrets |= {part for part in re.split(r"[\s,/:@?&=#]+", value) if _may_be_secret(part)}
     forms = {form for secret in secrets for form in _forms(secret)}
     for form in sorted(forms, key=len, reverse=True):  # a shorter one may be part of a longer one
         if len(form) >= _MIN_SECRET_LENGTH:
             text = text.replace(form, "***")
     return re.sub(r"://[^/\s@:]+:[^/\s@]+@", "://***@", text)
+
+
+def _may_be_secret(part: str) -> bool:
+    """Whether a part of a URL is more than a scheme, a port, or a host with a domain."""
+    is_host = "." in part or part == "localhost"
+    return len(part) >= _MIN_SECRET_LENGTH and not is_host
 
 
 def _forms(secret: str) -> Iterator[str]:

@@ -187,7 +187,12 @@ class Settings(BaseSettings):
     sweep_budget_gpu_hours: Positive | None = Field(
         None, description="no new slot is begun past it"
     )
-    gpu_hourly_usd: Positive | None = Field(None, description="price, for plan and report")
+    sweep_budget_usd: Positive | None = Field(
+        None, description="dollars; no new slot is begun past it; needs JOB_GPU_HOURLY_USD"
+    )
+    gpu_hourly_usd: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
+        None, description="price of a GPU, kept in each attempt's account; 0: it is free"
+    )
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
     # After a SIGKILL a slot waits so long: more than an hour is a mistake in the unit.
@@ -208,6 +213,9 @@ class Settings(BaseSettings):
     wandb_artifact: Literal["none", "reference", "upload"] = Field(
         "reference", description="the adapter as a W&B artifact: where it is, or itself"
     )
+    notify_urls: SecretStr | None = Field(
+        None, description="apprise URLs that are told of the sweep's end, blanks between"
+    )
     log_format: Literal["text", "json"] = Field("text", description="log lines")
     strict: bool = Field(False, description="1: any unknown JOB_* variable is an error")
 
@@ -227,6 +235,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"JOB_COMPLETION_INDEX: is {self.completion_index}, but JOB_NUM_TRIALS is"
                 f" {self.num_trials}; allowed: 0 to {self.num_trials - 1}, or raise JOB_NUM_TRIALS"
+            )
+        if self.sweep_budget_usd is not None and self.gpu_hourly_usd is None:
+            raise ValueError(
+                "JOB_SWEEP_BUDGET_USD: is set, but not JOB_GPU_HOURLY_USD, the price of a GPU here;"
+                " allowed: both, with 0 where it is free"
             )
         if self.prompt_template is not None and self.prompt_column is not None:
             raise ValueError(

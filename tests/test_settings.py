@@ -28,7 +28,7 @@ FREE = {
     "sweep_budget_gpu_hours", "gpu_hourly_usd", "checkpoint_minutes", "lease_seconds",
     "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "gpu_memory_gb", "work_dir",
     "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "wandb_entity",
-    "wandb_project", "wandb_mode", "hf_token", "workers",
+    "wandb_project", "wandb_mode", "hf_token", "workers", "sweep_budget_usd", "notify_urls",
 }  # fmt: skip
 
 
@@ -177,6 +177,13 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_index_beyond_the_trials_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_COMPLETION_INDEX="12")
     assert line.startswith("JOB_COMPLETION_INDEX: is 12, but JOB_NUM_TRIALS is 12")
+
+
+def test_a_budget_in_dollars_needs_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_SWEEP_BUDGET_USD="10")
+    assert line.startswith("JOB_SWEEP_BUDGET_USD: is set, but not JOB_GPU_HOURLY_USD")
+    settings, _ = _load(monkeypatch, JOB_GPU_HOURLY_USD="0")
+    assert (settings.sweep_budget_usd, settings.gpu_hourly_usd) == (10, 0)
 
 
 def test_one_column_without_the_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ class AttemptProgress(Record):
 
     node: str | None = None
     worker: Count | None = None  # its number on the node; None: the only one
+    gpu: str | None = None  # the card's name; None: a CPU, or none was opened yet
     hourly_usd: Dollars | None = None  # the price of its GPU; None: not told
     code_version: str | None = None
     started_at: Moment | None = None
@@ -180,6 +181,7 @@ class Account(Record):
     owner: str
     node: str | None = None
     worker: Count | None = None  # its number on the node; None: the only one
+    gpu: str | None = None  # the card's name; None: a CPU, or none was opened yet
     hourly_usd: Dollars | None = None  # the price of its GPU; None: not told
     code_version: str | None = None
     started_at: Moment | None = None
@@ -214,6 +216,8 @@ class Lease(Record):
         0.0  # wall-clock seconds of all earlier attempts, on any number of GPUs
     )
     wasted_gpu_seconds_before: Seconds = 0.0  # those on which no later attempt could build
+    usd_before: Dollars = 0.0  # of all earlier attempts whose price is known
+    priced_gpu_seconds_before: Seconds = 0.0  # of those attempts
     ended: tuple[Account, ...] = ()  # earlier attempts whose documents may not be written yet
     fruitless: Count = 0  # attempts in a row that trained long and published no later checkpoint
     startless: Count = 0  # attempts in a row that never finished a step

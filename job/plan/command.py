@@ -141,6 +141,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
     plan.warnings += warnings.of_rows(settings, data)
     plan.warnings += warnings.of_few(settings, definition)
+    plan.warnings += warnings.of_notices(settings)
 
 
 def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:

@@ -23,6 +23,7 @@ from job.errors import VOLUME_FULL, OutageError, SlotError
 from job.ledger.ledger import Ledger, check_sweep
 from job.log import log
 from job.report.attempts_table import attempts_table
+from job.report.costs import cost_lines
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
@@ -52,9 +53,9 @@ def _show_status(
     options: Namespace, settings: Settings, ledger: Ledger, wait: Callable[[float], None]
 ) -> None:
     if options.json:
-        print(to_json(read_overview(ledger, settings.num_trials)))
+        print(to_json(read_overview(ledger, settings.num_trials), settings.gpu_hourly_usd))
     elif options.prometheus is not None:
-        samples = to_prometheus(read_overview(ledger, settings.num_trials))
+        samples = to_prometheus(read_overview(ledger, settings.num_trials), settings.gpu_hourly_usd)
         _write_samples(options.prometheus, samples)
     elif options.watch:
         _watch(ledger, settings, wait)
@@ -71,8 +72,10 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
     overview = read_overview(ledger, settings.num_trials)
     price = settings.gpu_hourly_usd
     files = {
-        "report.html": html_page(overview, usd_per_hour=price),
-        "report.md": markdown(overview, usd_per_hour=price),
+        "report.html": html_page(
+            overview, usd_per_hour=price, budget_usd=settings.sweep_budget_usd
+        ),
+        "report.md": markdown(overview, usd_per_hour=price, budget_usd=settings.sweep_budget_usd),
     }
     with tempfile.TemporaryDirectory() as name, _printing():
         folder: Path = options.output or Path(name)
@@ -162,6 +165,9 @@ def _print_status(
     console.print(_head(overview) + time_of_look, soft_wrap=True)
     console.print(slot_table(overview, console.width))
     for line in stuck_slots(overview, lease_seconds=settings.lease_seconds):
+        console.print(line, soft_wrap=True)
+    price, budget = settings.gpu_hourly_usd, settings.sweep_budget_usd
+    for line in cost_lines(overview, price, budget):
         console.print(line, soft_wrap=True)
     if (best := overview.best) is not None:
         console.print(f"best: slot {best.slot}, {overview.uri}/{best.adapter_key}", soft_wrap=True)

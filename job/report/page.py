@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from job.report import charts
+from job.report import charts, costs
+from job.report.costs import cost_lines
 from job.report.findings import findings
 from job.report.importance import WEAK_BELOW_TRIALS, importances
 from job.report.notation import duration, number, short_name
@@ -44,7 +45,9 @@ class TableRow:
     is_best: bool
 
 
-def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
+def html_page(
+    overview: Overview, *, usd_per_hour: float | None, budget_usd: float | None = None
+) -> str:
     """The report as an HTML page that fetches nothing, so that it can be mailed or put anywhere."""
     # Jinja escapes whatever the bucket holds; the drawings escape their own words.
     environment = Environment(
@@ -56,7 +59,10 @@ def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=_facts(overview, usd_per_hour),
         states=_states(overview),
-        notes=[_code(note) for note in findings(overview)],
+        notes=[
+            _code(note)
+            for note in (*findings(overview), *cost_lines(overview, usd_per_hour, budget_usd))
+        ],
         best=overview.best,
         download=DOWNLOAD,
         snippet=LOAD_SNIPPET,
@@ -66,12 +72,15 @@ def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
     )
 
 
-def markdown(overview: Overview, *, usd_per_hour: float | None) -> str:
+def markdown(
+    overview: Overview, *, usd_per_hour: float | None, budget_usd: float | None = None
+) -> str:
     """The report in short, as Markdown for a pull request or a chat."""
     lines = [f"# Sweep {overview.sweep}", "", f"{overview.base_model}, `{overview.uri}`"]
     lines += [_states(overview), ""]
     lines += [f"- {name}: **{value}**" for name, value in _facts(overview, usd_per_hour)]
-    lines += ["", *(f"> {note}" for note in findings(overview))]
+    notes = (*findings(overview), *cost_lines(overview, usd_per_hour, budget_usd))
+    lines += ["", *(f"> {note}" for note in notes)]
     if (best := overview.best) is not None:
         lines += ["", f"Best: slot {best.slot}, eval/loss {best.eval_loss:.4f}"]
         lines += ["", "```", DOWNLOAD, "```", "", "```python", LOAD_SNIPPET, "```"]
@@ -92,8 +101,8 @@ def _facts(overview: Overview, usd_per_hour: float | None) -> Facts:
     facts.append(("of GPU", duration(spent)))
     if spent:
         facts.append(("of it wasted", f"{wasted / spent:.0%}"))
-    if usd_per_hour is not None:
-        facts.append(("spent", f"${spent / 3600 * usd_per_hour:.2f}"))
+    if costs.is_priced(overview, usd_per_hour):
+        facts.append(("spent", costs.spent(overview, usd_per_hour)))
     return facts
 
 

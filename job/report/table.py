@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 
+from job.report import costs
 from job.report.notation import duration, plain, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
 
@@ -33,6 +34,7 @@ _PROMETHEUS = (
         "counter",
         "GPU-seconds spent on steps done twice, restarts and waiting.",
     ),
+    ("spent_usd_total", "counter", "Dollars for the GPU time of all attempts."),
     ("slot_step", "gauge", "Optimizer steps done in a slot."),
     ("slot_eval_loss", "gauge", "eval/loss of a slot's last known evaluation."),
     ("slot_attempts_total", "counter", "Attempts at a slot."),
@@ -110,7 +112,7 @@ def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
     ]
 
 
-def to_json(overview: Overview) -> str:
+def to_json(overview: Overview, hourly_usd: float | None = None) -> str:
     """The sweep as a JSON object: its numbers, and every slot."""
     best = overview.best
     content = {
@@ -120,12 +122,15 @@ def to_json(overview: Overview) -> str:
         "best_slot": best.slot if best else None,
         "gpu_seconds": round(overview.gpu_seconds, 1),
         "wasted_gpu_seconds": round(overview.wasted_gpu_seconds, 1),
+        "usd": _usd(overview, hourly_usd),
+        "usd_by_place": costs.by_place(overview, hourly_usd),
+        "usd_wasted_by_cause": costs.wasted_by_cause(overview, hourly_usd),
         "slots": [_as_dict(view) for view in overview.slots],
     }
     return json.dumps(content, indent=1)
 
 
-def to_prometheus(overview: Overview) -> str:
+def to_prometheus(overview: Overview, hourly_usd: float | None = None) -> str:
     """The text that node_exporter's textfile collector reads, a family of samples after another."""
     samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name, *_ in _PROMETHEUS}
     for state, count in sorted(Counter(view.state for view in overview.slots).items()):
@@ -134,6 +139,8 @@ def to_prometheus(overview: Overview) -> str:
         samples["best_eval_loss"].append(({}, best.eval_loss))
     samples["gpu_seconds_total"].append(({}, overview.gpu_seconds))
     samples["wasted_gpu_seconds_total"].append(({}, overview.wasted_gpu_seconds))
+    if (usd := _usd(overview, hourly_usd)) is not None:
+        samples["spent_usd_total"].append(({}, usd))
     for view in overview.slots:
         for name, value in (
             ("slot_step", view.step),
@@ -146,6 +153,13 @@ def to_prometheus(overview: Overview) -> str:
     return "".join(_families(overview.sweep, samples))
 
 
+def _usd(overview: Overview, hourly_usd: float | None) -> float | None:
+    """The sweep's cost in dollars, where a price is known."""
+    if not costs.is_priced(overview, hourly_usd):
+        return None
+    return round(overview.cost.dollars(hourly_usd), 4)
+
+
 def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]) -> Iterator[str]:
     for name, kind, meaning in _PROMETHEUS:
         if samples[name]:
@@ -156,8 +170,14 @@ def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]
 
 
 def _as_dict(view: SlotView) -> dict[str, Any]:
-    shown = {key: value for key, value in vars(view).items() if key not in ("result", "curve")}
-    return {**shown, "params": dict(view.params), "curve": [list(point) for point in view.curve]}
+    left_out = ("result", "curve", "cost", "charges")
+    shown = {key: value for key, value in vars(view).items() if key not in left_out}
+    return {
+        **shown,
+        "gpu_seconds": view.gpu_seconds,
+        "params": dict(view.params),
+        "curve": [list(point) for point in view.curve],
+    }
 
 
 def _note(overview: Overview, view: SlotView) -> str:

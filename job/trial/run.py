@@ -27,6 +27,7 @@ from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
+from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
 from job.trial.prepare import load
 from job.trial.result import summary, training_result
 from job.trial.slots import (
@@ -98,7 +99,13 @@ def run_trial_on(
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         lease.open_account()
-        check_progress(lease)
+        tell_of_slot(settings, lease)
+        try:
+            check_progress(lease)
+        except SlotError as error:
+            tell_of_slot(settings, lease, given_up=str(error))
+            tell_if_done(settings, ledger)
+            raise
         drawn = _drawn(settings, definition, lease, loaded, stop)
         if isinstance(drawn, str):
             return drawn
@@ -126,6 +133,7 @@ def _drawn(
         return Drawn(spec)
     check_undrawn(lease)
     if (spent := budget_spent(settings, slot.ledger)) is not None:
+        tell_of_budget(settings, slot.ledger, spent)
         return f"slot {slot.number}: {spent}, no new trial is begun"
     drawn = draw_for(
         slot,
@@ -173,6 +181,7 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
     lease.report(reason=f"committed: {result.status}")
     uploads.discard(keep=result.adapter_key)
     attempt.mirror.commit(result)
+    tell_if_done(attempt.settings, slot.ledger)
     return f"slot {slot.number} committed: {summary(result)}"
 
 
