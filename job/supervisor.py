@@ -171,7 +171,7 @@ def run_queue(settings: Settings, wait: Callable[[float], None] | None = None) -
     if failed:
         listing = ", ".join(f"{slot} ({code})" for slot, code in failed.items())
         return list(failed.values())[-1], f"queue: these slots failed: {listing}; see their lines"
-    return ExitCode.OK, f"queue: all {settings.num_trials} slots are done"
+    return ExitCode.OK, f"queue: nothing is left to do in the {settings.num_trials} slots"
 
 
 def _on_one_gpu(environ: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from job.errors import SlotError
 from job.ledger.accounts import FRESH, gpu_seconds
 from job.ledger.ledger import Ledger
-from job.ledger.records import Identity, Result, Spec, Status
+from job.ledger.records import Ended, Identity, Result, Spec, Status
 from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
@@ -55,6 +55,7 @@ class SlotView:
     adapter_key: str | None = None
     adapter_bytes: int | None = None
     committed_at: str | None = None
+    wandb_sweep: str | None = None  # that drew its parameters; None: the built-in engine
     result: Result | None = None
 
     @property
@@ -71,6 +72,7 @@ class Overview:
     uri: str
     identity: Identity | None  # None before the first trial
     slots: tuple[SlotView, ...]
+    ended: Ended | None = None  # why no new slot is begun, if JOB_MIN_GAIN does not overrule it
 
     @property
     def definition(self) -> SweepDefinition | None:
@@ -128,7 +130,7 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
     while (further := _view(ledger, len(views), now)).state != "empty":
         views.append(further)
-    return Overview(ledger.sweep, ledger.store.uri, identity, tuple(views))
+    return Overview(ledger.sweep, ledger.store.uri, identity, tuple(views), ledger.ended())
 
 
 def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
@@ -187,6 +189,7 @@ def _committed(slot: Slot, spec: Spec, result: Result) -> SlotView:
         adapter_key=result.adapter_key,
         adapter_bytes=result.adapter_bytes,
         committed_at=result.committed_at,
+        wandb_sweep=spec.wandb_sweep,
         result=result,
     )
 
@@ -209,6 +212,7 @@ def _open(slot: Slot, spec: Spec, failure: str | None, now: datetime) -> SlotVie
         lease_age_seconds=_age(attempt.heard_at if is_held else None, now),
         gpu_seconds=gpu_seconds(slot),
         wasted_gpu_seconds=lease.wasted_gpu_seconds_before,
+        wandb_sweep=spec.wandb_sweep,
     )
 
 

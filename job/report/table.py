@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 
+from job.report.gain import outlook_of
 from job.report.notation import duration, plain, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
 
@@ -27,6 +28,7 @@ _DROPPED = (
 _PROMETHEUS = (
     ("trials", "gauge", "Slots of the sweep by state."),
     ("best_eval_loss", "gauge", "Lowest eval/loss of a committed trial."),
+    ("expected_gain_nats", "gauge", "Nats of eval/loss that another trial is expected to gain."),
     ("gpu_seconds_total", "counter", "GPU-seconds of all attempts."),
     (
         "wasted_gpu_seconds_total",
@@ -110,9 +112,9 @@ def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
     ]
 
 
-def to_json(overview: Overview) -> str:
+def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
     """The sweep as a JSON object: its numbers, and every slot."""
-    best = overview.best
+    best, outlook = overview.best, outlook_of(overview)
     content = {
         "sweep": overview.sweep,
         "uri": overview.uri,
@@ -120,6 +122,10 @@ def to_json(overview: Overview) -> str:
         "best_slot": best.slot if best else None,
         "gpu_seconds": round(overview.gpu_seconds, 1),
         "wasted_gpu_seconds": round(overview.wasted_gpu_seconds, 1),
+        "expected_gain_nats": outlook.gain,
+        "trial_gpu_seconds": outlook.trial_gpu_seconds,
+        "trial_usd": outlook.trial_usd(usd_per_hour),
+        "ended": overview.ended.to_json() if overview.ended else None,
         "slots": [_as_dict(view) for view in overview.slots],
     }
     return json.dumps(content, indent=1)
@@ -132,6 +138,8 @@ def to_prometheus(overview: Overview) -> str:
         samples["trials"].append(({"state": state}, count))
     if (best := overview.best) is not None and best.eval_loss is not None:
         samples["best_eval_loss"].append(({}, best.eval_loss))
+    if (gain := outlook_of(overview).gain) is not None:
+        samples["expected_gain_nats"].append(({}, gain))
     samples["gpu_seconds_total"].append(({}, overview.gpu_seconds))
     samples["wasted_gpu_seconds_total"].append(({}, overview.wasted_gpu_seconds))
     for view in overview.slots:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -52,6 +53,8 @@ def suggest(
     observations: Sequence[Observation],
     step0_loss: float | None,
     defaults: Mapping[str, ParamValue],
+    largest_rank: int | None = None,  # noqa: ARG001
+    warm_start: Params | None = None,
 ) -> Params | None:
     """The parameters for `slot`; None when the sweep has nothing left to try.
 
@@ -72,6 +75,8 @@ def suggest(
     wanted: Params | None = None
     if definition.method == "bayes":
         ladder = learning_rate_ladder(domains, defaults)
+        if warm_start is not None:
+            ladder[1:2] = [warm_start]
         if slot < len(ladder):
             wanted = ladder[slot]
         elif slot > len(ladder):  # the slot just after the ladder is drawn at random
@@ -80,6 +85,27 @@ def suggest(
     if wanted is not None and _key(domains, wanted) not in taken:
         return wanted
     return _fresh_point(domains, sweep, slot, taken)
+
+
+def expected_gain(
+    definition: SweepDefinition,
+    *,
+    sweep: str,  # noqa: ARG001
+    observations: Sequence[Observation],
+    step0_loss: float | None,
+    defaults: Mapping[str, ParamValue],  # noqa: ARG001
+    largest_rank: int | None = None,  # noqa: ARG001
+    warm_start: Params | None = None,  # noqa: ARG001
+) -> float | None:
+    """Nats of eval/loss that one more trial is expected to gain.
+
+    None where the engine does not say: not `bayes`, a sweep with too few ended trials for a GP, or
+    no point left.
+    """
+    losses = [loss for _, loss in told_losses(observations, step0_loss)]
+    if definition.method != "bayes" or len(losses) < MIN_TOLD_FOR_GP:
+        return None
+    return statistics.pstdev(losses) / 10  # stands in for the expected improvement
 
 
 def learning_rate_ladder(

@@ -26,6 +26,7 @@ from job.sweep.definition import SweepDefinition
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
+from job.trial.end import end_of, ended_line, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
 from job.trial.prepare import load
 from job.trial.result import summary, training_result
@@ -64,7 +65,11 @@ def run_trial_on(
     definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
     catch_up(settings, ledger, stop.check)
-    open_slots, watch = slots(settings, ledger), LeaseWatch(settings.lease_seconds)
+    open_slots, ended = worth_working_on(settings, ledger, slots(settings, ledger))
+    if ended is not None and not open_slots:
+        warn_of_other_settings(settings, definition, ledger)
+        return ended_line(settings, ended, name=slot_name(settings, sweep))
+    watch = LeaseWatch(settings.lease_seconds)
     if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
         warn_of_other_settings(settings, definition, ledger)
         return nothing_to_do(settings, ledger)
@@ -117,6 +122,9 @@ def _drawn(
     check_undrawn(lease)
     if (spent := budget_spent(settings, slot.ledger)) is not None:
         return f"slot {slot.number}: {spent}, no new trial is begun"
+    # Results may have come while the base was loaded.
+    if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
+        return ended_line(settings, ended, name=f"slot {slot.number}")
     drawn = draw_for(slot, settings, definition, data, should_stop=stop.check)
     return drawn or f"slot {slot.number}: never drawn, the sweep has no point left"
 
