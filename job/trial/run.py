@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import job
-from job.data.prepared import PreparedData
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError, SlotError
 from job.ledger.accounts import now
 from job.ledger.folders import publish_history
@@ -24,7 +23,7 @@ from job.store import open_store
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
-from job.trial.attempt import Attempt, Training, begin_attempt
+from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.end import end_of, ended_line, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
@@ -40,6 +39,7 @@ from job.trial.slots import (
     slots,
 )
 from job.trial.train import real_training
+from job.trial.warm_start import describe, read_earlier_best
 from job.wandb.confirmed import catch_up
 
 if TYPE_CHECKING:
@@ -76,9 +76,12 @@ def run_trial_on(
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
+    earlier = read_earlier_best(settings, definition, ledger)
     # Loaded before anything is frozen: a base that cannot be loaded must not become a sweep's own.
     loaded = load(settings, ledger, training, stop, watchdog)
-    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data))
+    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data, earlier))
+    if earlier is not None:
+        log.info("warm start: %s", describe(earlier, definition, settings))
     stop.check()
 
     lease = acquire(
@@ -94,7 +97,7 @@ def run_trial_on(
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         lease.open_account()
         check_progress(lease)
-        drawn = _drawn(settings, definition, lease, loaded.data, stop)
+        drawn = _drawn(settings, definition, lease, loaded, stop)
         if isinstance(drawn, str):
             return drawn
         attempt = begin_attempt(
@@ -111,7 +114,7 @@ def _drawn(
     settings: Settings,
     definition: SweepDefinition,
     lease: HeldLease,
-    data: PreparedData,
+    loaded: Loaded,
     stop: Stop,
 ) -> Drawn | str:
     """The slot's frozen spec, drawn now if it was not yet; or a line why no trial is begun."""
@@ -125,7 +128,7 @@ def _drawn(
     # Results may have come while the base was loaded.
     if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
         return ended_line(settings, ended, name=f"slot {slot.number}")
-    drawn = draw_for(slot, settings, definition, data, should_stop=stop.check)
+    drawn = draw_for(slot, settings, definition, loaded.base, loaded.data, should_stop=stop.check)
     return drawn or f"slot {slot.number}: never drawn, the sweep has no point left"
 
 
