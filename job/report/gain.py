@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from job.report.overview import COMMITTED, Overview, SlotView
-from job.sweep.builtin import Observation
+from job.sweep.observations import Observation
 from job.sweep.stopping import GainOf, gains_by_results
 from job.trial.end import gain_by, median_gpu_seconds, nats, price, why_ended
 

@@ -164,7 +164,8 @@ def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]
 
 
 def _as_dict(view: SlotView) -> dict[str, Any]:
-    shown = {key: value for key, value in vars(view).items() if key not in ("result", "curve", "wandb_sweep")}
+    left_out = ("result", "curve", "wandb_sweep")
+    shown = {key: value for key, value in vars(view).items() if key not in left_out}
     return {**shown, "params": dict(view.params), "curve": [list(point) for point in view.curve]}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from job.sweep.builtin import Observation
+from job.sweep.observations import Observation
 
 MIN_ENDED = 5  # fewer results say too little, whatever the engine expects
 

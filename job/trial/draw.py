@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import job
-from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.errors import SlotError
 from job.ledger.accounts import now
@@ -18,11 +17,10 @@ from job.ledger.records import Recipe, Spec
 from job.ledger.slot import Slot
 from job.log import log
 from job.settings import Settings
-from job.sweep.builtin import Observation, suggest
+from job.sweep.builtin import suggest
 from job.sweep.definition import SweepDefinition
-from job.sweep.distributions import num_points, point
+from job.sweep.observations import Observation
 from job.training.recipe import plan_evaluations, plan_steps
-from job.training.shape import model_shape
 from job.wandb.agent import AgentRun, draw
 from job.wandb.sweeps import SweepPath, wait_until_running
 
@@ -55,9 +53,9 @@ def draw_for(
     slot: Slot,
     settings: Settings,
     definition: SweepDefinition,
-    base: BaseModel,
     data: PreparedData,
     *,
+    largest_rank: int | None,
     should_stop: Callable[[], None],
 ) -> Drawn | None:
     """Ask the engine for the slot's parameters and freeze them; None if it has no more.
@@ -77,7 +75,7 @@ def draw_for(
         observations=observations,
         step0_loss=step_0_loss,
         defaults=settings.hyperparameters,
-        largest_rank=largest_rank(settings, definition, base),
+        largest_rank=largest_rank,
         warm_start=warm_start.params if warm_start else None,
     )
     if params is None:
@@ -85,21 +83,6 @@ def draw_for(
     drawn = "slot %d: drawn by %s from %d results"
     log.info(drawn, slot.number, definition.method, len(observations))
     return Drawn(freeze(params, run_id=uuid.uuid4().hex[:8]))
-
-
-def largest_rank(settings: Settings, definition: SweepDefinition, base: BaseModel) -> int | None:
-    """The largest `lora_r` of the sweep whose adapter, in fp16, is within `JOB_MAX_ADAPTER_MB`.
-
-    None where the sweep does not search it, the base's family is not known, or none fits.
-    """
-    domain, shape = definition.parameters.get("lora_r"), model_shape(base.config)
-    if domain is None or shape is None:
-        return None
-    count = num_points(domain)
-    assert count is not None, "a rank is a whole number"
-    ranks = (int(point(domain, index)) for index in range(count))
-    limit = settings.max_adapter_mb * 1e6
-    return max((r for r in ranks if 2 * shape.adapter_weights(r) <= limit), default=None)
 
 
 def _draw_from_wandb(

@@ -9,9 +9,10 @@ from job.ledger.accounts import now
 from job.ledger.ledger import Ledger
 from job.ledger.records import Ended, Identity, Result
 from job.ledger.slot import Slot
-from job.settings import HYPERPARAMETER_FIELDS, Settings, variable
-from job.sweep.builtin import Observation, expected_gain
+from job.settings import Settings
+from job.sweep.builtin import expected_gain
 from job.sweep.definition import parse_definition
+from job.sweep.observations import Observation
 from job.sweep.stopping import GainOf, find_end
 from job.trial.draw import observe
 
@@ -73,18 +74,10 @@ def gain_by(identity: Identity | None, *, sweep: str, step_0_loss: float | None)
     if identity is None or not identity.sweep_file:
         return None
     definition = parse_definition(identity.sweep_file, where="sweep.json", free_name=True)
-    frozen = identity.to_json()
-    settings = {name: frozen.get(variable(name)) for name in HYPERPARAMETER_FIELDS}
-    warm_start = identity.warm_start
 
     def gain_of(observations: Sequence[Observation]) -> float | None:
         return expected_gain(
-            definition,
-            sweep=sweep,
-            observations=observations,
-            step0_loss=step_0_loss,
-            defaults={name: value for name, value in settings.items() if value is not None},
-            warm_start=None if warm_start is None else warm_start.params,
+            definition, sweep=sweep, observations=observations, step0_loss=step_0_loss
         )
 
     return gain_of

@@ -22,6 +22,7 @@ from job.settings import Settings
 from job.store import open_store
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
+from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
@@ -128,7 +129,14 @@ def _drawn(
     # Results may have come while the base was loaded.
     if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
         return ended_line(settings, ended, name=f"slot {slot.number}")
-    drawn = draw_for(slot, settings, definition, loaded.base, loaded.data, should_stop=stop.check)
+    drawn = draw_for(
+        slot,
+        settings,
+        definition,
+        loaded.data,
+        largest_rank=largest_rank(loaded.base.config, settings.max_adapter_mb * 1e6),
+        should_stop=stop.check,
+    )
     return drawn or f"slot {slot.number}: never drawn, the sweep has no point left"
 
 

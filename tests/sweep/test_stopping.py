@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from job.sweep.builtin import Observation
+from job.sweep.observations import Observation
 from job.sweep.stopping import End, find_end, gains_by_results
 
 
