@@ -108,7 +108,7 @@ def nats(gain: float) -> str:
 def price(gpu_seconds: float, usd_per_hour: float | None) -> str:
     """The price of a trial in words: 2.3 GPU-hours ($0.81)."""
     hours = gpu_seconds / 3600
-    words = f"{hours:.2g} GPU-hours"
+    words = f"{hours:.2g} GPU-hours" if hours >= 0.001 else "under 0.001 GPU-hours"
     if usd_per_hour is None:
         return words
     dollars = hours * usd_per_hour

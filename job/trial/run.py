@@ -47,15 +47,18 @@ if TYPE_CHECKING:
     from job.training.fit import Fit
 
 
-def run_trial(settings: Settings, stop: Stop, watchdog: Watchdog) -> str:
+def run_trial(
+    settings: Settings, stop: Stop, watchdog: Watchdog, training: Training | None = None
+) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
 
-    Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
+    Without `training` it trains with torch, PEFT and bitsandbytes. Every other way out is a
+    `JobError`, whose exit code tells Kubernetes what to do.
     """
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
     with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-        return run_trial_on(store, settings, stop, real_training(), watchdog)
+        return run_trial_on(store, settings, stop, training or real_training(), watchdog)
 
 
 def run_trial_on(
