@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -20,9 +21,54 @@ from typing import Any
 from job import cli, supervisor
 from job.__main__ import main
 from job.child import run_as_child
+from job.ledger.ledger import Ledger
 from job.settings import load_settings
+from job.store.local import LocalStore
 from job.training.state import TrainState
 from job.trial.attempt import Training
+from tests.workers import make_inputs
+
+ROOT = Path(__file__).parents[1]
+NUM_TRIALS = 12
+SWEEP = """\
+name: s
+method: bayes
+metric: {name: eval/loss, goal: minimize}
+parameters:
+  learning_rate: {distribution: log_uniform_values, min: 5.0e-6, max: 2.0e-4}
+  gradient_accumulation_steps: {values: [4, 8]}
+  lora_dropout: {values: [0.05, 0.1]}
+  weight_decay: {values: [0.01, 0.05]}
+"""
+
+
+class Sweep:
+    """A sweep of 12 in a folder of its own, and the job's command line on it."""
+
+    def __init__(self, folder: Path) -> None:
+        inputs = make_inputs(folder) | {"num_trials": NUM_TRIALS, "gpu_hourly_usd": 0.35}
+        Path(inputs["sweep_file"]).write_text(SWEEP)
+        self.ledger = Ledger(LocalStore(folder / "out"), "s")
+        self.loads = folder / "loads"
+        self._environ = {f"JOB_{name.upper()}": str(value) for name, value in inputs.items()}
+
+    def job(self, *words: str, **changes: object) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+                   "OMP_NUM_THREADS": "1", "OBJECTIVE_LOADS": str(self.loads)}  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.objective", *words],
+            env=environ | self._environ | {name: str(value) for name, value in changes.items()},
+            cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def states(self) -> list[str]:
+        return [self.ledger.slot(number).state() for number in range(NUM_TRIALS)]
+
+    def num_loads(self) -> int:
+        return self.loads.stat().st_size
+
 
 UNTUNED = 1.9
 

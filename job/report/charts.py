@@ -81,7 +81,7 @@ def learning_rate(overview: Overview) -> str:
     return svg.chart("learning rate against eval/loss", marks)
 
 
-def inner_range(domain: FloatRange) -> tuple[float, float]:
+def inner_range(domain: FloatRange | IntRange) -> tuple[float, float]:
     """The range without its outer tenths, on its own scale."""
     if domain.log:
         span = math.log(domain.max / domain.min)

@@ -37,7 +37,7 @@ def outlook_of(overview: Overview) -> Outlook:
     """What the results so far let another trial gain and cost."""
     gain_of = _gain_of(overview)
     return Outlook(
-        gain=None if gain_of is None else gain_of(_observations(overview)),
+        gain=None if gain_of is None else gain_of(observations(overview)),
         trial_gpu_seconds=median_gpu_seconds(
             view.result for view in overview.slots if view.result and view.judged
         ),
@@ -48,7 +48,7 @@ def outlook_of(overview: Overview) -> Outlook:
 def gains(overview: Overview) -> list[tuple[int, float]]:
     """The expected gain of the next trial after 5, 6, … of the sweep's results, by slot."""
     gain_of = _gain_of(overview)
-    return [] if gain_of is None else gains_by_results(gain_of, _observations(overview))
+    return [] if gain_of is None else gains_by_results(gain_of, observations(overview))
 
 
 def gain_lines(
@@ -78,7 +78,7 @@ def _gain_of(overview: Overview) -> GainOf | None:
     return gain_by(overview.identity, sweep=overview.sweep, step_0_loss=step_0_loss)
 
 
-def _observations(overview: Overview) -> list[Observation]:
+def observations(overview: Overview) -> list[Observation]:
     """What the engine is told of the slots, as `job.trial.draw.observe` tells it."""
     return [
         Observation(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from job.errors import SettingsError, SweepError
+from job.errors import CredentialsError, OutageError, SettingsError, SweepError
 from job.ledger.ledger import Ledger
 from job.ledger.records import Identity, Recipe, Result, Spec, WarmStart
 from job.ledger.slot import Slot
@@ -55,9 +55,17 @@ def read_earlier_best(
     store = open_store(
         found["output"] or ".", outage_seconds=60 * settings.outage_minutes, setting=SETTING
     )
-    earlier = Ledger(store, found["sweep"])
-    identity = _identity(earlier, uri)
-    spec, slot, result = _best(earlier, uri)
+    return best_of(Ledger(store, found["sweep"]), uri)
+
+
+def best_of(earlier: Ledger, uri: str) -> EarlierBest:
+    """The best committed trial of a sweep, whose folder people know as `uri`; as above."""
+    try:
+        identity = _identity(earlier, uri)
+        spec, slot, result = _best(earlier, uri)
+    except (OutageError, CredentialsError) as error:
+        way_out = "once this sweep has begun, it is not read again"
+        raise type(error)(f"{SETTING}: {error} ({way_out})") from error
     assert result.eval_loss is not None
     return EarlierBest(
         uri=uri,
