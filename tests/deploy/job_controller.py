@@ -1,9 +1,9 @@
 """Plays the Job controller and the kubelet over the rules of a manifest, with processes as pods.
 
 Not a cluster: no scheduler, no API server, no containers. Which index gets a pod and when, what an
-exit code or a condition means, back-off and limits are those of tests/deploy/job_model.py, on a clock
-that stands still while a process runs and jumps over a back-off. SIGTERM, the grace and SIGKILL are
-the kubelet's part.
+exit code or a condition means, back-off and limits are tests/deploy/job_model.py's, on a clock that
+stands still while a process runs and jumps over a back-off. SIGTERM, grace and SIGKILL are the
+kubelet's part.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 Json = dict[str, Any]
 FIRST_BACK_OFF_SECONDS, LAST_BACK_OFF_SECONDS = 10, 600  # DefaultJobPodFailureBackOff, Max…
+NONE: Mapping[str, str] = {}
 DISRUPTED = {"DisruptionTarget": "True"}
 
 
@@ -57,23 +58,17 @@ class JobModel:
 
     def wait(self) -> float:
         """Seconds until `create` would create a pod, if no pod ends before; infinity if none."""
-        return min(
-            (self._remaining(index) for index in self._first_pending()), default=float("inf")
-        )
+        return min(map(self._remaining, self._first_pending()), default=float("inf"))
 
-    def end(
-        self, index: int, code: int | None, conditions: Mapping[str, str] | None = None
-    ) -> None:
-        """Account for a pod that is gone for good. Without a code it never told one."""
+    def end(self, index: int, code: int | None, conditions: Mapping[str, str] = NONE) -> None:
+        """Account for a pod that is gone for good; None is the code of one that told none."""
         self.active.discard(index)
         self.terminating.discard(index)
-        if self.condition is not None:
-            return
         if code == 0:
             self.succeeded.add(index)
             self.indexes.pop(index, None)
         else:
-            self._fail(index, action(self.spec, code, conditions or {}))
+            self._fail(index, action(self.spec, code, conditions))
         if self.condition is None:
             self.condition = self._finished()
 

@@ -1,13 +1,11 @@
 """How long a sweep waits for its own Job, in simulated time, under several ways to run it.
 
-    python -m tests.deploy.sweep_waiting
-
-prints the table of docs/container.md. The controller is tests/deploy/job_model.py; a pod is a start,
-then work that is kept when the pod is preempted. The ways:
+`python -m tests.deploy.sweep_waiting` prints the table of docs/container.md. The controller is
+tests/deploy/job_model.py; a pod is a start, then work that is kept when it is preempted. The ways:
 
     today     index n is slot n; k8s/sweep-job.yaml as it is
     own last  a pod whose slot's last attempt failed first works on the first other open slot
-    any slot  a pod takes the first open slot whose last attempt did not fail; its index is "a commit"
+    any slot  a pod takes the first open slot whose last attempt did not fail, whatever its index
     limit 2   backoffLimitPerIndex: 2 in place of 6
     suspend   a person suspends and resumes the Job while the pod runs, once a slot was
               preempted four times
@@ -153,7 +151,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def table() -> list[str]:
-    """The rows of docs/container.md: minutes waited, and hours until all that can be is committed."""
+    """The rows of docs/container.md: minutes waited in each case, hours to the end in the last."""
     rows = []
     for way in WAYS:
         outcomes = [play(way, **case) for case in CASES.values()]

@@ -1,6 +1,7 @@
-"""The model of the Job controller against what the real one did: pytest tests/deploy/test_job_model.py
+"""The model of the Job controller against what the real one did.
 
-The table is tests/deploy/observed_controller.yaml; the Job is that of k8s/sweep-job.yaml.
+`pytest tests/deploy/test_job_model.py`. The table is tests/deploy/observed_controller.yaml, the Job
+that of k8s/sweep-job.yaml.
 """
 
 from __future__ import annotations
