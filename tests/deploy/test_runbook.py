@@ -24,6 +24,7 @@ RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 ALERTS = yaml.safe_load((ROOT / "k8s/alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
 # Of kube-state-metrics (docs/metrics/workload), as far as they are used.
 METRICS = {
+    "kube_job_created",
     "kube_job_failed",
     "kube_job_status_failed",
     "kube_pod_status_phase",
