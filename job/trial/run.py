@@ -114,7 +114,7 @@ def _drawn(
     spec = slot.spec()
     if spec is not None:
         return Drawn(spec)
-    check_undrawn(lease)
+    check_undrawn(slot)
     if (spent := budget_spent(settings, slot.ledger)) is not None:
         return f"slot {slot.number}: {spent}, no new trial is begun"
     drawn = draw_for(slot, settings, definition, data, should_stop=stop.check)
