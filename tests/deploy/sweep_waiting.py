@@ -39,7 +39,7 @@ class Outcome:
     healthy_done_at: float = 0.0  # the last slot that can be committed is
     ended_at: float = 0.0  # the Job has its condition
     pods: int = 0
-    committed: set[int] = field(default_factory=set)
+    committed: list[int] = field(default_factory=list)
     condition: str = ""
 
 
@@ -116,7 +116,7 @@ class Sweep:
         if not in_time:
             return 75
         del self.left[slot]
-        self.outcome.committed.add(slot)
+        self.outcome.committed.append(slot)
         self.outcome.healthy_done_at = self.model.now
         return 0
 
