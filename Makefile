@@ -5,13 +5,15 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 TRL_PYTHON ?=
+CHOOSERS_PYTHON ?=
 IMAGE ?= qlora-sweep-job
+VARIANT ?= cu126
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu bench-counted image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu bench-counted image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +25,7 @@ setup: $(STAMP)  ## make .venv with the pinned packages
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
 BUILD_ARGS = --build-arg VERSION=$(VERSION) \
+	--build-arg VARIANT=$(VARIANT) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
@@ -54,10 +57,11 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict job
 
-# Rendered overlays go to build/k8s; without kubectl they are left out here and in the tests.
+# Rendered overlays go to build/k8s; without kubectl they are left out here and in the tests. The
+# alerts' rules go to build/alerts.yaml, for promtool.
 check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the usual linters
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/yamllint --strict k8s .github job
+	$(BIN)/yamllint --strict k8s .github job tests/deploy
 	rm -rf build/k8s && mkdir -p build/k8s
 	if command -v kubectl >/dev/null; then for overlay in k8s/overlays/*; do \
 		kubectl kustomize $$overlay >build/k8s/$${overlay##*/}.yaml || exit 1; done; \
@@ -65,12 +69,20 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 	for version in $(KUBERNETES_VERSIONS); do \
 		find k8s/sweep-job.yaml k8s/volume.yaml k8s/secret.example.yaml k8s/base/network-policy.yaml build/k8s -name '*.yaml' \
 		| xargs $(BIN)/kubernetes-validate --kubernetes-version $$version --strict --quiet || exit 1; done
+	$(BIN)/python -c 'import json, yaml; json.dump(yaml.safe_load(open("k8s/alerts.yaml"))["spec"], open("build/alerts.yaml", "w"))'
+	if command -v promtool >/dev/null; then promtool check rules build/alerts.yaml && \
+		promtool test rules tests/deploy/alerts_test.yaml; \
+		else echo "no promtool (Debian: apt-get install prometheus): alerts are not tested"; fi
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.renovate .github/renovate.json
 	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
+
+bench-sweep: $(STAMP)  ## print how far the engine and other choosers are from the best point
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep --choosers-python=$(CHOOSERS_PYTHON)
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
 	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
@@ -79,7 +91,7 @@ bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU
 	$(BIN)/python -m benchmarks.counted
 
 # Docker before 23 builds with BuildKit only when told to.
-image:  ## build the container image (needs Docker)
+image:  ## build the container image, VARIANT=cu126 or cu130 (needs Docker)
 	DOCKER_BUILDKIT=1 docker build --tag $(IMAGE) $(BUILD_ARGS) .
 
 smoke:  ## run the image on the CPU, restricted as in the cluster, SIGTERM included (needs Docker)
@@ -91,14 +103,15 @@ check-tag:  ## fail unless TAG is the version of the code
 # The registry keeps the build cache: with the same constraints.txt the next version has the very
 # same layer of packages, and a node that holds the old image fetches a megabyte.
 release-image: LOWER = $(shell echo $(IMAGE) | tr A-Z a-z)
+release-image: RELEASE = $(VERSION)$(if $(filter-out cu126,$(VARIANT)),-$(VARIANT))
 release-image: check-tag  ## build and push the image with provenance and bill of materials
 	mkdir -p build
 	docker buildx build --platform linux/amd64 --push --provenance mode=max --sbom true \
-		--cache-from type=registry,ref=$(LOWER):buildcache \
-		--cache-to type=registry,ref=$(LOWER):buildcache,mode=max \
-		--metadata-file build/image.json --tag $(LOWER):$(VERSION) $(BUILD_ARGS) .
+		--cache-from type=registry,ref=$(LOWER):buildcache-$(VARIANT) \
+		--cache-to type=registry,ref=$(LOWER):buildcache-$(VARIANT),mode=max \
+		--metadata-file build/image.json --tag $(LOWER):$(RELEASE) $(BUILD_ARGS) .
 	digest=$$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' build/image.json); \
-		test -n "$$digest" && echo "digest=$$digest" | tee -a $${GITHUB_OUTPUT:-/dev/null}
+		test -n "$$digest" && printf '%s\n' "digest=$$digest" "$(VARIANT)=$$digest" | tee -a $${GITHUB_OUTPUT:-/dev/null}
 
 release-manifest:  ## write the manifests of a release, IMAGE by its DIGEST, to build/release
 	$(PYTHON) .ci/release_manifest.py "$(IMAGE)" "$(DIGEST)" build/release

@@ -29,8 +29,7 @@ RANGES = {  # where the best learning rate lies: all are near 3e-4 to 1e-3
     "far inside": (1e-6, 1e-2),
 }
 RANKS = [4, 16, 64, 128]
-OTHERS = {  # what the table does not vary: small effects, made up
-    "lora_alpha": [16, 32],
+CARD = {  # what the table does not vary: small effects, made up
     "gradient_accumulation_steps": [4, 8],
     "lora_dropout": [0.05, 0.1],
     "weight_decay": [0.01, 0.05],
@@ -68,7 +67,10 @@ def models() -> dict[str, dict[int, dict[float, float]]]:
 
 
 def worlds(kind: str) -> list[World]:
-    """The sweeps of a kind: `two` parameters (rate, rank), `six`, or `six, small ranks best`."""
+    """The sweeps of a kind: `two` parameters (rate, rank), the card's `four`, or `six`.
+
+    In `six, small ranks best` the losses of the ranks change places: the highest has the lowest's.
+    """
     return [
         _world(model, runs, kind, where) for model, runs in models().items() for where in RANGES
     ]
@@ -77,8 +79,10 @@ def worlds(kind: str) -> list[World]:
 def _world(model: str, runs: dict[int, dict[float, float]], kind: str, where: str) -> World:
     low, high = RANGES[where]
     rate = {"distribution": "log_uniform_values", "min": low, "max": high}
-    others = {} if kind == "two" else {name: {"values": v} for name, v in OTHERS.items()}
-    parameters = {"learning_rate": rate, "lora_r": {"values": RANKS}, **others}
+    listed = {} if kind == "two" else dict(CARD)
+    listed |= {} if kind == "four" else {"lora_r": RANKS}
+    listed |= {"lora_alpha": [16, 32]} if kind.startswith("six") else {}
+    parameters = {"learning_rate": rate} | {name: {"values": v} for name, v in listed.items()}
     curves = {rank: _curve(runs[rank]) for rank in runs}
     if kind == "six, small ranks best":
         curves = dict(zip(curves, reversed(curves.values()), strict=True))
@@ -88,16 +92,14 @@ def _world(model: str, runs: dict[int, dict[float, float]], kind: str, where: st
         at += 0.3 * math.log2(params.get("lora_alpha", 32) / 32)  # half the alpha, twice the rate
         steps = params.get("gradient_accumulation_steps", 4)
         at -= 0.1 * (steps == 8)
-        found = curves[params["lora_r"]](at) + 1e-3 * (steps == 8)
+        found = curves[params.get("lora_r", 16)](at) + 1e-3 * (steps == 8)
         found += 5e-4 * (params.get("lora_dropout") == 0.1)
         return found + 2e-4 * (params.get("weight_decay") == 0.01)
 
-    listed = [spec["values"] for name, spec in parameters.items() if "values" in spec]
-    names = [name for name, spec in parameters.items() if "values" in spec]
     rates = np.geomspace(low, high, 300).tolist()
     best = min(
-        loss(dict(zip(names, values, strict=True)) | {"learning_rate": value})
-        for values in itertools.product(*listed)
+        loss(dict(zip(listed, values, strict=True)) | {"learning_rate": value})
+        for values in itertools.product(*listed.values())
         for value in rates
     )
     metric = {"name": "eval/loss", "goal": "minimize"}

@@ -14,6 +14,7 @@ from job.process.heartbeat import beat, open_beat
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
+from job.trial.attempt import Training
 from job.trial.run import run_trial
 from job.wandb.client import leave
 
@@ -27,6 +28,7 @@ def run_as_child(
     *,
     die: Callable[[str], None],
     worker: int | None = None,
+    training: Training | None = None,
 ) -> str:
     """Run one trial and return its last line; `die` ends a process that hangs, given the reason.
 
@@ -40,7 +42,7 @@ def run_as_child(
         signal.signal(number, stop.set)
     watchdog = Watchdog(stop, die, heartbeat=partial(beat, open_beat(heartbeat_fd)))
     try:
-        line = run_trial(settings, stop, watchdog, worker=worker)
+        line = run_trial(settings, stop, watchdog, training, worker=worker)
     except JobError as error:
         told = stop.on_the_way_down(error)
         leave(told.exit_code)

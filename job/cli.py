@@ -121,6 +121,12 @@ def _trial_options(parser: ArgumentParser) -> None:
 
 def _plan_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the numbers, for a program")
+    parser.add_argument(
+        "--price",
+        action="append",
+        metavar="CARD=USD",
+        help="compare kinds of card by their price an hour: --price t4=0.15 --price l4=0.28",
+    )
 
 
 def _status_options(parser: ArgumentParser) -> None:

@@ -21,6 +21,8 @@ from job.file_uri import path_of
 
 PREFIX = "JOB_"
 NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
+# An output URI, and the name of a sweep in it.
+SWEEP_FOLDER = re.compile(r"(?:(?P<output>.*[^/])/)?sweeps/(?P<sweep>[^/]+)")
 _UNLESS_SWEPT = "used where the sweep does not name it"
 
 
@@ -69,6 +71,16 @@ def _check_output(uri: str) -> str:
     return uri
 
 
+def _check_sweep_folder(uri: str) -> str:
+    """Refuse what does not end as the folder of a sweep does."""
+    if not SWEEP_FOLDER.fullmatch(uri):
+        raise ValueError(
+            f"is {uri!r}; give the folder of an earlier sweep as it lies in its bucket, that is its"
+            " JOB_OUTPUT_URI, then /sweeps/ and its name: s3://bucket/prefix/sweeps/card"
+        )
+    return uri
+
+
 def _check_path(path: Path) -> Path:
     if re.match(r"[a-z0-9]{2,}:/", str(path), re.IGNORECASE):
         raise ValueError("is a URI; give a path on this machine")
@@ -108,6 +120,7 @@ def _check_workers(text: str) -> str:
 
 Uri = Annotated[str, AfterValidator(_check_uri)]
 OutputUri = Annotated[Uri, AfterValidator(_check_output)]
+WarmStartUri = Annotated[Uri, AfterValidator(_check_sweep_folder)]
 LocalPath = Annotated[Path, AfterValidator(_check_path)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -142,6 +155,13 @@ class Settings(BaseSettings):
         None, description="folder of the sweep; default: W&B sweep id, else the file's name"
     )
     num_trials: Annotated[int, Field(ge=1, le=9999)] = Field(12, description="slots of the sweep")
+    min_gain: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.001,
+        description="nats; a bayes sweep ends once a trial is expected to gain less; 0: never",
+    )
+    warm_start_uri: WarmStartUri | None = Field(
+        None, description="an earlier sweep's folder, .../sweeps/NAME: its best point is tried soon"
+    )
     completion_index: Annotated[int, Field(ge=0)] | None = Field(
         None, description="this run's slot; set by Kubernetes; default: the first open one"
     )

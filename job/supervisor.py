@@ -339,7 +339,7 @@ class _Queue:
             listing = ", ".join(f"{slot} ({code})" for slot, code in self.failed.items())
             last = list(self.failed.values())[-1]
             return last, f"queue: these slots failed: {listing}; see their lines"
-        return ExitCode.OK, f"queue: all {num_slots} slots are done"
+        return ExitCode.OK, f"queue: nothing is left to do in the {num_slots} slots"
 
 
 def _trial_environ(card: str, *, num_workers: int = 1) -> dict[str, str]:

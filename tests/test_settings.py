@@ -21,10 +21,10 @@ REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
 RESOLVED = {
     "base_model", "base_model_revision", "dataset_uri", "sweep_file", "use_full_dataset",
     "subsample_fraction", "eval_fraction", "max_seq_length", "prompt_column", "completion_column",
-    "chat_template", "prompt_template", "system_prompt",
+    "chat_template", "prompt_template", "system_prompt", "warm_start_uri",
 }  # fmt: skip
 FREE = {
-    "output_uri", "sweep_name", "num_trials", "completion_index", "trial_budget_hours",
+    "output_uri", "sweep_name", "num_trials", "min_gain", "completion_index", "trial_budget_hours",
     "sweep_budget_gpu_hours", "gpu_hourly_usd", "checkpoint_minutes", "lease_seconds",
     "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "gpu_memory_gb", "work_dir",
     "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "wandb_entity",

@@ -43,6 +43,7 @@ class PreparedData:
     train: SampleTable
     eval: SampleTable
     counts: Counts
+    vocabulary: str = ""  # a sha256 of the tokenizer's own tokens and their ids
 
 
 def prepare(

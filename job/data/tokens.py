@@ -87,6 +87,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sha256 of the tokens and their ids, without those that were added, such as a chat's.
+
+    Equal for a base and the models made from it, whatever their templates.
+    """
+    tokens = sorted(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).items())
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
 def encode(
     texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, max_seq_length: int
 ) -> list[Sample | str]:

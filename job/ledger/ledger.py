@@ -1,6 +1,7 @@
 """The sweep's ledger in the bucket: its identity and its slots. The bucket is the truth.
 
     sweeps/<sweep>/sweep.json                 the identity
+    sweeps/<sweep>/ended.json                 another trial gains too little: no new slot is begun
     sweeps/<sweep>/slots/<NNNN>/              a slot's documents (`records`), checkpoints, adapters
     sweeps/<sweep>/slots/<NNNN>/redo-<g>.json create-once: a person began the slot again, and
     sweeps/<sweep>/slots/<NNNN>/redo-<g>/     holds all of that generation; 0 has no such folder
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from job.errors import DamagedError, SettingsError, SlotError
-from job.ledger.records import Identity, Result, Spec, damage
+from job.ledger.records import Ended, Identity, Result, Spec, damage
 from job.ledger.slot import Slot
 from job.log import log
 from job.store.base import Store
@@ -97,6 +98,27 @@ class Ledger:
                 + "\nset them back, or start another sweep with another JOB_SWEEP_NAME"
             )
 
+    def ended(self) -> Ended | None:
+        """The document that ended the sweep; None if it goes on, or the document is damaged.
+
+        Nothing rests on it but time: what it says is found again from the results.
+        """
+        try:
+            document = read_document(self.store, self._ended_key)
+            return Ended.model_validate(document.content) if document else None
+        except SlotError as error:
+            log.warning("%s; whether the sweep has ended is found anew", error)
+        except ValidationError as error:
+            where = f"{self.store.uri}/{self._ended_key}"
+            what = "whether the sweep has ended is found anew"
+            log.warning("%s: damaged, %s; %s", where, damage(error), what)
+        return None
+
+    def end(self, ended: Ended) -> None:
+        """Write once that the sweep has ended; an earlier such document stays."""
+        with contextlib.suppress(SlotError):  # a damaged one stands there, which `ended` tells
+            create_document(self.store, self._ended_key, ended.to_json())
+
     def num_slots(self, num_trials: int) -> int:
         """The number of slots: `num_trials`, or more if the sweep has drawn more."""
         count = num_trials
@@ -119,6 +141,10 @@ class Ledger:
     @property
     def _identity_key(self) -> str:
         return f"{self.folder}/sweep.json"
+
+    @property
+    def _ended_key(self) -> str:
+        return f"{self.folder}/ended.json"
 
     @contextlib.contextmanager
     def _damage_told(self) -> Iterator[None]:

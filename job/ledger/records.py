@@ -1,6 +1,7 @@
 """The documents of a sweep in its bucket, as records: what each holds, and which values it allows.
 
     sweeps/<sweep>/sweep.json                        Identity   create-once
+    sweeps/<sweep>/ended.json                        Ended      create-once: it gains too little
     sweeps/<sweep>/slots/<NNNN>/spec.json            Spec       create-once
                                 lease.json           Lease      only by compare-and-swap
                                 attempts/<e>-<o>.json Account   created open, swapped once
@@ -229,6 +230,32 @@ class Lease(Record):
         return self.state == "held"
 
 
+class Ended(Record):
+    """`ended.json`: another trial was expected to gain too little, so no new slot is begun.
+
+    It only remembers what the results say: where it is lost, the next worker finds it again.
+    """
+
+    gain: float = Field(ge=0)  # nats of eval/loss that another trial was expected to gain
+    gain_before: float = Field(ge=0)  # the same without the last result
+    results: Count  # how many slots had ended
+    min_gain: float = Field(ge=0)  # JOB_MIN_GAIN, nats
+    trial_gpu_seconds: Seconds | None = None  # the median of the sweep's trials
+    ended_at: Moment | None = None
+
+    def holds(self, min_gain: float) -> bool:
+        """Whether the sweep stays ended under this `JOB_MIN_GAIN`; never under 0."""
+        return max(self.gain, self.gain_before) < min_gain
+
+
+class WarmStart(Record):
+    """The best trial of an earlier sweep, as a point of this one."""
+
+    params: dict[str, Hyperparameter]
+    slot: Count  # of the earlier sweep
+    eval_loss: float  # on the earlier sweep's rows
+
+
 class Frozen(Record):
     """A part of the identity that is known by what it was resolved to."""
 
@@ -251,6 +278,9 @@ class Identity(Record):
     base_model_name: Annotated[str, Field(alias="_base_model")] = ""
     # The revision that the settings ask for, before it was resolved to a commit.
     asked_revision: Annotated[str, Field(alias="_base_model_revision")] = ""
+    warm_start: Annotated[WarmStart | None, Field(alias="_warm_start")] = None
+    # A sha256 of the tokenizer's tokens and their ids; none in sweeps of earlier versions.
+    vocabulary: Annotated[str | None, Field(alias="_vocabulary")] = None
     ledger_schema: int = 1
 
     def compared(self) -> dict[str, Any]:

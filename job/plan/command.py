@@ -8,8 +8,9 @@ import tempfile
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from job.data.prepared import PreparedData
 from job.data.preview import Piece, bracketed, coloured, preview
 from job.data.tokens import load_tokenizer
 from job.ledger.ledger import Ledger
-from job.plan import warnings
+from job.plan import advice, warnings
+from job.plan.cards import Price, describe_offers, offers, read_prices
 from job.plan.forecast import (
     Throughput,
     throughput_of_trials,
@@ -32,21 +34,26 @@ from job.plan.forecast import (
 from job.plan.sections import (
     describe_base,
     describe_cost,
+    describe_end,
     describe_rows,
     describe_sweep,
     describe_trial,
 )
 from job.plan.workload import Costliest, memory_of, workload_of
 from job.progress import size
-from job.report.overview import read_overview
+from job.report.gain import outlook_of
+from job.report.overview import Overview, read_overview
 from job.settings import Settings
 from job.store import open_store, probe
 from job.store.base import Store
+from job.sweep.definition import SweepDefinition
 from job.training.memory import MemoryPlan
-from job.training.shape import ModelShape, model_shape
+from job.training.shape import ModelShape, largest_rank, model_shape
 from job.trial.identity import base_revision, check_vocabulary, load_sweep, sweep_identity
 from job.trial.prepare import prepare_data
 from job.trial.slots import check_work_dir
+from job.trial.warm_start import describe as describe_warm_start
+from job.trial.warm_start import read_earlier_best
 
 RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
 
@@ -59,19 +66,35 @@ class Plan:
     sample: list[Piece] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the trials of the sweep will be made of."""
+
+    definition: SweepDefinition
+    ledger: Ledger
+    base: BaseModel
+    data: PreparedData
+    prices: Sequence[Price] = ()  # of kinds of card
 
 
 def run_plan(options: Namespace, settings: Settings) -> None:
     """Print the plan. Raises what the trial would raise, so that the exit code is the job's."""
     plan = Plan()
     console = Console(stderr=options.json, highlight=False, soft_wrap=True)
-    for section in _sections(settings, plan):
+    prices = read_prices(options.price or ())
+    for section in _sections(settings, plan, prices):
         console.print(section_text(plan, section, console))
     if options.json:
-        print(json.dumps({"sections": plan.sections, **plan.numbers, "warnings": plan.warnings}))
+        said = {"warnings": plan.warnings, "advice": plan.advice}
+        print(json.dumps({"sections": plan.sections, **plan.numbers, **said}))
         return
     for warning in plan.warnings:
         console.print(f"[yellow]warning[/]    {warning}")
+    for line in plan.advice:
+        console.print(f"[cyan]advice[/]     {line}")
 
 
 def section_text(plan: Plan, section: str, console: Console) -> Text:
@@ -83,7 +106,7 @@ def section_text(plan: Plan, section: str, console: Console) -> Text:
     return Text.assemble((f"{section:11}", "bold"), words)
 
 
-def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
+def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> Iterator[str]:
     """Work the plan out section by section; yield the name of each as soon as it is known."""
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     definition, sweep = load_sweep(settings, store, lambda: None)
@@ -96,6 +119,7 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     yield "store"
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
+    earlier = read_earlier_best(settings, definition, ledger)
     revision = base_revision(settings, ledger)
     base = resolve_base_model(
         settings.base_model,
@@ -103,27 +127,41 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
         cache_dir=settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
     )
-    shape = model_shape(base.config)
-    plan.sections["base"] = describe_base(base, shape)
+    plan.sections["base"] = describe_base(base, model_shape(base.config))
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
     check_vocabulary(base, data)
-    ledger.check_identity(sweep_identity(settings, definition, base, data))
+    ledger.check_identity(sweep_identity(settings, definition, base, data, earlier))
     plan.numbers["data"] = {"digest": data.digest, **asdict(data.counts)}
     plan.sections["rows"] = describe_rows(data)
     yield "rows"
     plan.sample = _sample(data, base)
     plan.sections["sample"] = bracketed(plan.sample)
     yield "sample"
-    costliest = Costliest.of(settings, definition)
+    if earlier is not None:
+        plan.sections["warm start"] = describe_warm_start(earlier, definition, settings)
+        yield "warm start"
+    yield from _forecast(settings, plan, Inputs(definition, ledger, base, data, prices), rate)
+    plan.warnings += warnings.of_rows(settings, data)
+    plan.warnings += warnings.of_few(settings, definition)
+    plan.warnings += warnings.of_notices(settings)
+    plan.advice += advice.of_range(settings, definition)
+    plan.advice += advice.of_trials(settings, definition)
+
+
+def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> Iterator[str]:
+    """The sections on what trials need and cost, and when the sweep ends."""
+    base, data, shape = inputs.base, inputs.data, model_shape(inputs.base.config)
+    costliest = Costliest.of(settings, inputs.definition)
     memory = memory_of(settings, base, data, costliest)
     plan.sections["memory"] = str(memory)
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
     plan.warnings += warnings.of_memory(memory)
+    overview = read_overview(inputs.ledger, settings.num_trials)
     if shape is not None:
         work = workload_of(settings, data, costliest)
-        throughput = _throughput(settings, ledger, shape, memory)
+        throughput = _throughput(settings, overview, shape, memory)
         span = trial_seconds(work, throughput, memory.recompute)
         plan.numbers |= {
             "trial_seconds": asdict(span),
@@ -134,14 +172,21 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
         yield "trial"
         plan.sections["in all"] = describe_cost(settings, span)
         yield "in all"
-        checkpoint_bytes = 12 * shape.adapter_weights(
-            costliest.lora_r
-        )  # weights and two moments, in fp32
+        if inputs.prices:
+            found = offers(inputs.prices, overview, shape, work, memory.recompute)
+            plan.numbers["cards"] = [asdict(offer) for offer in found]
+            plan.sections["cards"] = describe_offers(found, settings.num_trials)
+            yield "cards"
+        # Weights and two moments, in fp32.
+        checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)
         plan.warnings += warnings.of_time(settings, span)
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
-    plan.warnings += warnings.of_rows(settings, data)
-    plan.warnings += warnings.of_few(settings, definition)
-    plan.warnings += warnings.of_notices(settings)
+        fits = partial(_fits, settings, inputs, costliest)
+        plan.advice += advice.of_rank(settings, inputs.definition, fits)
+    outlook = outlook_of(overview)
+    plan.numbers["expected_gain_nats"] = outlook.gain
+    plan.sections["end"] = describe_end(settings, inputs.definition, overview, outlook)
+    yield "end"
 
 
 def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:
@@ -166,16 +211,26 @@ def _try_store(store: Store) -> float:
 
 
 def _throughput(
-    settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryPlan
+    settings: Settings, overview: Overview, shape: ModelShape, memory: MemoryPlan
 ) -> Throughput:
     """The throughput of the sweep's committed trials; without one, an estimate."""
-    views = read_overview(ledger, settings.num_trials).slots
-    measured = [v.tokens_per_second for v in views if v.judged and v.tokens_per_second]
+    measured = [v.tokens_per_second for v in overview.slots if v.judged and v.tokens_per_second]
     if measured:
         return throughput_of_trials(measured)
     if settings.device == "cpu":
         return throughput_on_this_cpu(shape)
     return throughput_on_a_t4(shape, memory.recompute)
+
+
+def _fits(settings: Settings, inputs: Inputs, costliest: Costliest, lora_r: int) -> bool:
+    """Whether a trial of this rank fits the card's memory and the adapter's limit; no on a CPU."""
+    worst = replace(costliest, lora_r=lora_r)
+    memory = memory_of(settings, inputs.base, inputs.data, worst)
+    predicted, usable = memory.predicted, memory.usable_bytes
+    if predicted is None or usable is None or predicted.total > usable:
+        return False
+    largest = largest_rank(inputs.base.config, settings.max_adapter_mb * 1e6)
+    return largest is not None and lora_r <= largest
 
 
 def _memory_numbers(memory: MemoryPlan) -> dict[str, Any]:

@@ -6,10 +6,13 @@ from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.data.table_files import count_lines
 from job.plan.forecast import Span, Throughput, Workload
+from job.report.gain import Outlook, gain_lines
 from job.report.importance import searched
-from job.report.notation import amount, span
+from job.report.notation import amount, span, trials
+from job.report.overview import Overview
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
+from job.sweep.stopping import MIN_ENDED
 from job.training.shape import ModelShape
 
 
@@ -53,3 +56,23 @@ def describe_cost(settings: Settings, trial: Span) -> str:
         low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
         money = "under a cent" if high < 0.01 else f"${low:,.2f} to ${high:,.2f}"
     return f"{settings.num_trials} trials: {time} at most, {money}"
+
+
+def describe_end(
+    settings: Settings, definition: SweepDefinition, overview: Overview, outlook: Outlook
+) -> str:
+    """When the sweep ends, and, once it runs, what another trial is expected to gain."""
+    min_gain, num_trials = settings.min_gain, trials(settings.num_trials)
+    price = settings.gpu_hourly_usd
+    if said := gain_lines(overview, outlook, min_gain=min_gain, usd_per_hour=price):
+        return said[0]
+    if settings.wandb_sweep_id is not None:
+        return f"after {num_trials}, or earlier: W&B decides when its sweep ends"
+    if definition.method != "bayes" or settings.num_trials <= MIN_ENDED:
+        return f"after {num_trials}"
+    if not min_gain:
+        return f"after {num_trials}, whatever another one is expected to gain (JOB_MIN_GAIN=0)"
+    return (
+        f"after {num_trials}, or from {MIN_ENDED} on once another one is expected to gain less than"
+        f" {min_gain:g} nats of eval/loss twice running (JOB_MIN_GAIN; 0 switches that off)"
+    )

@@ -34,6 +34,27 @@ def best_so_far(overview: Overview) -> str:
     return svg.chart("best eval/loss so far", marks)
 
 
+def expected_gain(gains: list[tuple[int, float]], min_gain: float) -> str:
+    """Draw the expected gain of the next trial by the number of results, on a log scale."""
+    if not gains:
+        return ""
+    floor = (min_gain or 1e-3) / 100  # a gain of nothing has no logarithm
+    shown = [max(floor, gain) for _, gain in gains]
+    x = svg.x_scale([gains[0][0], max(gains[0][0] + 1, gains[-1][0])], whole=True)
+    lines = [min_gain] if min_gain else []
+    y = svg.y_scale([*shown, *lines], log=True)
+    marks = list(svg.axes(x, y, "results", "nats"))
+    marks += [
+        svg.line([(svg.LEFT, y(limit)), (svg.WIDTH - svg.RIGHT, y(limit))], "limit", "JOB_MIN_GAIN")
+        for limit in lines
+    ]
+    points = [(x(count), y(height)) for (count, _), height in zip(gains, shown, strict=True)]
+    marks.append(svg.line(points, "best"))
+    for (across, up), (count, gain) in zip(points, gains, strict=True):
+        marks.append(svg.dot(across, up, "point", f"after {count} results: {number(gain)} nats"))
+    return svg.chart("expected gain of the next trial", marks)
+
+
 def learning_rate(overview: Overview) -> str:
     """Draw the learning rate against eval/loss, with the edges of the range marked."""
     domain = _domain(overview, "learning_rate")
@@ -60,7 +81,7 @@ def learning_rate(overview: Overview) -> str:
     return svg.chart("learning rate against eval/loss", marks)
 
 
-def inner_range(domain: FloatRange) -> tuple[float, float]:
+def inner_range(domain: FloatRange | IntRange) -> tuple[float, float]:
     """The range without its outer tenths, on its own scale."""
     if domain.log:
         span = math.log(domain.max / domain.min)

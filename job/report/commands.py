@@ -24,6 +24,7 @@ from job.ledger.ledger import Ledger, check_sweep
 from job.log import log
 from job.report.attempts_table import attempts_table
 from job.report.costs import cost_lines
+from job.report.gain import gain_lines, has_ended, outlook_of
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
@@ -70,12 +71,14 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
     """Write the page and the summary; print where they are."""
     check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
-    price = settings.gpu_hourly_usd
+    given: Any = {
+        "usd_per_hour": settings.gpu_hourly_usd,
+        "budget_usd": settings.sweep_budget_usd,
+        "min_gain": settings.min_gain,
+    }
     files = {
-        "report.html": html_page(
-            overview, usd_per_hour=price, budget_usd=settings.sweep_budget_usd
-        ),
-        "report.md": markdown(overview, usd_per_hour=price, budget_usd=settings.sweep_budget_usd),
+        "report.html": html_page(overview, **given),
+        "report.md": markdown(overview, **given),
     }
     with tempfile.TemporaryDirectory() as name, _printing():
         folder: Path = options.output or Path(name)
@@ -167,7 +170,11 @@ def _print_status(
     for line in stuck_slots(overview, lease_seconds=settings.lease_seconds):
         console.print(line, soft_wrap=True)
     price, budget = settings.gpu_hourly_usd, settings.sweep_budget_usd
-    for line in cost_lines(overview, price, budget):
+    outlook, min_gain = outlook_of(overview), settings.min_gain
+    for line in (
+        *cost_lines(overview, price, budget),
+        *gain_lines(overview, outlook, min_gain=min_gain, usd_per_hour=price),
+    ):
         console.print(line, soft_wrap=True)
     if (best := overview.best) is not None:
         console.print(f"best: slot {best.slot}, {overview.uri}/{best.adapter_key}", soft_wrap=True)
@@ -188,11 +195,20 @@ def _watch(ledger: Ledger, settings: Settings, wait: Callable[[float], None]) ->
     with contextlib.suppress(KeyboardInterrupt), view(console, settings) as show:
         while True:
             overview = read_overview(ledger, settings.num_trials)
-            is_last = not any(v.state in ("empty", "running", "waiting") for v in overview.slots)
+            is_last = not any(_may_change(overview, view, settings) for view in overview.slots)
             show(overview, is_last)
             if is_last:
                 return
             wait(WATCH_SECONDS)
+
+
+def _may_change(overview: Overview, view: SlotView, settings: Settings) -> bool:
+    """Whether a worker may still come to the slot: in a sweep that has ended to no new one."""
+    is_new = view.state == "empty" and view.generation == 0
+    return (
+        view.state in ("empty", "running", "waiting")
+        and not (is_new and has_ended(overview, settings.min_gain))
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from job.report.charts import inner_range
 from job.report.importance import WEAK_BELOW_TRIALS, searched
 from job.report.notation import trials
 from job.report.overview import COMMITTED, Overview
-from job.sweep.distributions import FloatRange
+from job.sweep.distributions import FloatRange, IntRange
 
 BAYES_FROM_TRIALS = 8  # with fewer the ladder of learning rates decides, not the optimiser
 TRUNCATED_SHARE = 0.25
@@ -32,16 +32,19 @@ def _at_the_edge(overview: Overview) -> Iterator[str]:
     if best is None or definition is None:
         return
     for name, domain in searched(definition.parameters).items():
-        if not isinstance(domain, FloatRange) or best not in overview.comparable:
+        if not isinstance(domain, FloatRange | IntRange) or best not in overview.comparable:
             continue
         low, high = inner_range(domain)
         value = float(best.params[name])
-        if not low <= value <= high:
-            edge, end = ("lower", domain.min) if value < low else ("upper", domain.max)
-            yield (
-                f"the best trial's {name}, {value:g}, is in the outer tenth of its range at the"
-                f" {edge} edge ({end:g}): widen it there in another sweep"
-            )
+        if low <= value <= high:
+            continue
+        edge, end = ("lower", domain.min) if value < low else ("upper", domain.max)
+        where = f"at the {edge} edge ({end:g})"
+        if value == end:
+            place = f"is {where} of its range"
+        else:
+            place = f"is in the outer tenth of its range {where}"
+        yield f"the best trial's {name}, {value:g}, {place}: widen it there in another sweep"
 
 
 def _cut_short(overview: Overview) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from job.errors import ExitCode, SlotError
 from job.ledger.accounts import FRESH, NOTHING, Cost, account, cost_of, read_accounts
 from job.ledger.ledger import Ledger
-from job.ledger.records import Account, AttemptProgress, Identity, Result, Spec, Status
+from job.ledger.records import Account, AttemptProgress, Ended, Identity, Result, Spec, Status
 from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
@@ -80,6 +80,7 @@ class SlotView:
     adapter_key: str | None = None
     adapter_bytes: int | None = None
     committed_at: str | None = None
+    wandb_sweep: str | None = None  # that drew its parameters; None: the built-in engine
     result: Result | None = None
 
     @property
@@ -101,6 +102,7 @@ class Overview:
     uri: str
     identity: Identity | None  # None before the first trial
     slots: tuple[SlotView, ...]
+    ended: Ended | None = None  # why no new slot is begun, if JOB_MIN_GAIN does not overrule it
 
     @property
     def definition(self) -> SweepDefinition | None:
@@ -163,7 +165,7 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
     while (further := _view(ledger, len(views), now)).state != "empty":
         views.append(further)
-    return Overview(ledger.sweep, ledger.store.uri, identity, tuple(views))
+    return Overview(ledger.sweep, ledger.store.uri, identity, tuple(views), ledger.ended())
 
 
 def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
@@ -220,8 +222,9 @@ def _view_generation(slot: Slot, now: datetime) -> SlotView:
     if spec is None:
         if excluded is not None:
             return SlotView(slot.number, "excluded", excluded)
-        reason = "it has a result.json but no spec.json" if result is not None else None
-        return SlotView(slot.number, "damaged" if reason else "empty", reason)
+        if (found := slot.damage_without_spec()) is not None:
+            return SlotView(slot.number, "damaged", f"it has {found} but no spec.json")
+        return SlotView(slot.number, "empty")
     view = _committed(slot, spec, result) if result else _open(slot, spec, failure, now)
     return replace(view, state="excluded", reason=excluded) if excluded is not None else view
 
@@ -250,6 +253,7 @@ def _committed(slot: Slot, spec: Spec, result: Result) -> SlotView:
         adapter_bytes=result.adapter_bytes,
         committed_at=result.committed_at,
         gpu=stored.lease.attempt.gpu if stored else None,
+        wandb_sweep=spec.wandb_sweep,
         result=result,
     )
 
@@ -272,6 +276,7 @@ def _open(slot: Slot, spec: Spec, failure: str | None, now: datetime) -> SlotVie
         tokens_per_second=attempt.tokens_per_second if is_held else None,
         lease_age_seconds=_age(attempt.heard_at if is_held else None, now),
         wasted_gpu_seconds=lease.wasted_gpu_seconds_before,
+        wandb_sweep=spec.wandb_sweep,
     )
 
 

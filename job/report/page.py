@@ -15,10 +15,14 @@ from markupsafe import Markup
 from job.report import charts, costs
 from job.report.costs import cost_lines
 from job.report.findings import findings
+from job.report.gain import Outlook, gain_lines, gains, outlook_of
 from job.report.importance import WEAK_BELOW_TRIALS, importances
 from job.report.notation import duration, number, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
+from job.settings import Settings
+from job.trial.end import nats, price
 
+DEFAULT_MIN_GAIN: float = Settings.model_fields["min_gain"].default
 Facts = list[tuple[str, str]]
 
 DOWNLOAD = "job best --download adapter"
@@ -46,7 +50,11 @@ class TableRow:
 
 
 def html_page(
-    overview: Overview, *, usd_per_hour: float | None, budget_usd: float | None = None
+    overview: Overview,
+    *,
+    usd_per_hour: float | None,
+    budget_usd: float | None = None,
+    min_gain: float = DEFAULT_MIN_GAIN,
 ) -> str:
     """The report as an HTML page that fetches nothing, so that it can be mailed or put anywhere."""
     # Jinja escapes whatever the bucket holds; the drawings escape their own words.
@@ -54,32 +62,37 @@ def html_page(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     columns, rows = _table(overview)
+    outlook = outlook_of(overview)
     return environment.get_template("page.html.j2").render(
         overview=overview,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        facts=_facts(overview, usd_per_hour),
+        facts=_facts(overview, outlook, usd_per_hour),
         states=_states(overview),
         notes=[
-            _code(note)
-            for note in (*findings(overview), *cost_lines(overview, usd_per_hour, budget_usd))
+            _code(note) for note in _notes(overview, outlook, usd_per_hour, budget_usd, min_gain)
         ],
         best=overview.best,
         download=DOWNLOAD,
         snippet=LOAD_SNIPPET,
-        charts=_charts(overview),
+        charts=_charts(overview, min_gain),
         columns=columns,
         rows=rows,
     )
 
 
 def markdown(
-    overview: Overview, *, usd_per_hour: float | None, budget_usd: float | None = None
+    overview: Overview,
+    *,
+    usd_per_hour: float | None,
+    budget_usd: float | None = None,
+    min_gain: float = DEFAULT_MIN_GAIN,
 ) -> str:
     """The report in short, as Markdown for a pull request or a chat."""
+    outlook = outlook_of(overview)
     lines = [f"# Sweep {overview.sweep}", "", f"{overview.base_model}, `{overview.uri}`"]
     lines += [_states(overview), ""]
-    lines += [f"- {name}: **{value}**" for name, value in _facts(overview, usd_per_hour)]
-    notes = (*findings(overview), *cost_lines(overview, usd_per_hour, budget_usd))
+    lines += [f"- {name}: **{value}**" for name, value in _facts(overview, outlook, usd_per_hour)]
+    notes = _notes(overview, outlook, usd_per_hour, budget_usd, min_gain)
     lines += ["", *(f"> {note}" for note in notes)]
     if (best := overview.best) is not None:
         lines += ["", f"Best: slot {best.slot}, eval/loss {best.eval_loss:.4f}"]
@@ -90,7 +103,20 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def _facts(overview: Overview, usd_per_hour: float | None) -> Facts:
+def _notes(
+    overview: Overview,
+    outlook: Outlook,
+    usd_per_hour: float | None,
+    budget_usd: float | None,
+    min_gain: float,
+) -> list[str]:
+    """What a person should know beside the numbers: findings, money, and whether to go on."""
+    money = cost_lines(overview, usd_per_hour, budget_usd)
+    told = gain_lines(overview, outlook, min_gain=min_gain, usd_per_hour=usd_per_hour)
+    return [*findings(overview), *money, *told]
+
+
+def _facts(overview: Overview, outlook: Outlook, usd_per_hour: float | None) -> Facts:
     committed = sum(view.state in COMMITTED for view in overview.slots)
     facts = [("committed", f"{committed} of {len(overview.slots)}")]
     if (best := overview.best) is not None:
@@ -103,6 +129,10 @@ def _facts(overview: Overview, usd_per_hour: float | None) -> Facts:
         facts.append(("of it wasted", f"{wasted / spent:.0%}"))
     if costs.is_priced(overview, usd_per_hour):
         facts.append(("spent", costs.spent(overview, usd_per_hour)))
+    if outlook.gain is not None:
+        facts.append(("expected of another trial", nats(outlook.gain)))
+    if outlook.trial_gpu_seconds is not None:
+        facts.append(("price of a trial", price(outlook.trial_gpu_seconds, usd_per_hour)))
     return facts
 
 
@@ -111,11 +141,16 @@ def _states(overview: Overview) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 
-def _charts(overview: Overview) -> list[tuple[str, str, str]]:
+def _charts(overview: Overview, min_gain: float) -> list[tuple[str, str, str]]:
     found = importances(overview)
     weak = sum(view.judged for view in overview.slots) < WEAK_BELOW_TRIALS
     drawn = [
         ("Best so far", "Trials in the order of their commits.", charts.best_so_far(overview)),
+        (
+            "Expected gain of the next trial",
+            "How much another trial was expected to lower eval/loss. Dashed: JOB_MIN_GAIN.",
+            charts.expected_gain(gains(overview), min_gain),
+        ),
         (
             "Learning rate",
             "Dashed: the range that was searched; shaded: its outer tenths.",

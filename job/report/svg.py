@@ -75,9 +75,9 @@ def x_scale(
     return scale(values, LEFT, WIDTH - RIGHT, log=log, pad=pad, whole=whole)
 
 
-def y_scale(values: Iterable[float]) -> Scale:
+def y_scale(values: Iterable[float], *, log: bool = False) -> Scale:
     """A scale over a chart's height, upwards."""
-    return scale(values, HEIGHT - BOTTOM, TOP)
+    return scale(values, HEIGHT - BOTTOM, TOP, log=log)
 
 
 def chart(label: str, marks: Iterable[str], *, height: float = HEIGHT) -> str:

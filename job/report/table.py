@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from job.report import costs
+from job.report.gain import outlook_of
 from job.report.notation import duration, plain, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
 
@@ -28,6 +29,7 @@ _DROPPED = (
 _PROMETHEUS = (
     ("trials", "gauge", "Slots of the sweep by state."),
     ("best_eval_loss", "gauge", "Lowest eval/loss of a committed trial."),
+    ("expected_gain_nats", "gauge", "Nats of eval/loss that another trial is expected to gain."),
     ("gpu_seconds_total", "counter", "GPU-seconds of all attempts."),
     (
         "wasted_gpu_seconds_total",
@@ -104,17 +106,18 @@ def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
     return [
         f"slot {view.slot}: {view.node or 'its holder'} has not renewed the lease for"
         f" {duration(view.lease_age_seconds)}. Another attempt takes it over by itself; if the pod"
-        " hangs in Terminating, this is safe: kubectl delete pod --selector"
-        f" batch.kubernetes.io/job-completion-index={view.slot} --force"
+        " hangs in Terminating and its machine is gone, find its NODE with"
+        f" kubectl get pods -o wide -l batch.kubernetes.io/job-completion-index={view.slot} and"
+        " kubectl taint nodes NODE node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
         for view in overview.slots
         if view.lease_age_seconds is not None
         and view.lease_age_seconds > STUCK_LEASES * lease_seconds
     ]
 
 
-def to_json(overview: Overview, hourly_usd: float | None = None) -> str:
+def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
     """The sweep as a JSON object: its numbers, and every slot."""
-    best = overview.best
+    best, outlook = overview.best, outlook_of(overview)
     content = {
         "sweep": overview.sweep,
         "uri": overview.uri,
@@ -122,24 +125,30 @@ def to_json(overview: Overview, hourly_usd: float | None = None) -> str:
         "best_slot": best.slot if best else None,
         "gpu_seconds": round(overview.gpu_seconds, 1),
         "wasted_gpu_seconds": round(overview.wasted_gpu_seconds, 1),
-        "usd": _usd(overview, hourly_usd),
-        "usd_by_place": costs.by_place(overview, hourly_usd),
-        "usd_wasted_by_cause": costs.wasted_by_cause(overview, hourly_usd),
+        "usd": _usd(overview, usd_per_hour),
+        "usd_by_place": costs.by_place(overview, usd_per_hour),
+        "usd_wasted_by_cause": costs.wasted_by_cause(overview, usd_per_hour),
+        "expected_gain_nats": outlook.gain,
+        "trial_gpu_seconds": outlook.trial_gpu_seconds,
+        "trial_usd": outlook.trial_usd(usd_per_hour),
+        "ended": overview.ended.to_json() if overview.ended else None,
         "slots": [_as_dict(view) for view in overview.slots],
     }
     return json.dumps(content, indent=1)
 
 
-def to_prometheus(overview: Overview, hourly_usd: float | None = None) -> str:
+def to_prometheus(overview: Overview, usd_per_hour: float | None = None) -> str:
     """The text that node_exporter's textfile collector reads, a family of samples after another."""
     samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name, *_ in _PROMETHEUS}
     for state, count in sorted(Counter(view.state for view in overview.slots).items()):
         samples["trials"].append(({"state": state}, count))
     if (best := overview.best) is not None and best.eval_loss is not None:
         samples["best_eval_loss"].append(({}, best.eval_loss))
+    if (gain := outlook_of(overview).gain) is not None:
+        samples["expected_gain_nats"].append(({}, gain))
     samples["gpu_seconds_total"].append(({}, overview.gpu_seconds))
     samples["wasted_gpu_seconds_total"].append(({}, overview.wasted_gpu_seconds))
-    if (usd := _usd(overview, hourly_usd)) is not None:
+    if (usd := _usd(overview, usd_per_hour)) is not None:
         samples["spent_usd_total"].append(({}, usd))
     for view in overview.slots:
         for name, value in (
@@ -153,11 +162,11 @@ def to_prometheus(overview: Overview, hourly_usd: float | None = None) -> str:
     return "".join(_families(overview.sweep, samples))
 
 
-def _usd(overview: Overview, hourly_usd: float | None) -> float | None:
+def _usd(overview: Overview, usd_per_hour: float | None) -> float | None:
     """The sweep's cost in dollars, where a price is known."""
-    if not costs.is_priced(overview, hourly_usd):
+    if not costs.is_priced(overview, usd_per_hour):
         return None
-    return round(overview.cost.dollars(hourly_usd), 4)
+    return round(overview.cost.dollars(usd_per_hour), 4)
 
 
 def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]) -> Iterator[str]:
@@ -170,7 +179,7 @@ def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]
 
 
 def _as_dict(view: SlotView) -> dict[str, Any]:
-    left_out = ("result", "curve", "cost", "charges")
+    left_out = ("result", "curve", "wandb_sweep", "cost", "charges")
     shown = {key: value for key, value in vars(view).items() if key not in left_out}
     return {
         **shown,

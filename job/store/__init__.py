@@ -29,7 +29,7 @@ def open_store(
     except ValueError as error:
         raise SettingsError(f"{setting}: {uri} {error}") from error
     if folder is not None:
-        return open_local_store(folder)
+        return open_local_store(folder, setting)
     scheme = scheme.lower()
     name, _, prefix = rest.partition("/")
     limits = limits or Limits(outage_seconds=outage_seconds)

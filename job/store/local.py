@@ -202,8 +202,8 @@ class _AbsentError(FileNotFoundError):
     """No object was uploaded under the key; a caller may expect that."""
 
 
-def open_local_store(root: Path) -> LocalStore:
-    """The store in `root`, which may not exist yet; touches nothing.
+def open_local_store(root: Path, setting: str = "JOB_OUTPUT_URI") -> LocalStore:
+    """The store in `root`, which may not exist yet; touches nothing. Errors name `setting`.
 
     Raises `SettingsError` where no folder can be: else a file would read as an empty sweep.
     """
@@ -211,9 +211,7 @@ def open_local_store(root: Path) -> LocalStore:
     if not there.is_dir():
         what = "a link to nothing" if there.is_symlink() and not there.exists() else "not a folder"
         where = root if there == root else f"{root}: {there}"
-        raise SettingsError(
-            f"JOB_OUTPUT_URI: {where} is {what}; give a folder, which may be a new one"
-        )
+        raise SettingsError(f"{setting}: {where} is {what}; give a folder, which may be a new one")
     return LocalStore(root)
 
 

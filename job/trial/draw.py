@@ -66,6 +66,8 @@ def draw_for(
     freeze = partial(freeze_spec, slot, settings, data, measure_step_0=step_0_loss is None)
     if settings.wandb_sweep_id is not None:
         return _draw_from_wandb(slot, settings, definition, freeze, should_stop)
+    identity = slot.ledger.identity()
+    warm_start = identity.warm_start if identity else None
     params = suggest(
         definition,
         slot=slot.number,
@@ -74,6 +76,7 @@ def draw_for(
         step0_loss=step_0_loss,
         defaults=settings.hyperparameters,
         largest_rank=largest_rank,
+        warm_start=warm_start.params if warm_start else None,
     )
     if params is None:
         return None

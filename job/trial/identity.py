@@ -17,6 +17,7 @@ from job.log import log
 from job.settings import IDENTITY_FIELDS, ROW_FIELDS, Settings, variable
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition, load_definition, parse_definition
+from job.trial.warm_start import EarlierBest, check_vocabulary_as_earlier, warm_start_of
 from job.wandb.client import check_wanted
 from job.wandb.sweeps import check_same, read_sweep, sweep_path
 
@@ -74,9 +75,16 @@ def load_sweep_file(settings: Settings) -> SweepDefinition:
 
 
 def sweep_identity(
-    settings: Settings, definition: SweepDefinition, base: BaseModel, data: PreparedData
+    settings: Settings,
+    definition: SweepDefinition,
+    base: BaseModel,
+    data: PreparedData,
+    earlier: EarlierBest | None = None,
 ) -> Identity:
-    """All that can change eval/loss, by the name under which a person can change it."""
+    """All that can change eval/loss, by the name under which a person can change it.
+
+    Raises `SettingsError` if the sweep is to start from one with another vocabulary.
+    """
     content = {
         **_named_by_settings(settings, definition),
         "JOB_BASE_MODEL": {"revision": base.revision},
@@ -84,10 +92,15 @@ def sweep_identity(
         "_rows": _rows(settings),
         "_base_model": base.name,
         "_base_model_revision": settings.base_model_revision,
+        "_vocabulary": data.vocabulary,
         "_code_version": job.__version__,
         "_created_at": now(),
     }
-    return Identity.model_validate(content)
+    identity = Identity.model_validate(content)
+    if earlier is None:
+        return identity
+    check_vocabulary_as_earlier(earlier, identity)
+    return identity.changed(_warm_start=warm_start_of(earlier, definition).to_json())
 
 
 def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledger) -> None:
@@ -115,6 +128,7 @@ def _named_by_settings(settings: Settings, definition: SweepDefinition) -> dict[
             for key, value in definition.to_json().items()
             if key in ("method", "metric", "parameters", "early_terminate")
         },
+        **({variable("warm_start_uri"): uri} if (uri := settings.warm_start_uri) else {}),
     }
 
 

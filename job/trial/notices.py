@@ -50,7 +50,7 @@ def not_understood(settings: Settings) -> list[int]:
 
 
 def tell_if_done(settings: Settings, ledger: Ledger, *, ended: str | None = None) -> None:
-    """Tell that no slot of the sweep is open any more, or that it `ended` before that, and why."""
+    """Tell that no slot is open any more; `ended` says why those never drawn need not be."""
     _tell(settings, ledger, lambda: _done(settings, ledger, ended))
 
 
@@ -83,9 +83,9 @@ def tell_of_slot(settings: Settings, lease: HeldLease, *, given_up: str | None =
 
 
 def _done(settings: Settings, ledger: Ledger, ended: str | None) -> tuple[str, str, str] | None:
-    """The notice of a sweep that has no open slot or has `ended` for another reason, else None."""
+    """The notice of a sweep in which nothing is left to do; None if something is."""
     states = Counter(_state(ledger, number) for number in range(settings.num_trials))
-    if states["empty"] + states["specified"] and ended is None:
+    if states["specified"] or (states["empty"] and ended is None):
         return None
     listing = ", ".join(f"{count} {state}" for state, count in states.most_common())
     why = f"{ended}; " if ended else ""

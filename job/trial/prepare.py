@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from job.base_model import BaseModel, resolve_base_model
 from job.data.prepared import DataSettings, PreparedData, prepare
-from job.data.tokens import load_tokenizer
+from job.data.tokens import load_tokenizer, vocabulary_digest
 from job.hub import waited_out
 from job.ledger.ledger import Ledger
 from job.log import log
@@ -65,7 +66,7 @@ def prepare_data(
     tokenizer = waited_out(
         lambda: load_tokenizer(base.location, base.hub_revision), outage_seconds, should_stop
     )
-    return prepare(
+    data = prepare(
         DataSettings(
             dataset_uri=settings.dataset_uri,
             prompt_column=settings.prompt_column,
@@ -85,3 +86,4 @@ def prepare_data(
         frozen_digest=None if identity is None else identity.dataset.prepared,
         outage_seconds=outage_seconds,
     )
+    return replace(data, vocabulary=vocabulary_digest(tokenizer))

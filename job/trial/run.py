@@ -26,6 +26,7 @@ from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
+from job.trial.end import end_of, ended_line, why_ended, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
 from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
 from job.trial.prepare import load
@@ -40,6 +41,7 @@ from job.trial.slots import (
     slots,
 )
 from job.trial.train import real_training
+from job.trial.warm_start import describe, read_earlier_best
 from job.wandb.confirmed import catch_up
 
 if TYPE_CHECKING:
@@ -47,17 +49,24 @@ if TYPE_CHECKING:
 
 
 def run_trial(
-    settings: Settings, stop: Stop, watchdog: Watchdog, *, worker: int | None = None
+    settings: Settings,
+    stop: Stop,
+    watchdog: Watchdog,
+    training: Training | None = None,
+    *,
+    worker: int | None = None,
 ) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
 
-    `worker` is this process' number among the workers of a queue that has several.
-    Every other way out is a `JobError`, whose exit code tells Kubernetes what to do.
+    Without `training` it trains with torch, PEFT and bitsandbytes. `worker` is this process' number
+    among those of a queue that has several. Every other way out is a `JobError`, whose exit code
+    tells Kubernetes what to do.
     """
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
     with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-        return run_trial_on(store, settings, stop, real_training(), watchdog, worker=worker)
+        training = training or real_training()
+        return run_trial_on(store, settings, stop, training, watchdog, worker=worker)
 
 
 def run_trial_on(
@@ -74,16 +83,24 @@ def run_trial_on(
     definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
     catch_up(settings, ledger, stop.check)
-    open_slots, watch = slots(settings, ledger), LeaseWatch(settings.lease_seconds)
+    open_slots, ended = worth_working_on(settings, ledger, slots(settings, ledger))
+    if ended is not None and not open_slots:
+        warn_of_other_settings(settings, definition, ledger)
+        tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
+        return ended_line(settings, ended, name=slot_name(settings, sweep))
+    watch = LeaseWatch(settings.lease_seconds)
     if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
         warn_of_other_settings(settings, definition, ledger)
         return nothing_to_do(settings, ledger)
     open_slots = drawable(settings, ledger, open_slots, stop.check)
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
+    earlier = read_earlier_best(settings, definition, ledger)
     # Loaded before anything is frozen: a base that cannot be loaded must not become a sweep's own.
     loaded = load(settings, ledger, training, stop, watchdog)
-    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data))
+    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data, earlier))
+    if earlier is not None:
+        log.info("warm start: %s", describe(earlier, definition, settings))
     stop.check()
 
     lease = acquire(
@@ -131,10 +148,13 @@ def _drawn(
     spec = slot.spec()
     if spec is not None:
         return Drawn(spec)
-    check_undrawn(lease)
+    check_undrawn(slot)
     if (spent := budget_spent(settings, slot.ledger)) is not None:
         tell_of_budget(settings, slot.ledger, spent)
         return f"slot {slot.number}: {spent}, no new trial is begun"
+    # Results may have come while the base was loaded.
+    if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
+        return ended_line(settings, ended, name=f"slot {slot.number}")
     drawn = draw_for(
         slot,
         settings,

@@ -185,7 +185,8 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     parts = [line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()]
     assert parts == [
-        "sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "warning", "warning",
+        "sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "end", "warning",
+        "warning", "advice", "advice",
     ]  # fmt: skip
     assert "7.25 B weights" in done.stdout
     sample = done.stdout.partition("sample     ")[2].partition("\nmemory")[0]

@@ -22,6 +22,7 @@ from job.plan.command import _throughput
 from job.plan.forecast import Span
 from job.plan.sections import describe_cost
 from job.plan.workload import Costliest, memory_of, workload_of
+from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.bucket import Bucket, BucketStore
 from job.store.local import LocalStore
@@ -108,11 +109,11 @@ def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
     ledger, shape = Ledger(LocalStore(tmp_path), "s"), model_shape(MISTRAL_7B)
     assert shape is not None
     settings = _settings()
-    estimate = _throughput(settings, ledger, shape, MemoryPlan(64, "all"))
+    estimate = _throughput(settings, read_overview(ledger, 12), shape, MemoryPlan(64, "all"))
     assert estimate.fast == pytest.approx(350, rel=0.03)
     ledger.slot(0).specify(make_spec())
     ledger.slot(0).commit(make_result(tokens_per_second=500.0))
-    measured = _throughput(settings, ledger, shape, MemoryPlan(64, "all"))
+    measured = _throughput(settings, read_overview(ledger, 12), shape, MemoryPlan(64, "all"))
     assert (measured.slow, measured.fast) == pytest.approx((475, 525))
 
 

@@ -106,6 +106,8 @@ def test_a_silent_lease_names_the_command_that_is_safe(overview: Overview) -> No
     stuck = stuck_slots(replace(overview, slots=(silent,)), lease_seconds=120)
     assert len(stuck) == 1
     assert "job-completion-index=4" in stuck[0]
+    assert "kubectl taint nodes" in stuck[0]
+    assert "delete" not in stuck[0], "the Job's finalizer keeps a deleted pod"
     assert stuck_slots(replace(overview, slots=(silent,)), lease_seconds=600) == []
 
 
@@ -158,7 +160,7 @@ def test_the_page_runs_without_an_error_and_fetches_nothing(browser: Any, page: 
 
 
 def test_the_page_has_all_charts_and_no_sideways_scroll(browser: Any) -> None:
-    assert len(browser.find_elements("css selector", "figure svg")) == 6
+    assert len(browser.find_elements("css selector", "figure svg")) == 7
     inner, outer = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )

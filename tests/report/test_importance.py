@@ -96,6 +96,20 @@ def test_a_best_trial_at_the_edge_is_called_out(rate: float, edge: str) -> None:
     assert edge in notes
 
 
+def test_a_best_trial_at_the_very_end_of_a_range_is_called_out() -> None:
+    notes = "\n".join(findings(_overview([_trial(0, 1.0, learning_rate=1e-3)])))
+    assert "learning_rate, 0.001, is at the upper edge (0.001) of its range: widen it" in notes
+    whole = {"lora_r": {"min": 4, "max": 64}}
+    best = SlotView(0, "completed", params={"lora_r": 62}, eval_loss=1.0)
+    sweep = {
+        "method": "random",
+        "metric": {"name": "eval/loss", "goal": "minimize"},
+        "parameters": whole,
+    }
+    notes = "\n".join(findings(Overview("s", "/out", make_identity(JOB_SWEEP_FILE=sweep), (best,))))
+    assert "lora_r, 62, is in the outer tenth of its range at the upper edge (64)" in notes
+
+
 def test_damage_is_named_before_everything_else() -> None:
     views = [SlotView(0, "damaged", "no spec"), _trial(1, 1.0, learning_rate=1e-3)]
     assert findings(_overview(views))[0].startswith("slot 0 is damaged: no spec")

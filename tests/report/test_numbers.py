@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from rich.console import Console, RenderableType
 from job.ledger.accounts import Cost
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
+from job.ledger.records import Ended
 from job.report import charts
 from job.report.attempts_table import attempts_table
 from job.report.commands import describe_best
 from job.report.findings import findings
+from job.report.gain import gain_lines, observations, outlook_of
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, to_prometheus
 from job.store.local import LocalStore
 from job.sweep.distributions import Choice, FloatRange
+from job.trial.draw import observe
+from job.trial.end import nats, price
 from tests.ledger.documents import make_identity, make_result, make_spec
 
 SWEEP = {
@@ -246,3 +251,56 @@ def test_a_holder_is_shown_while_it_holds_and_no_clock_runs_backwards(tmp_path: 
     ledger.slot(0).swap_lease(stored.lease.changed(state="released"), stored.version)
     (waiting,) = read_overview(ledger, 1).slots
     assert (waiting.state, waiting.node, waiting.lease_age_seconds) == ("waiting", None, None)
+
+
+def _ended(min_gain: float = 1e-3, **changes: Any) -> Ended:
+    values = {"gain": 3e-4, "gain_before": 5e-4, "results": 7, "trial_gpu_seconds": 8640.0}
+    return Ended(**values | {"min_gain": min_gain} | changes)
+
+
+def test_an_ended_sweep_says_gain_price_and_the_way_on() -> None:
+    ended = replace(OVERVIEW, ended=_ended())
+    (line,) = gain_lines(ended, outlook_of(ended), min_gain=1e-3, usd_per_hour=0.35)
+    assert line == (
+        "the sweep ended after 7 results: another one was expected to gain 0.0003 nats of eval/loss"
+        " (0.0005 nats before the last result, the limit is 0.001), for 2.4 GPU-hours ($0.84);"
+        " JOB_MIN_GAIN=0 goes on"
+    )
+    overruled = gain_lines(ended, outlook_of(ended), min_gain=0, usd_per_hour=None)
+    assert not any("ended" in words for words in overruled)
+    unpriced = replace(OVERVIEW, ended=_ended(trial_gpu_seconds=None))
+    (line,) = gain_lines(unpriced, outlook_of(unpriced), min_gain=1e-3, usd_per_hour=0.35)
+    assert "the limit is 0.001); JOB_MIN_GAIN=0" in line
+
+
+def test_a_price_says_nothing_of_seconds() -> None:
+    assert price(3.0, 0.35) == "under 0.001 GPU-hours (under a cent)"
+    assert price(7920, None) == "2.2 GPU-hours"
+    assert (nats(0.00312), nats(0.0)) == ("0.0031 nats", "0 nats")
+
+
+def test_the_gain_falls_from_left_to_right_with_the_limit_as_a_line() -> None:
+    drawing = charts.expected_gain([(5, 0.02), (6, 0.004), (7, 0.0)], 1e-3)
+    (line,) = _marks(drawing, "best")
+    heights = [y for _, y in _points(line)]
+    assert heights == sorted(heights), "pixels count downwards"
+    (limit,) = _marks(drawing, "limit")
+    assert heights[1] < _points(limit)[0][1] < heights[2]
+    assert "after 7 results: 0 nats" in drawing
+    assert not _marks(charts.expected_gain([(5, 0.02)], 0.0), "limit"), "switched off"
+    assert charts.expected_gain([], 1e-3) == ""
+
+
+def test_the_page_is_told_of_the_slots_what_the_engine_is_told(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    for number, status in enumerate(["completed", "diverged", "truncated", "completed"]):
+        slot = ledger.slot(number)
+        slot.specify(make_spec(params={"learning_rate": 1e-4 * (number + 1)}))
+        curve = ((0, 2.0), (9, 1.5)) if number == 0 else ()
+        slot.commit(make_result(slot.folder, status=status, eval_loss=1.5 - number, curve=curve))
+    ledger.slot(3).exclude("its rows were wrong")
+    ledger.slot(4).specify(make_spec(params={"learning_rate": 1e-5}))
+    ledger.slot(5).specify(make_spec())
+    ledger.slot(5).give_up("no progress")
+    told, _ = observe(ledger, 7)
+    assert observations(read_overview(ledger, 7)) == told

@@ -22,7 +22,7 @@ def test_a_finished_sweep_says_what_it_was_not_made_with(
     given: dict[str, Any] = {"dataset_uri": "rows.jsonl", "output_uri": str(tmp_path)}
     made, definition = Settings(**given), load_definition(CARD_SWEEP_FILE)
     base: Any = SimpleNamespace(revision="abc", name=made.base_model)
-    rows: Any = SimpleNamespace(digest="d")
+    rows: Any = SimpleNamespace(digest="d", vocabulary="v")
     ledger.open_sweep(sweep_identity(made, definition, base, rows))
     warn_of_other_settings(made, definition, ledger)
     assert not caplog.records

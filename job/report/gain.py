@@ -1,0 +1,96 @@
+"""What one more trial of a sweep is expected to gain, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from job.report.overview import COMMITTED, Overview, SlotView
+from job.sweep.observations import Observation
+from job.sweep.stopping import GainOf, gains_by_results
+from job.trial.end import gain_by, median_gpu_seconds, nats, price, why_ended
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The expected gain of another trial, and the price of one; None where they are not known."""
+
+    gain: float | None  # nats of eval/loss
+    trial_gpu_seconds: float | None
+    decided_by_wandb: bool  # when the sweep ends
+
+    def words(self, usd_per_hour: float | None) -> str | None:
+        """Both in words: 0.00031 nats for 2.3 GPU-hours ($0.81); None without a gain."""
+        if self.gain is None:
+            return None
+        if self.trial_gpu_seconds is None:
+            return nats(self.gain)
+        return f"{nats(self.gain)} for {price(self.trial_gpu_seconds, usd_per_hour)}"
+
+    def trial_usd(self, usd_per_hour: float | None) -> float | None:
+        """The price of a trial in dollars; None where it or the price of an hour is not known."""
+        if self.trial_gpu_seconds is None or usd_per_hour is None:
+            return None
+        return round(self.trial_gpu_seconds / 3600 * usd_per_hour, 4)
+
+
+def outlook_of(overview: Overview) -> Outlook:
+    """What the results so far let another trial gain and cost."""
+    gain_of = _gain_of(overview)
+    return Outlook(
+        gain=None if gain_of is None else gain_of(observations(overview)),
+        trial_gpu_seconds=median_gpu_seconds(
+            view.result for view in overview.slots if view.result and view.judged
+        ),
+        decided_by_wandb=any(view.wandb_sweep for view in overview.slots),
+    )
+
+
+def gains(overview: Overview) -> list[tuple[int, float]]:
+    """The expected gain of the next trial after 5, 6, … of the sweep's results, by slot."""
+    gain_of = _gain_of(overview)
+    return [] if gain_of is None else gains_by_results(gain_of, observations(overview))
+
+
+def gain_lines(
+    overview: Overview, outlook: Outlook, *, min_gain: float, usd_per_hour: float | None
+) -> list[str]:
+    """Say whether another trial is worth its price, and whether the sweep has ended."""
+    if has_ended(overview, min_gain):
+        assert overview.ended is not None
+        return [why_ended(overview.ended, usd_per_hour)]
+    words = outlook.words(usd_per_hour)
+    if words is None:
+        return []
+    if outlook.decided_by_wandb:
+        return [f"another trial is expected to gain {words}; W&B decides when the sweep ends"]
+    limit = f"ends the sweep below {min_gain:g} twice running" if min_gain else "ends no sweep"
+    return [f"another trial is expected to gain {words} (JOB_MIN_GAIN {limit})"]
+
+
+def has_ended(overview: Overview, min_gain: float) -> bool:
+    """Whether no new slot is begun any more under this `JOB_MIN_GAIN`."""
+    return overview.ended is not None and overview.ended.holds(min_gain)
+
+
+def _gain_of(overview: Overview) -> GainOf | None:
+    told = (view for view in overview.slots if _is_told(view))
+    step_0_loss = next((loss for v in told for step, loss in v.curve if step == 0), None)
+    return gain_by(overview.identity, sweep=overview.sweep, step_0_loss=step_0_loss)
+
+
+def observations(overview: Overview) -> list[Observation]:
+    """What the engine is told of the slots, as `job.trial.draw.observe` tells it."""
+    return [
+        Observation(
+            view.slot,
+            view.params,
+            "running" if view.result is None else view.result.status,
+            None if view.result is None else view.result.eval_loss,
+        )
+        for view in overview.slots
+        if _is_told(view)
+    ]
+
+
+def _is_told(view: SlotView) -> bool:
+    return view.state in ("running", "waiting", *COMMITTED)
