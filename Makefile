@@ -20,7 +20,7 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with the pinned packages
 
-.PHONY: check-manifests smoke check-tag release-image release-manifest publish-release pin
+.PHONY: check-manifests check-skypilot notebook smoke check-tag release-image release-manifest publish-release pin
 
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
@@ -77,6 +77,15 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 	$(BIN)/check-jsonschema --builtin-schema vendor.renovate .github/renovate.json
 	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 
+# 0.5 GB in a minute, and other versions of what the job uses: an environment of its own.
+check-skypilot:  ## check docs/skypilot.yaml by SkyPilot's own schemas
+	test -x $(VENV)-skypilot/bin/python || $(PYTHON) -m venv $(VENV)-skypilot
+	$(VENV)-skypilot/bin/pip install --quiet --disable-pip-version-check skypilot==0.14.1
+	$(VENV)-skypilot/bin/python .ci/skypilot.py
+
+notebook: $(STAMP) demo  ## execute docs/notebooks/worker.ipynb on the CPU and keep its output
+	$(BIN)/python .ci/notebook.py
+
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
@@ -124,4 +133,4 @@ pin:  ## pin the base image by digest and actions by commit where only a tag sta
 	$(PYTHON) .ci/pin.py
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-skypilot .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
