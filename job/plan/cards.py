@@ -110,27 +110,35 @@ def _throughput(
     card: str, overview: Overview, shape: ModelShape, recompute: Recompute
 ) -> Throughput:
     """The card's throughput, as trials of the sweep measured it or by published figures."""
-    measured = [
-        view.tokens_per_second
-        for view in overview.slots
-        if view.judged and view.tokens_per_second and card in _words(view.gpu)
-    ]
-    if measured:
-        return throughput_of_trials(measured)
+    if (measured := _measured(card, overview)) is not None:
+        return measured
     if card not in CARDS:
         raise SettingsError(
             f"plan: --price {card}=...: no rate of this card is known; allowed: {', '.join(CARDS)},"
             " and every card that trials of this sweep have run on"
         )
-    t4 = throughput_on_a_t4(shape, recompute)
+    t4, whose = _measured("t4", overview), "what trials of this sweep did on a T4"
+    if t4 is None:
+        t4, whose = throughput_on_a_t4(shape, recompute), "a T4's estimate"
     if card == "t4":
         return t4
     arithmetic, memory = (own / of_t4 for own, of_t4 in zip(CARDS[card], CARDS["t4"], strict=True))
-    basis = f"a T4's estimate, times {arithmetic:.2g} (arithmetic) or {memory:.2g} (memory)"
-    ratios = sorted((arithmetic, memory))
-    return Throughput(
-        t4.slow * ratios[0], t4.fast * ratios[1], f"{basis} by data sheets; not measured"
+    basis = (
+        f"{whose}, times {arithmetic:.2g} (arithmetic) or {memory:.2g} (memory) by data sheets;"
+        " not measured"
     )
+    low, high = sorted((arithmetic, memory))
+    return Throughput(t4.slow * low, t4.fast * high, basis)
+
+
+def _measured(card: str, overview: Overview) -> Throughput | None:
+    """The throughput of the sweep's trials on this kind of card; None if there are none."""
+    found = [
+        view.tokens_per_second
+        for view in overview.slots
+        if view.judged and view.tokens_per_second and card in _words(view.gpu)
+    ]
+    return throughput_of_trials(found) if found else None
 
 
 def _words(gpu: str | None) -> set[str]:

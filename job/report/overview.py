@@ -11,7 +11,16 @@ from typing import Any, Literal, get_args
 from job.errors import ExitCode, SlotError
 from job.ledger.accounts import FRESH, NOTHING, Cost, account, cost_of, read_accounts
 from job.ledger.ledger import Ledger
-from job.ledger.records import Account, AttemptProgress, Ended, Identity, Result, Spec, Status
+from job.ledger.records import (
+    Account,
+    AttemptProgress,
+    Ended,
+    Identity,
+    Lease,
+    Result,
+    Spec,
+    Status,
+)
 from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
@@ -32,7 +41,7 @@ _READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
 
 BEGUN_AGAIN = "begun again"
 # Why an attempt's GPU time came to nothing, by its exit code; None: it could not leave one.
-CAUSES = {
+CAUSES: dict[int | None, str] = {
     ExitCode.OK: "loading and waiting",
     ExitCode.PREEMPTED: "preempted",
     None: "killed without notice",
@@ -179,28 +188,40 @@ def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
     except SlotError as error:
         view = _damaged(number, error)
     own, earlier = cost_of(slot), sum(map(cost_of, slot.earlier()), NOTHING)
-    charges = [charge for generation in slot.earlier() for charge in _charges(generation)]
+    lease = _lease(slot)
+    charges = [
+        replace(charge, wasted_seconds=charge.gpu_seconds, cause=BEGUN_AGAIN)
+        for before in slot.earlier()
+        for charge in _charges(before, _lease(before))
+    ]
     return replace(
         view,
         generation=slot.generation,
         cost=own + earlier,
         # What came before a redo was paid for, and nothing rests on it.
         wasted_gpu_seconds=view.wasted_gpu_seconds + earlier.gpu_seconds,
-        charges=(*(replace(c, wasted_seconds=c.gpu_seconds, cause=BEGUN_AGAIN) for c in charges),
-                 *_charges(slot)),
-    )  # fmt: skip
+        charges=(*charges, *_charges(slot, lease)),
+        gpu=lease.attempt.gpu if lease else None,
+    )
 
 
-def _charges(slot: Slot) -> list[Charge]:
-    """What each attempt at the slot cost; none of a slot whose accounts are damaged."""
+def _lease(slot: Slot) -> Lease | None:
+    """The lease as it stands; None without one, or where it is damaged, which `cost_of` tells."""
     try:
         stored = slot.lease()
-        if stored is None:
-            return []
-        lease = stored.lease
-        # The lease of a first attempt is the whole account: nothing has to be listed.
-        first = [account(lease, ended=not lease.is_held)] if lease.epoch == 1 else None
-        return [_charge(told) for told in first or read_accounts(slot)]
+    except SlotError:
+        return None
+    return stored.lease if stored else None
+
+
+def _charges(slot: Slot, lease: Lease | None) -> list[Charge]:
+    """What each attempt at the slot cost; none of a slot whose accounts are damaged."""
+    if lease is None:
+        return []
+    if lease.epoch == 1:  # it is the whole account: nothing has to be listed
+        return [_charge(account(lease, ended=not lease.is_held))]
+    try:
+        return [_charge(told) for told in read_accounts(slot)]
     except SlotError as error:
         log.warning("slot %d: what its attempts cost is not known: %s", slot.number, error)
         return []
@@ -230,10 +251,6 @@ def _view_generation(slot: Slot, now: datetime) -> SlotView:
 
 
 def _committed(slot: Slot, spec: Spec, result: Result) -> SlotView:
-    try:
-        stored = slot.lease()
-    except SlotError:  # the result stands; `cost_of` tells the damage
-        stored = None
     return SlotView(
         slot.number,
         result.status,
@@ -252,7 +269,6 @@ def _committed(slot: Slot, spec: Spec, result: Result) -> SlotView:
         adapter_key=result.adapter_key,
         adapter_bytes=result.adapter_bytes,
         committed_at=result.committed_at,
-        gpu=stored.lease.attempt.gpu if stored else None,
         wandb_sweep=spec.wandb_sweep,
         result=result,
     )
@@ -272,7 +288,6 @@ def _open(slot: Slot, spec: Spec, failure: str | None, now: datetime) -> SlotVie
         eval_loss=attempt.eval_loss,
         attempts=lease.epoch,
         node=place(attempt) if is_held else None,
-        gpu=attempt.gpu,
         tokens_per_second=attempt.tokens_per_second if is_held else None,
         lease_age_seconds=_age(attempt.heard_at if is_held else None, now),
         wasted_gpu_seconds=lease.wasted_gpu_seconds_before,

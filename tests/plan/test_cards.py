@@ -73,6 +73,8 @@ def test_a_measured_card_is_believed_and_cards_are_not_mixed_up() -> None:
     assert t4.throughput.basis == "measured by 1 committed trial"
     assert t4.throughput.slow == pytest.approx(0.95 * 350)
     assert "not measured" in l4.throughput.basis, "an L40S is no L4"
+    assert l4.throughput.basis.startswith("what trials of this sweep did on a T4, times 1.9 ")
+    assert l4.throughput.fast == pytest.approx(1.05 * 350 * 121 / 65)
 
 
 def test_the_cheapest_comes_first() -> None:
