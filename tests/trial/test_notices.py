@@ -182,7 +182,7 @@ def test_a_service_that_fails_is_a_line_without_its_url(
 ) -> None:
     service.status = 500
     urls = f"{service.url} nonsense://t0ken-of-mine json://127.0.0.1:1/refused-t0ken"
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO)
     tell_of_budget(_settings(service, notify_urls=urls), ledger, "spent")
     assert "JOB_NOTIFY_URLS: URL 1, 2, 3 of 3 sent nothing" in caplog.text
     assert "t0ken" not in caplog.text
