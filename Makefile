@@ -55,10 +55,11 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict job
 
-# Rendered overlays go to build/k8s; without kubectl they are left out here and in the tests.
+# Rendered overlays go to build/k8s; without kubectl they are left out here and in the tests. The
+# alerts' rules go to build/alerts.yaml, for promtool.
 check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the usual linters
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/yamllint --strict k8s .github job
+	$(BIN)/yamllint --strict k8s .github job tests/deploy
 	rm -rf build/k8s && mkdir -p build/k8s
 	if command -v kubectl >/dev/null; then for overlay in k8s/overlays/*; do \
 		kubectl kustomize $$overlay >build/k8s/$${overlay##*/}.yaml || exit 1; done; \
@@ -66,6 +67,10 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 	for version in $(KUBERNETES_VERSIONS); do \
 		find k8s/sweep-job.yaml k8s/volume.yaml k8s/secret.example.yaml k8s/base/network-policy.yaml build/k8s -name '*.yaml' \
 		| xargs $(BIN)/kubernetes-validate --kubernetes-version $$version --strict --quiet || exit 1; done
+	$(BIN)/python -c 'import json, yaml; json.dump(yaml.safe_load(open("k8s/alerts.yaml"))["spec"], open("build/alerts.yaml", "w"))'
+	if command -v promtool >/dev/null; then promtool check rules build/alerts.yaml && \
+		promtool test rules tests/deploy/alerts_test.yaml; \
+		else echo "no promtool (Debian: apt-get install prometheus): alerts are not tested"; fi
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 

@@ -20,6 +20,7 @@ from job.progress import CountProgress, size
 from job.store.objects import ObjectInfo, download_object, list_objects
 
 _SETTING = "JOB_DATASET_URI"
+_FIRST = " (nothing is there: copy the rows there first)"
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ def list_bucket(uri: str, cache_dir: Path, outage_seconds: float = 1200) -> Buck
         folder = glob_folder(wanted)
         keys = [key for key in listed if glob_matches(wanted, key)]
         if not keys:
-            raise unusable(uri, "matches no object", f"give {SUPPORTED}")
+            raise unusable(uri, f"matches no object{_FIRST}", f"give {SUPPORTED}")
     else:
         folder = f"{wanted}/" if wanted else ""
         names = [key[len(folder) :] for key in listed if key.startswith(folder)]
         if not names:
-            raise unusable(uri, "does not exist", f"give {SUPPORTED}")
+            raise unusable(uri, f"does not exist{_FIRST}", f"give {SUPPORTED}")
         card = _card(BucketFiles(bucket, cache_dir, (), outage_seconds), listed.get(folder + CARD))
         keys = [folder + name for name in folder_files(names, uri, card)]
     if not any(listed[key].size_bytes for key in keys):

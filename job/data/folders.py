@@ -42,6 +42,7 @@ def folder_files(names: Iterable[str], where: object, card: str | None = None) -
     (`_SUCCESS`), and what `datasets` keeps beside rows are left out. Raises `DataError` for none,
     for no train split, and for two kinds, which may hold the same rows twice.
     """
+    names = list(names)
     shown = [name for name in names if not _is_hidden(name)]
     if any(_INDICES.search(name) for name in shown):
         raise unusable(
@@ -54,6 +55,7 @@ def folder_files(names: Iterable[str], where: object, card: str | None = None) -
         rows = [name for name in rows if kind_of(name) != "JSON"]
     if not rows:
         what = "holds no .jsonl, .json, .csv, .parquet or .arrow file"
+        what += "" if names else " (it is empty: copy the rows there first)"
         raise unusable(where, what, f"give {SUPPORTED}")
     files = _train_files(rows, shown, where, card)
     if len(kinds := {str(kind_of(name)) for name in files}) > 1:

@@ -11,6 +11,7 @@ from job.data.file_names import is_glob
 from job.data.folders import CARD, CARD_LIMIT_BYTES, folder_files
 from job.data.readers import read_file
 from job.data.rows import SUPPORTED, Row, SourceVersion, explained, unusable
+from job.data.unusable import listing
 from job.store.base import file_sha256
 
 
@@ -49,10 +50,20 @@ def list_files(path: Path) -> LocalFiles:
         elif path.exists():
             raise unusable(path, "is neither a file nor a folder", f"give {SUPPORTED}")
         else:
-            raise unusable(path, "does not exist", f"give {SUPPORTED}")
+            raise unusable(path, f"does not exist ({_around(path)})", f"give {SUPPORTED}")
         if not any((files.folder / name).stat().st_size for name in files.names):
             raise unusable(path, "is empty", "give a file with one row a line")
     return files
+
+
+def _around(path: Path) -> str:
+    """What is there instead of a file: a volume is empty until somebody copies the rows to it."""
+    place = next((parent for parent in path.parents if parent.is_dir()), Path())
+    names = sorted(path.name for path in place.iterdir())
+    names = [name for name in names if not name.startswith((".", "lost+found"))]
+    if not names:
+        return f"{place} is empty: copy the rows there first"
+    return f"in {place}: {listing(names)}"
 
 
 def _card(folder: Path) -> str | None:
@@ -78,5 +89,5 @@ def _glob(pattern: Path) -> LocalFiles:
     paths = (path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
     names = sorted({path.relative_to(root).as_posix() for path in paths})
     if not names:
-        raise unusable(pattern, "matches no file", f"give {SUPPORTED}")
+        raise unusable(pattern, f"matches no file ({_around(pattern)})", f"give {SUPPORTED}")
     return LocalFiles(root, tuple(names))

@@ -87,7 +87,9 @@ def _begun(slot: Slot) -> bool:
     if slot.generation == 0:
         names.append("spec")
     try:
-        return any(slot.store.get(slot.key(f"{name}.json")) is not None for name in names)
+        if any(slot.store.get(slot.key(f"{name}.json")) is not None for name in names):
+            return True
+        return slot.damage_without_spec() is not None
     except DamagedError:  # a damaged document is there, too
         return True
 

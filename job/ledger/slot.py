@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from job.ledger.ledger import Ledger
 
 SlotState = Literal["empty", "specified", "committed", "failed", "excluded"]
+# What an attempt uploads into its slot's folder: after the spec was written, never before.
+UPLOADS = ("adapter-", "checkpoints/", "history-")
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
@@ -106,6 +108,20 @@ class Slot:
     def is_open(self) -> bool:
         """Whether the slot is neither committed, nor given up, nor excluded."""
         return (self.result(), self.failure(), self.exclusion()) == (None, None, None)
+
+    def damage_without_spec(self) -> str | None:
+        """What lies here that cannot be without a spec, where there is none; None if nothing does.
+
+        Uploads are found by listing, which finds damage and never decides what counts.
+        """
+        if self.result() is not None:
+            return "a result.json"
+        if (stored := self.lease()) is not None and stored.lease.checkpoints:
+            return "checkpoints"
+        for name in UPLOADS:
+            for key in self.store.list(self.key(name)):
+                return key.removeprefix(f"{self.folder}/")
+        return None
 
     def state(self) -> SlotState:
         """The slot's state, by the documents that exist."""

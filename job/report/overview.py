@@ -163,8 +163,9 @@ def _view_generation(slot: Slot, now: datetime) -> SlotView:
     if spec is None:
         if excluded is not None:
             return SlotView(slot.number, "excluded", excluded)
-        reason = "it has a result.json but no spec.json" if result is not None else None
-        return SlotView(slot.number, "damaged" if reason else "empty", reason)
+        if (found := slot.damage_without_spec()) is not None:
+            return SlotView(slot.number, "damaged", f"it has {found} but no spec.json")
+        return SlotView(slot.number, "empty")
     view = _committed(slot, spec, result) if result else _open(slot, spec, failure, now)
     return replace(view, state="excluded", reason=excluded) if excluded is not None else view
 

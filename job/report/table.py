@@ -104,8 +104,9 @@ def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
     return [
         f"slot {view.slot}: {view.node or 'its holder'} has not renewed the lease for"
         f" {duration(view.lease_age_seconds)}. Another attempt takes it over by itself; if the pod"
-        " hangs in Terminating, this is safe: kubectl delete pod --selector"
-        f" batch.kubernetes.io/job-completion-index={view.slot} --force"
+        " hangs in Terminating and its machine is gone, find its NODE with"
+        f" kubectl get pods -o wide -l batch.kubernetes.io/job-completion-index={view.slot} and"
+        " kubectl taint nodes NODE node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
         for view in overview.slots
         if view.lease_age_seconds is not None
         and view.lease_age_seconds > STUCK_LEASES * lease_seconds

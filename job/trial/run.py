@@ -126,7 +126,7 @@ def _drawn(
     spec = slot.spec()
     if spec is not None:
         return Drawn(spec)
-    check_undrawn(lease)
+    check_undrawn(slot)
     if (spent := budget_spent(settings, slot.ledger)) is not None:
         return f"slot {slot.number}: {spent}, no new trial is begun"
     # Results may have come while the base was loaded.

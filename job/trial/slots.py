@@ -9,7 +9,7 @@ from job.errors import SlotError, work_dir_error
 from job.ledger.accounts import gpu_hours_spent
 from job.ledger.lease import HeldLease
 from job.ledger.ledger import Ledger
-from job.ledger.slot import begin_again
+from job.ledger.slot import Slot, begin_again
 from job.log import log
 from job.settings import Settings
 
@@ -28,10 +28,7 @@ def slots(settings: Settings, ledger: Ledger) -> list[int]:
     if slot.is_open():
         return [number]
     if slot.spec() is None and slot.exclusion() is None:
-        raise SlotError(
-            f"slot {number} is damaged: it has a result.json but no spec.json;"
-            f" {begin_again(number)}"
-        )
+        check_undrawn(slot)
     return []
 
 
@@ -88,12 +85,11 @@ def check_progress(lease: HeldLease) -> None:
     raise SlotError(f"slot {slot.number} is given up: {reason}; look at its attempts' last lines")
 
 
-def check_undrawn(lease: HeldLease) -> None:
-    """Raise `SlotError` for a slot with a checkpoint but no spec: it is never drawn again."""
-    slot = lease.slot
-    if lease.record.checkpoints:
+def check_undrawn(slot: Slot) -> None:
+    """Raise `SlotError` for a slot that holds a trial but no spec: it is never drawn again."""
+    if (found := slot.damage_without_spec()) is not None:
         raise SlotError(
-            f"slot {slot.number} is damaged: it has checkpoints but no spec.json in"
+            f"slot {slot.number} is damaged: it has {found} but no spec.json in"
             f" {slot.store.uri}/{slot.folder}; {begin_again(slot.number)}"
         )
 

@@ -149,10 +149,10 @@ Go on with docker (WANDB_API_KEY, JOB_DATASET_URI and JOB_OUTPUT_URI set in this
     --env JOB_DATASET_URI --env JOB_OUTPUT_URI --env JOB_NUM_TRIALS={trials} \\
     --env WANDB_SWEEP_ID={path} qlora-sweep-job queue
 
-or on a cluster ({trials} completions in k8s/sweep-job.yaml):
+or on a cluster ({trials} trials in k8s/sweep-job.yaml, the rows on the volume of k8s/volume.yaml):
   kubectl create secret generic qlora-sweep --from-literal=WANDB_SWEEP_ID={path} \\
     --from-literal=WANDB_API_KEY="$WANDB_API_KEY"
-  kubectl apply -f k8s/volume.yaml -f k8s/sweep-job.yaml"""
+  kubectl apply -f k8s/sweep-job.yaml"""
 
 
 def check_same(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -135,6 +136,24 @@ def _mixed_folder(path: Path) -> Path:
 def _broken_array(path: Path) -> Path:
     path.write_text('[{"a": 1},')
     return path
+
+
+def test_an_empty_volume_says_that_the_rows_are_to_be_copied_first(tmp_path: Path) -> None:
+    """The first minutes on a cluster: the Job was applied before the rows were on the volume."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "nothing").mkdir()
+    empty = f"{tmp_path / 'nothing'} is empty: copy the rows there first"
+    for path in ("nothing/rows.jsonl", "nothing/team/rows.jsonl", "nothing/*.jsonl"):
+        with pytest.raises(DataError, match=re.escape(empty)):
+            read_rows(tmp_path / path)
+    with pytest.raises(DataError, match="it is empty: copy the rows there first"):
+        read_rows(tmp_path / "nothing")
+    (tmp_path / "nothing").rmdir()
+    with pytest.raises(DataError, match=f"{tmp_path} is empty: copy"):  # lost+found is the disk's
+        read_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "row.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=f"does not exist .in {tmp_path}: row.jsonl.: give"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(

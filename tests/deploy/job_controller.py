@@ -1,8 +1,9 @@
 """Plays the Job controller and the kubelet over the rules of a manifest, with processes as pods.
 
-Not a cluster: no scheduler, no API server, no containers. What it plays is what the manifest says:
-which index gets a pod and when, what an exit code or a condition means, back-off and limits per
-index, SIGTERM, the grace, SIGKILL. After https://kubernetes.io/docs/concepts/workloads/controllers/job
+Not a cluster: no scheduler, no API server, no containers. Which index gets a pod and when, what an
+exit code or a condition means, back-off and limits are tests/deploy/job_model.py's, on a clock that
+stands still while a process runs and jumps over a back-off. SIGTERM, grace and SIGKILL are the
+kubelet's part.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 
 import yaml
 
-Json = dict[str, Any]
+from tests.deploy.job_model import Index, JobModel, Json, action
+
 ROOT = Path(__file__).parents[2]
-FIRST_BACK_OFF_SECONDS, LAST_BACK_OFF_SECONDS = 10, 600  # pkg/controller/job: doubled each time
 POD_LIMIT_SECONDS = 120  # a pod that hangs fails the test
 
 
@@ -102,37 +103,35 @@ class JobController:
         documents = list(yaml.safe_load_all((ROOT / "k8s/sweep-job.yaml").read_text()))
         by_kind: dict[str, Json] = {document["kind"]: document for document in documents}
         self.spec: Json = by_kind["Job"]["spec"] | spec
+        self.model = JobModel(self.spec)
         self.pod: Json = self.spec["template"]["spec"]
         (self.container,) = self.pod["containers"]
         self._settings: dict[str, str] = by_kind["ConfigMap"]["data"] | overrides
         self._command, self._on_pod = command, on_pod
         self.pods: list[Pod] = []
         self.failures: dict[int, int] = {}  # that count, by index
-        self.succeeded: set[int] = set()
-        self.failed: set[int] = set()
         self.waits: list[tuple[int, float]] = []  # back-off by index: recorded, not slept
 
     def run(self) -> str:
         """Play until the Job has its last condition; return it."""
         running: list[Pod] = []
-        while True:
-            for index in range(self.spec["completions"]):
-                done = self.succeeded | self.failed | {pod.index for pod in running}
-                if len(running) < self.spec["parallelism"] and index not in done:
-                    running.append(self._start(index))
+        while self.model.condition is None:
+            running += [self._start(index) for index in self.model.create()]
             if not running:
-                return "Failed: FailedIndexes" if self.failed else "Complete"
+                self.model.now += self.model.wait()
+                continue
             pod = self._next_end(running)
             # podReplacementPolicy Failed: only now, that the pod is gone, may another one start.
             running.remove(pod)
-            reason = self._judge(pod)
-            if reason is None and len(self.failed) > self.spec["maxFailedIndexes"]:
-                reason = "MaxFailedIndexesExceeded"
-            if reason is not None:
-                for other in running:
-                    other.evict(grace_seconds=self.grace_seconds, condition=False)
-                    other.reap()
-                return f"Failed: {reason}"
+            self.model.end(pod.index, pod.code, pod.conditions)
+            if pod.code and action(self.spec, pod.code, pod.conditions) == "Count":
+                self.failures[pod.index] = self.failures.get(pod.index, 0) + 1
+            if wait := self.model.indexes.get(pod.index, Index()).back_off():
+                self.waits.append((pod.index, wait))
+        for other in running:
+            other.evict(grace_seconds=self.grace_seconds, condition=False)
+            other.reap()
+        return self.model.condition
 
     @property
     def grace_seconds(self) -> float:
@@ -170,39 +169,3 @@ class JobController:
         pod = descriptors[ended[0]]
         pod.reap()
         return pod
-
-    def _judge(self, pod: Pod) -> str | None:
-        """Account for a pod that has ended; return the reason if it fails the whole Job."""
-        if pod.code == 0:
-            self.succeeded.add(pod.index)
-            return None
-        action = next((r["action"] for r in self.rules if self._fits(r, pod)), "Count")
-        if action == "FailJob":
-            return "PodFailurePolicy"
-        if action == "FailIndex":
-            self.failed.add(pod.index)
-        elif action == "Count":
-            count = self.failures[pod.index] = self.failures.get(pod.index, 0) + 1
-            if count > self.spec["backoffLimitPerIndex"]:
-                self.failed.add(pod.index)
-            else:
-                seconds = FIRST_BACK_OFF_SECONDS * 2 ** (count - 1)
-                self.waits.append((pod.index, min(seconds, LAST_BACK_OFF_SECONDS)))
-        return None
-
-    @property
-    def rules(self) -> list[Json]:
-        rules: list[Json] = self.spec["podFailurePolicy"]["rules"]
-        return rules
-
-    def _fits(self, rule: Json, pod: Pod) -> bool:
-        if "onExitCodes" in rule:
-            wanted = rule["onExitCodes"]
-            assert wanted["operator"] == "In"
-            return wanted["containerName"] == self.container["name"] and (
-                pod.code in wanted["values"]
-            )
-        return any(
-            pod.conditions.get(pattern["type"]) == pattern["status"]
-            for pattern in rule["onPodConditions"]
-        )

@@ -124,21 +124,29 @@ def check_job_is_valid(manifests: Manifests) -> Iterator[str]:
         yield f"backoffLimitPerIndex is {spec.get('backoffLimitPerIndex')}, not 6"
     if "backoffLimit" in spec:
         yield "backoffLimit would end the Job after so many failures of all indexes together"
-    if not 0 < spec.get("maxFailedIndexes", 0) < spec["completions"]:
-        yield "maxFailedIndexes is not between 0 and completions"
-    if str(spec["completions"]) != manifests.settings["JOB_NUM_TRIALS"]:
-        yield "completions differ from JOB_NUM_TRIALS"
+    yield from check_numbers_of_trials(manifests)
     if "activeDeadlineSeconds" in spec:
         yield "a deadline of the Job would end a sweep that waits for spot machines"
     if not spec.get("ttlSecondsAfterFinished"):
         yield "ttlSecondsAfterFinished is missing: finished pods would stay for ever"
-    queue = manifests.by_kind["Job"]["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
-    if spec.get("parallelism") != 1 and not queue:
+    metadata = manifests.by_kind["Job"]["metadata"]
+    queue = metadata["labels"].get("kueue.x-k8s.io/queue-name")
+    standby = "qlora-sweep-job/standby" in metadata.get("annotations", {})
+    if spec.get("parallelism") != (2 if standby else 1) and not queue:
         yield "parallelism is not 1, and no queue limits what it costs"
     if spec.get("suspend", False) and not queue:
         yield "the Job is suspended, and no queue would wake it"
     if "selector" in spec or "manualSelector" in spec:
         yield "the Job chooses its own selector; Kubernetes makes one that is unique"
+
+
+def check_numbers_of_trials(manifests: Manifests) -> Iterator[str]:
+    """Three numbers that belong together; the API server refuses more failed than completions."""
+    completions, most = manifests.job["completions"], manifests.job.get("maxFailedIndexes", 0)
+    if str(completions) != manifests.settings["JOB_NUM_TRIALS"]:
+        yield "completions differ from JOB_NUM_TRIALS"
+    if not 1 <= most <= max(1, completions // 4):
+        yield f"maxFailedIndexes {most} is not 1 to a quarter of completions {completions}"
 
 
 def check_settings_load(manifests: Manifests) -> Iterator[str]:

@@ -48,6 +48,16 @@ def check_tolerations_are_valid(manifests: Manifests) -> Iterator[str]:
             yield f"tolerates every taint, those of broken nodes too: {toleration}"
 
 
+def check_quantities_are_strings(manifests: Manifests) -> Iterator[str]:
+    """The API server gives quantities back as strings; a number reads as a change at each apply."""
+    for pod in manifests.pods:
+        for container in pod["containers"]:
+            for part, quantities in container["resources"].items():
+                for name, value in quantities.items():
+                    if not isinstance(value, str):
+                        yield f"{part} {name}: {value!r} needs quotes: a number changes the Job"
+
+
 def check_resources_fit_the_node(manifests: Manifests) -> Iterator[str]:
     requests = {k: quantity(v) for k, v in manifests.container["resources"]["requests"].items()}
     limits = {k: quantity(v) for k, v in manifests.container["resources"]["limits"].items()}
@@ -168,6 +178,7 @@ CHECKS: tuple[Check, ...] = (
     *CONTRACT_CHECKS,
     check_names_and_labels_are_valid,
     check_tolerations_are_valid,
+    check_quantities_are_strings,
     check_resources_fit_the_node,
     check_volumes_are_mounted,
     check_rows_and_results_are_in_reach,

@@ -66,7 +66,9 @@ DISRUPTION_RULE = """\
         ('JOB_GRACE_SECONDS: "15"', 'JOB_GRACE_SECONDS: "30"', "over JOB_GRACE_SECONDS"),
         ("batch.kubernetes.io/job-completion-index']", "job-completion-index']",
          "completion index"),
-        ("nvidia.com/gpu: 1  #", "nvidia.com/gpu: 2  #", "nvidia.com/gpu"),
+        ('nvidia.com/gpu: "1"  #', 'nvidia.com/gpu: "2"  #', "nvidia.com/gpu"),
+        ('nvidia.com/gpu: "1"  #', "nvidia.com/gpu: 1  #", "limits nvidia.com/gpu: 1 needs quotes"),
+        ('cpu: "2"', "cpu: 2", "requests cpu: 2 needs quotes"),
         ("memory: 10Gi\n              ephemeral-storage: 12Gi",
          "memory: 14Gi\n              ephemeral-storage: 12Gi", "memory: request over limit"),
         ("- name: work\n              mountPath", "- name: wrk\n              mountPath",
@@ -105,6 +107,7 @@ DISRUPTION_RULE = """\
         ("parallelism: 1", "parallelism: 1\n  suspend: true", "no queue would wake it"),
         ("parallelism: 1", "parallelism: 1\n  backoffLimit: 6", "all indexes together"),
         ("maxFailedIndexes: 3", "maxFailedIndexes: 12", "maxFailedIndexes"),
+        ("maxFailedIndexes: 3", "maxFailedIndexes: 0", "maxFailedIndexes"),
         ("JOB_OUTPUT_URI: file:///data/CHANGE-ME/sweeps", "JOB_OUTPUT_URI: /tmp/sweeps",
          "JOB_OUTPUT_URI '/tmp/sweeps'"),
         ("kind: Job\nmetadata:\n  name: qlora-sweep", "kind: Job\nmetadata:\n  name: qlora_sweep",
@@ -117,6 +120,30 @@ def test_planted_mistake_is_caught(text: str, planted: str, complaint: str) -> N
     assert SWEEP_JOB.count(text) == 1
     found = mistakes(read(SWEEP_JOB.replace(text, planted)))
     assert any(complaint in mistake for mistake in found), found
+
+
+def test_what_people_apply_and_what_kustomize_reads_is_one_text() -> None:
+    """Two plain files: a checkout without symbolic links would hold the path of a link as text."""
+    assert (ROOT / "k8s/base/sweep-job.yaml").read_text() == SWEEP_JOB
+    assert [path for path in (ROOT / "k8s").rglob("*") if path.is_symlink()] == []
+
+
+@pytest.mark.parametrize(("trials", "may_be_lost"), [(1, 1), (2, 1), (12, 3), (200, 50)])
+def test_any_number_of_trials_changes_the_three_marked_lines(trials: int, may_be_lost: int) -> None:
+    marked = re.findall(r"^.*# trials, \d of 3.*\n", SWEEP_JOB, re.MULTILINE)
+    changed = SWEEP_JOB
+    for line, number in zip(marked, (trials, trials, may_be_lost), strict=True):
+        changed = changed.replace(line, re.sub(r"\d+", str(number), line, count=1))
+    manifests = read(changed)
+    assert (manifests.job["completions"], mistakes(manifests)) == (trials, [])
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_fewer_trials_than_may_be_lost_are_caught(trials: int) -> None:
+    """The real API server refused both, after the ConfigMap was made and could not be changed."""
+    changed = SWEEP_JOB.replace("completions: 12", f"completions: {trials}")
+    found = mistakes(read(changed.replace('NUM_TRIALS: "12"', f'NUM_TRIALS: "{trials}"')))
+    assert any("maxFailedIndexes 3" in mistake for mistake in found), found
 
 
 def test_placeholders_are_the_only_values_left_to_the_user() -> None:

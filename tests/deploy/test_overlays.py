@@ -53,7 +53,8 @@ def rendered(overlay: str) -> Manifests:
 
 def with_component(overlay: str, component: str, tmp_path: Path) -> Manifests:
     """The overlay with one line more in its `components`, as its comment tells people to."""
-    shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
+    if not (tmp_path / "k8s").exists():
+        shutil.copytree(K8S, tmp_path / "k8s")
     path = tmp_path / "k8s/overlays" / overlay / "kustomization.yaml"
     line = f"  - ../../components/{overlay}\n"
     text = path.read_text()
@@ -141,6 +142,30 @@ def test_kueue_runs_several_trials_at_once_on_every_cloud(overlay: str, tmp_path
     assert manifests.job["suspend"] is True
 
 
+@pytest.mark.parametrize(("trials", "may_be_lost"), [(1, 1), (2, 1), (12, 3), (200, 50)])
+def test_the_number_of_trials_is_changed_in_one_file(
+    trials: int, may_be_lost: int, tmp_path: Path
+) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    path = tmp_path / "k8s/components/trials/kustomization.yaml"
+    text = path.read_text().replace('JOB_NUM_TRIALS: "12"', f'JOB_NUM_TRIALS: "{trials}"')
+    path.write_text(text.replace("maxFailedIndexes: 3", f"maxFailedIndexes: {may_be_lost}"))
+    manifests = with_component("gke", "trials", tmp_path)
+    assert mistakes(manifests) == []
+    assert manifests.settings["JOB_NUM_TRIALS"] == str(trials)
+    assert (manifests.job["completions"], manifests.job["maxFailedIndexes"]) == (
+        trials,
+        may_be_lost,
+    )
+
+
+@pytest.mark.parametrize("overlay", ["gke", *slow("aks", "eks-karpenter", "eks-nodegroup")])
+def test_standby_adds_a_second_pod_and_nothing_else(overlay: str, tmp_path: Path) -> None:
+    manifests = with_component(overlay, "standby", tmp_path)
+    assert mistakes(manifests) == []
+    assert manifests.job == rendered(overlay).job | {"parallelism": 2}
+
+
 def test_the_queue_covers_what_the_pods_request() -> None:
     queue = K8S / "components/kueue/queue.yaml"
     documents: dict[str, Any] = {d["kind"]: d for d in yaml.safe_load_all(queue.read_text())}
@@ -175,7 +200,7 @@ def test_karpenter_may_start_the_nodes_that_its_overlay_asks_for() -> None:
 
 
 def test_a_second_sweep_is_the_same_under_another_name(tmp_path: Path) -> None:
-    shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
+    shutil.copytree(K8S, tmp_path / "k8s")
     path = tmp_path / "k8s/overlays/gke/kustomization.yaml"
     path.write_text(path.read_text() + "nameSuffix: -b\n")
     manifests = Manifests(kustomize(path.parent))
@@ -186,7 +211,7 @@ def test_a_second_sweep_is_the_same_under_another_name(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_an_overlay_is_caught(tmp_path: Path) -> None:
-    shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
+    shutil.copytree(K8S, tmp_path / "k8s")
     path = tmp_path / "k8s/overlays/gke/kustomization.yaml"
     path.write_text(path.read_text().replace("JOB_OUTPUT_URI: gs:", "JOB_OUTPUT_URL: gs:"))
     found = mistakes(Manifests(kustomize(path.parent)))

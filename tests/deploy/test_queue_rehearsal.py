@@ -62,7 +62,7 @@ def test_a_failing_slot_is_tried_seven_times_and_the_others_go_on(
 ) -> None:
     end, controller = play(f'[ "$JOB_COMPLETION_INDEX" != 1 ] || exit {code}', tmp_path)
     assert end == "Failed: FailedIndexes"
-    assert controller.failed == {1}
+    assert controller.model.failed == {1}
     assert attempts(controller) == dict.fromkeys(range(12), 1) | {1: 7}
     assert controller.waits == [(1, 10), (1, 20), (1, 40), (1, 80), (1, 160), (1, 320)]
 
@@ -77,7 +77,7 @@ def test_a_bad_node_costs_a_slot_no_more_than_its_own_tries(tmp_path: Path) -> N
 def test_a_slot_given_up_is_not_tried_again(tmp_path: Path) -> None:
     end, controller = play('[ "$JOB_COMPLETION_INDEX" != 3 ] || exit 69', tmp_path)
     assert end == "Failed: FailedIndexes"
-    assert (controller.failed, controller.waits) == ({3}, [])
+    assert (controller.model.failed, controller.waits) == ({3}, [])
     assert attempts(controller) == dict.fromkeys(range(12), 1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 import yaml
 
 from job.errors import ExitCode
+from job.ledger.ledger import Ledger
+from job.store.local import LocalStore
 from tests.deploy.job_controller import ROOT, JobController, Pod
 from tests.workers import make_inputs
 
@@ -24,6 +27,7 @@ RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 ALERTS = yaml.safe_load((ROOT / "k8s/alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
 # Of kube-state-metrics (docs/metrics/workload), as far as they are used.
 METRICS = {
+    "kube_job_created",
     "kube_job_failed",
     "kube_job_status_failed",
     "kube_pod_status_phase",
@@ -126,6 +130,63 @@ def test_trials_can_be_added_and_settings_only_in_another_sweep(
     assert results(tmp_path)[0] == first[0]
 
 
+@pytest.mark.slow
+def test_rows_that_come_after_the_job_are_asked_for(
+    apply: Apply, inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """The volume was still empty when the Job was applied: 65 says so; copy, delete, apply."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    early = apply(1, JOB_DATASET_URI=f"file://{volume}/rows.jsonl")
+    assert early.run() == "Failed: PodFailurePolicy"
+    (pod,) = early.pods
+    assert pod.code == ExitCode.DATA
+    assert f"{volume} is empty: copy the rows there first" in pod.log.splitlines()[-1]
+    shutil.copy(inputs["JOB_DATASET_URI"].removeprefix("file://"), volume / "rows.jsonl")
+    assert apply(1, JOB_DATASET_URI=f"file://{volume}/rows.jsonl").run() == "Complete"
+
+
+@pytest.mark.slow
+def test_an_excluded_slot_holds_up_nobody(apply: Apply, tmp_path: Path) -> None:
+    """`job exclude` between two tries of a slot: its next pod ends with 0, the others go on."""
+
+    def lose_and_exclude(pod: Pod) -> None:
+        if (pod.index, pod.attempt) == (0, 1):
+            pod.lose_node()
+            Ledger(LocalStore(tmp_path / "out"), "s").slot(0).exclude("broken")
+
+    controller = apply(2, on_pod=lose_and_exclude)
+    assert controller.run() == "Complete"
+    assert [(pod.index, pod.code) for pod in controller.pods] == [(0, 137), (0, 0), (1, 0)]
+    assert set(results(tmp_path)) == {1}
+
+
+def test_the_readme_copies_the_rows_before_it_applies_the_job() -> None:
+    readme = (ROOT / "README.md").read_text()
+    (block,) = [b for b in readme.split("```") if "kubectl apply -f k8s/sweep-job.yaml" in b]
+    steps = [
+        "kubectl apply -f k8s/volume.yaml",
+        "kubectl wait --for=condition=Ready",
+        "kubectl exec qlora-sweep-files -- mkdir -p /data/CHANGE-ME\n",
+        "kubectl cp rows.jsonl qlora-sweep-files:/data/CHANGE-ME/rows.jsonl\n",
+        "kubectl delete pod qlora-sweep-files\n",
+        "kubectl apply -f k8s/sweep-job.yaml\n",
+        "kubectl wait --for=jsonpath='{.status.ready}'=1",
+        "kubectl logs -f ",
+    ]
+    places = [block.index(step) for step in steps]
+    assert places == sorted(places)
+    volume, job = ((ROOT / f"k8s/{name}.yaml").read_text() for name in ("volume", "sweep-job"))
+    assert "name: qlora-sweep-files\n" in volume
+    assert "JOB_DATASET_URI: file:///data/CHANGE-ME/rows.jsonl\n" in job
+
+
+def test_no_page_follows_more_pods_than_kubectl_does() -> None:
+    """`kubectl logs -f -l ...` fails beyond five pods, and the pods that ended count."""
+    for page in [*ROOT.glob("docs/*.md"), *ROOT.glob("k8s/**/*.yaml"), ROOT / "README.md"]:
+        assert not re.search(r"logs (-f|--follow) (-l|--selector)", page.read_text()), page
+
+
 def test_every_exit_code_has_a_row() -> None:
     rows = re.findall(r"^\| (\d+) \|", RUNBOOK, re.MULTILINE)
     assert [int(code) for code in rows] == [int(code) for code in ExitCode]
@@ -141,6 +202,26 @@ def test_every_alert_asks_a_known_metric_and_has_its_place(rule: dict[str, Any])
     pattern = re.search(r'(?:job_name|pod)=~"([^"]+)"', rule["expr"])
     assert pattern
     assert all(re.fullmatch(pattern[1], job) for job in names)
+
+
+def parts() -> dict[str, str]:
+    """The runbook's parts that tell what to do, by heading: those below ### and the exit codes."""
+    found = dict(re.findall(r"^### (.+)\n((?:(?!^##).*\n?)+)", RUNBOOK, re.MULTILINE))
+    (codes,) = re.findall(r"^## Exit codes\n((?:(?!^##).*\n?)+)", RUNBOOK, re.MULTILINE)
+    return found | {"Exit codes": codes}
+
+
+@pytest.mark.parametrize("part", parts())
+def test_every_part_names_the_tests_that_walk_it_or_its_source(part: str) -> None:
+    text = parts()[part]
+    assert "\nWalked: " in text
+    walked = text[text.index("\nWalked: ") :]
+    assert re.search(r"`(test|alerts_test)\w*", walked)  # tests/test_docs.py: they exist
+    if part in [rule["alert"] for rule in ALERTS]:
+        assert "`alerts_test.yaml`" in walked
+        assert f"alertname: {part}\n" in (Path(__file__).parent / "alerts_test.yaml").read_text()
+    _, *unwalked = walked.split("Not walked: ")
+    assert all("https://" in what or "docs/" in what for what in unwalked)
 
 
 def test_every_file_that_the_runbook_names_exists() -> None:

@@ -14,9 +14,21 @@ import pytest
 
 from tests.deploy.job_controller import ROOT
 
+CI = (ROOT / ".ci/run").read_text()
 PROGRAMS = re.findall(
     r"python \"\$image\" -c '\n(.*?)'", (ROOT / ".ci/smoke").read_text(), re.DOTALL
 )
+
+
+@pytest.mark.parametrize(
+    ("tool", "package"),
+    [("promtool", "prometheus"), ("chromedriver", "chromium-driver"), ("g++", "g++")],
+)
+def test_ci_installs_what_checks_are_skipped_without(tool: str, package: str) -> None:
+    (step,) = re.findall(
+        rf"^if ! command -v {re.escape(tool)} .*?^fi$", CI, re.MULTILINE | re.DOTALL
+    )
+    assert re.search(rf"apt-get install .*\b{re.escape(package)}(?!\S)", step, re.DOTALL)
 
 
 def test_there_is_such_a_program() -> None:

@@ -106,6 +106,8 @@ def test_a_silent_lease_names_the_command_that_is_safe(overview: Overview) -> No
     stuck = stuck_slots(replace(overview, slots=(silent,)), lease_seconds=120)
     assert len(stuck) == 1
     assert "job-completion-index=4" in stuck[0]
+    assert "kubectl taint nodes" in stuck[0]
+    assert "delete" not in stuck[0], "the Job's finalizer keeps a deleted pod"
     assert stuck_slots(replace(overview, slots=(silent,)), lease_seconds=600) == []
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import SlotError
+from job.errors import SettingsError, SlotError
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
 from job.ledger.records import Checkpoint, Ended
+from job.ledger.redo import redo
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
+from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.documents import create_document
 from job.store.local import LocalStore
@@ -58,9 +60,40 @@ def test_preemptions_alone_close_no_slot(ledger: Ledger) -> None:
 
 
 def test_a_checkpoint_without_a_spec_is_damage_and_never_redrawn(ledger: Ledger) -> None:
-    check_undrawn(_lease(ledger))
+    check_undrawn(_lease(ledger).slot)
     with pytest.raises(SlotError, match="damaged: it has checkpoints but no spec"):
-        check_undrawn(_lease_again(ledger))
+        check_undrawn(_lease_again(ledger).slot)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adapter-0a/adapter_config.json", "checkpoints/1-5-0a/manifest.json", "history-0a.jsonl"],
+)
+def test_an_upload_without_a_spec_is_damage_and_never_redrawn(
+    ledger: Ledger, name: str, tmp_path: Path
+) -> None:
+    """Whoever lost or removed the spec: what lies here was trained with parameters nobody knows."""
+    source = tmp_path / "planted"
+    source.write_text("{}")
+    ledger.store.upload(ledger.slot(0).key(name), source)
+    with pytest.raises(SlotError, match=f"damaged: it has {name} but no spec.json"):
+        check_undrawn(_lease(ledger).slot)
+    (view, other) = read_overview(ledger, 2).slots
+    assert (view.state, view.reason) == ("damaged", f"it has {name} but no spec.json")
+    assert other.state == "empty"
+    assert "parameters drawn anew" in redo(ledger.slot(0))
+    check_undrawn(ledger.slot(0))
+
+
+def test_the_way_out_of_an_upload_without_a_spec_needs_no_lease(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    source = tmp_path / "planted"
+    source.write_text("{}")
+    ledger.store.upload(ledger.slot(2).key("adapter-0a/adapter_config.json"), source)
+    assert "parameters drawn anew" in redo(ledger.slot(2))
+    with pytest.raises(SettingsError, match="never begun"):
+        redo(ledger.slot(1))
 
 
 def _lease_again(ledger: Ledger):  # type: ignore[no-untyped-def]
