@@ -77,3 +77,6 @@ def test_the_demo_ends_with_what_a_person_wants_to_see(demo: tuple[Path, str]) -
     assert (adapter / "adapter_model.safetensors").is_file()
     assert folder in adapter.parents
     assert out.count("before:") == out.count("after:") == 2
+    assert "another trial is expected to gain" in out
+    page = (folder / ".demo/report.html").read_text()
+    assert "Expected gain of the next trial" in page
