@@ -151,6 +151,7 @@ def _report_options(parser: ArgumentParser) -> None:
 
 
 def _best_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--slot", metavar="N", help="another trial than the best one")
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
         "--download", type=_path, metavar="DIR", help="fetch the adapter, every byte checked"
@@ -184,16 +185,6 @@ def _gc_options(parser: ArgumentParser) -> None:
 
 def _sweep_options(parser: ArgumentParser) -> None:
     parser.add_argument("action", choices=["create"])
-
-
-def read_slot(text: str | None, verb: str, num_slots: int) -> int:
-    """The number of the slot that a person named. Raises `SettingsError`."""
-    allowed = f"allowed: 0 to {num_slots - 1}"
-    if text is None:
-        raise SettingsError(f"{verb}: SLOT is missing; {allowed}")
-    if not text.isascii() or not text.isdigit() or int(text) >= num_slots:
-        raise SettingsError(f"{verb}: {text!r} is no slot of this sweep; {allowed}")
-    return int(text)
 
 
 def read_reason(text: str | None) -> str:
@@ -234,6 +225,7 @@ def _open_ledger() -> tuple[Settings, Ledger]:
 def _open_slot(options: Namespace) -> Slot:
     """The slot that a verb is to change, in its newest generation."""
     from job.ledger.ledger import check_sweep
+    from job.ledger.redo import read_slot
 
     settings, ledger = _open_ledger()
     check_sweep(ledger)

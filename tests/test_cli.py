@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from job.__main__ import main
-from job.cli import VERBS, parse, read_hours, read_reason, read_slot
+from job.cli import VERBS, parse, read_hours, read_reason
 from job.errors import ExitCode, SettingsError
 from job.ledger.ledger import Ledger
+from job.ledger.redo import read_slot
 from job.store.local import LocalStore
 from tests.ledger.documents import make_identity, make_spec
 

@@ -34,7 +34,7 @@ from job.store.documents import create_document, read_document, swap_document
 MEMORY_KEY = "gc.json"
 _UPLOAD = re.compile(
     r"sweeps/[^/]+/slots/(?P<slot>\d{4})/(redo-(?P<generation>\d+)/)?"
-    r"(checkpoints/(?P<epoch>\d+)-\d+-[0-9a-f]{64}|adapter-[0-9a-f]{64}|history-[0-9a-f]{64}\.jsonl)"
+    r"(checkpoints/(?P<epoch>\d+)-\d+-[0-9a-f]{64}|adapter-[0-9a-f]{64}|history-[0-9a-f]{64}\.jsonl|rows-[0-9a-f]{64}\.json)"
     r"(?=/|$)"
 )
 _UNOWNED = re.compile(r"(prepared/[0-9a-f]{64})/|(probe-[0-9a-f]{32})$")
@@ -112,7 +112,7 @@ def _unneeded_in_generation(slot: Slot, found: dict[str, int | None]) -> Iterato
     named = {checkpoint.key for checkpoint in stored.lease.checkpoints}
     for key, epoch in found.items():
         if result is not None:
-            if key not in (result.adapter_key, result.history_key):
+            if key not in (result.adapter_key, result.history_key, result.rows_key):
                 yield Garbage(key, "the slot is committed and does not name it")
         elif epoch is not None and epoch < stored.lease.epoch and key not in named:
             yield Garbage(key, f"of epoch {epoch}, and the lease of a later one does not name it")
@@ -181,7 +181,7 @@ def _remember(store: Store, waiting: dict[str, str]) -> None:
 
 
 def _delete(store: Store, key: str) -> None:
-    if key.endswith(".jsonl") or key.startswith("probe-"):
+    if key.endswith((".jsonl", ".json")) or key.startswith("probe-"):
         store.delete(key)
     else:
         delete_folder(store, key)

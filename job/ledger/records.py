@@ -4,6 +4,7 @@
     sweeps/<sweep>/slots/<NNNN>/spec.json            Spec       create-once
                                 lease.json           Lease      only by compare-and-swap
                                 attempts/<e>-<o>.json Account   created open, swapped once
+                                rows-<sha256>.json   RowLosses  under the hash of its content
                                 result.json          Result     create-once: THE COMMIT
                                 failed.json          Closure    create-once: given up
                                 excluded.json        Closure    create-once: by a person
@@ -16,6 +17,7 @@ refuses it where the ledger reads.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -120,6 +122,9 @@ class Result(Record):
     base_model_revision: str
     code_version: str = ""
     history_key: Key
+    rows_key: Key | None = (
+        None  # of the RowLosses; None: without an adapter, or of an earlier version
+    )
     committed_at: Moment | None = None
 
     @model_validator(mode="after")
@@ -132,6 +137,28 @@ class Result(Record):
     def finite_curve(self) -> tuple[tuple[int, float], ...]:
         """The evaluations that gave a number, as (step, eval/loss)."""
         return tuple((step, loss) for step, loss in self.curve if loss is not None)
+
+
+class RowLosses(Record):
+    """`rows-<sha256>.json`: a trial's evaluation at its best step, by held-out row.
+
+    Trials of a sweep have the same rows in the same order, so they can be compared in pairs.
+    """
+
+    step: Count  # the best step
+    nll: Annotated[tuple[float, ...], Field(min_length=1)]  # nats, summed over the row's targets
+    targets: tuple[Annotated[int, Field(ge=1)], ...]  # target tokens
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if len(self.nll) != len(self.targets):
+            raise ValueError(f"it has {len(self.nll)} nll and {len(self.targets)} targets")
+        return self
+
+    @property
+    def loss(self) -> float:
+        """The eval/loss of all rows together."""
+        return math.fsum(self.nll) / sum(self.targets)
 
 
 class Checkpoint(Record):

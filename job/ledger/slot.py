@@ -78,7 +78,7 @@ class Slot:
         """The slot's commit; None if it is open."""
         result = self._read("result.json", Result)
         if result is not None:
-            self._check_own("result.json", result.adapter_key, result.history_key)
+            self._check_own("result.json", result.adapter_key, result.history_key, result.rows_key)
         return result
 
     def commit(self, result: Result) -> bool:

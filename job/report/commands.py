@@ -21,8 +21,10 @@ from rich.text import Text
 
 from job.errors import VOLUME_FULL, OutageError, SlotError
 from job.ledger.ledger import Ledger, check_sweep
+from job.ledger.redo import read_slot
 from job.log import log
 from job.report.attempts_table import attempts_table
+from job.report.comparison import read_compared
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
@@ -52,7 +54,7 @@ def _show_status(
     options: Namespace, settings: Settings, ledger: Ledger, wait: Callable[[float], None]
 ) -> None:
     if options.json:
-        print(to_json(read_overview(ledger, settings.num_trials)))
+        print(to_json(read_compared(ledger, settings.num_trials)))
     elif options.prometheus is not None:
         samples = to_prometheus(read_overview(ledger, settings.num_trials))
         _write_samples(options.prometheus, samples)
@@ -68,7 +70,7 @@ def _show_status(
 def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     """Write the page and the summary; print where they are."""
     check_sweep(ledger)
-    overview = read_overview(ledger, settings.num_trials)
+    overview = read_compared(ledger, settings.num_trials)
     price = settings.gpu_hourly_usd
     files = {
         "report.html": html_page(overview, usd_per_hour=price),
@@ -96,7 +98,7 @@ def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     """Print the best trial as JSON, or fetch or merge its adapter."""
     check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
-    best = best_of(overview)
+    best = best_of(overview) if options.slot is None else _chosen(overview, options.slot)
     assert best.result is not None
     if options.download is not None:
         download(ledger.store, best.slot, best.result, options.download)
@@ -114,6 +116,15 @@ def best_of(overview: Overview) -> SlotView:
             " `job status` shows its slots"
         )
     return best
+
+
+def _chosen(overview: Overview, text: str) -> SlotView:
+    """The trial of the slot that a person named. Raises `SettingsError`, `SlotError`."""
+    number = read_slot(text, "best --slot", len(overview.slots))
+    view = overview.slots[number]
+    if view.adapter_key is None:
+        raise SlotError(f"slot {number} is {view.state} and has no adapter; `job status` shows all")
+    return view
 
 
 def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
 from job.sweep.distributions import contains
+from job.winner.intervals import Comparison
 
 State = Literal[
     "empty",  # not drawn
@@ -27,7 +28,7 @@ State = Literal[
     "completed", "truncated", "stopped", "diverged", "infeasible",  # committed
 ]  # fmt: skip
 COMMITTED = get_args(Status)
-_READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
+READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Overview:
     uri: str
     identity: Identity | None  # None before the first trial
     slots: tuple[SlotView, ...]
+    comparison: Comparison | None = None  # of the best with the others, where it was asked for
 
     @property
     def definition(self) -> SweepDefinition | None:
@@ -124,7 +126,7 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
     now = now or datetime.now(UTC)
     # Read first and alone: a store that fails is then told once, and Ctrl-C is heard.
     identity = ledger.identity()
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
     while (further := _view(ledger, len(views), now)).state != "empty":
         views.append(further)

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job.report import charts
+from job.report.comparison import in_millinats, recommendation
 from job.report.findings import findings
 from job.report.importance import WEAK_BELOW_TRIALS, importances
 from job.report.notation import duration, number, short_name
@@ -58,6 +59,7 @@ def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
         states=_states(overview),
         notes=[_code(note) for note in findings(overview)],
         best=overview.best,
+        recommendation=_code(_sentence(recommendation(overview) or "")),
         download=DOWNLOAD,
         snippet=LOAD_SNIPPET,
         charts=_charts(overview),
@@ -74,6 +76,8 @@ def markdown(overview: Overview, *, usd_per_hour: float | None) -> str:
     lines += ["", *(f"> {note}" for note in findings(overview))]
     if (best := overview.best) is not None:
         lines += ["", f"Best: slot {best.slot}, eval/loss {best.eval_loss:.4f}"]
+        if (advice := recommendation(overview)) is not None:
+            lines += ["", _sentence(advice)]
         lines += ["", "```", DOWNLOAD, "```", "", "```python", LOAD_SNIPPET, "```"]
     columns, rows = _table(overview)
     lines += ["", _pipes(columns), _pipes(["---"] * len(columns))]
@@ -112,6 +116,11 @@ def _charts(overview: Overview) -> list[tuple[str, str, str]]:
             "Dashed: the range that was searched; shaded: its outer tenths.",
             charts.learning_rate(overview),
         ),
+        (
+            "Told apart or not",
+            "On the same rows; 95 % for all together. What crosses the dashed line is tied.",
+            charts.intervals(overview),
+        ),
         ("Loss curves", "The best trial is highlighted.", charts.loss_curves(overview)),
         (
             "All parameters",
@@ -145,8 +154,14 @@ def _table(overview: Overview) -> tuple[list[str], list[TableRow]]:
         "tokens/s",
     ]
     columns += ["peak GB", "attempts", "GPU time", "wasted"]
-    best = overview.best
-    return columns, [TableRow(_cells(view, names), view is best) for view in overview.slots]
+    rows = [TableRow(_cells(view, names), view is overview.best) for view in overview.slots]
+    if (found := overview.comparison) is not None:
+        columns.insert(3, "behind the best")
+        for view, row in zip(overview.slots, rows, strict=True):
+            behind = found.behind.get(view.slot)
+            shown = Cell(in_millinats(behind), repr(behind.estimate)) if behind else Cell("", "")
+            row.cells.insert(3, shown)
+    return columns, rows
 
 
 def _cells(view: SlotView, names: list[str]) -> list[Cell]:
@@ -183,6 +198,10 @@ def _number(value: float | None, form: str) -> Cell:
 
 def _seconds(value: float | None) -> Cell:
     return Cell("", "") if value is None else Cell(duration(value), repr(value))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
 def _code(note: str) -> Markup:

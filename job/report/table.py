@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 
+from job.report.comparison import comparison_json
 from job.report.notation import duration, plain, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
 
@@ -120,6 +121,7 @@ def to_json(overview: Overview) -> str:
         "best_slot": best.slot if best else None,
         "gpu_seconds": round(overview.gpu_seconds, 1),
         "wasted_gpu_seconds": round(overview.wasted_gpu_seconds, 1),
+        "comparison": comparison_json(overview),
         "slots": [_as_dict(view) for view in overview.slots],
     }
     return json.dumps(content, indent=1)

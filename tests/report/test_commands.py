@@ -18,6 +18,7 @@ from typing import Any, get_args
 import pytest
 
 from job.ledger.ledger import Ledger
+from job.report.comparison import read_compared
 from job.report.overview import Overview, State, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import stuck_slots, to_json, to_prometheus
@@ -42,7 +43,7 @@ def ledger(folder: Path) -> Ledger:
 
 @pytest.fixture(scope="module")
 def overview(ledger: Ledger) -> Overview:
-    return read_overview(ledger, every_state.NUM_SLOTS)
+    return read_compared(ledger, every_state.NUM_SLOTS)
 
 
 @pytest.fixture
@@ -113,6 +114,8 @@ def test_json_holds_every_slot(overview: Overview) -> None:
     content = json.loads(to_json(overview))
     assert len(content["slots"]) == every_state.NUM_SLOTS
     assert content["best_slot"] == overview.best.slot if overview.best else None
+    judged = {view.slot for view in overview.slots if view.judged} - {content["best_slot"]}
+    assert {entry["slot"] for entry in content["comparison"]["behind"]} == judged
 
 
 def test_prometheus_samples_stand_in_families(overview: Overview) -> None:
@@ -129,6 +132,8 @@ def test_markdown_names_the_best_and_every_slot(overview: Overview) -> None:
     assert overview.best is not None
     assert f"Best: slot {overview.best.slot}" in text
     assert text.count("\n| ") == every_state.NUM_SLOTS + 2
+    assert f"Take slot {overview.best.slot}" in text
+    assert text.count(" ± ") >= sum(view.judged for view in overview.slots) - 1
 
 
 def test_what_a_bucket_says_is_escaped(overview: Overview) -> None:
@@ -158,7 +163,7 @@ def test_the_page_runs_without_an_error_and_fetches_nothing(browser: Any, page: 
 
 
 def test_the_page_has_all_charts_and_no_sideways_scroll(browser: Any) -> None:
-    assert len(browser.find_elements("css selector", "figure svg")) == 6
+    assert len(browser.find_elements("css selector", "figure svg")) == 7
     inner, outer = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
