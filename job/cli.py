@@ -157,8 +157,18 @@ def _best_options(parser: ArgumentParser) -> None:
         "--download", type=_path, metavar="DIR", help="fetch the adapter, every byte checked"
     )
     way.add_argument(
-        "--merge", type=_path, metavar="DIR", help="write base and adapter as one fp16 model"
+        "--merge",
+        type=_path,
+        metavar="DIR",
+        help="write base and adapter as one fp16 model, by the way that is measured to be better",
     )
+    parser.add_argument(
+        "--onto",
+        choices=["16bit", "4bit"],
+        help="of --merge: into the base's own weights, or into those that it was trained on",
+    )
+    base = "of --merge: the model that a quantised base was made of, for its 16-bit weights"
+    parser.add_argument("--base", metavar="ID", help=base)
 
 
 def _redo_options(parser: ArgumentParser) -> None:

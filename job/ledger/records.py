@@ -7,6 +7,7 @@
                                 rows-<sha256>.json   RowLosses  under the hash of its content
                                 result.json          Result     create-once: THE COMMIT
                                 failed.json          Closure    create-once: given up
+                                merge.json           MergeLosses  swapped by `job best --merge`
                                 excluded.json        Closure    create-once: by a person
 
 Keys that every version of the code has written are required. A later key has a default: what its
@@ -159,6 +160,23 @@ class RowLosses(Record):
     def loss(self) -> float:
         """The eval/loss of all rows together."""
         return math.fsum(self.nll) / sum(self.targets)
+
+
+class MergeLosses(Record):
+    """`merge.json`: what a slot's adapter and its merges give on the held-out rows, as eval/loss.
+
+    None stands for what was not measured.
+    """
+
+    untuned_16bit: float | None = None  # the base's own weights
+    untuned_4bit: float | None = None
+    adapter_4bit: float | None = None  # base and adapter as in training
+    merged_16bit: float | None = None  # added to the base's own weights
+    merged_4bit: float | None = None  # added to the 4-bit base, dequantised
+    written: Literal["16bit", "4bit"] | None = None  # which of the merges was written
+    original: str | None = None  # name and revision of a pre-quantised base's original
+    num_rows: Count
+    measured_at: Moment | None = None
 
 
 class Checkpoint(Record):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from job.errors import DamagedError, SlotError
-from job.ledger.records import Account, Closure, Lease, Record, Result, Spec, damage
+from job.ledger.records import Account, Closure, Lease, MergeLosses, Record, Result, Spec, damage
 from job.store.base import Store
 from job.store.documents import Document, create_document, read_document, swap_document
 
@@ -102,6 +102,19 @@ class Slot:
     def exclude(self, reason: str) -> bool:
         """Take the slot out of the sweep; False if it was taken out before."""
         return self._create("excluded.json", Closure(reason=reason)).ours
+
+    def merge_losses(self) -> MergeLosses | None:
+        """What `job best --merge` measured of the slot's adapter last; None if it never did."""
+        return self._read("merge.json", MergeLosses)
+
+    def write_merge_losses(self, losses: MergeLosses) -> None:
+        """Keep what a merge measured, in place of what an earlier one did."""
+        with self._damage_told():
+            document = create_document(self.store, self.key("merge.json"), losses.to_json())
+            if not document.ours:
+                swap_document(
+                    self.store, self.key("merge.json"), losses.to_json(), document.version
+                )
 
     def is_open(self) -> bool:
         """Whether the slot is neither committed, nor given up, nor excluded."""

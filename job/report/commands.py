@@ -19,7 +19,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from job.errors import VOLUME_FULL, OutageError, SlotError
+from job.errors import VOLUME_FULL, OutageError, SettingsError, SlotError
 from job.ledger.ledger import Ledger, check_sweep
 from job.ledger.redo import read_slot
 from job.log import log
@@ -31,7 +31,8 @@ from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
 from job.settings import Settings
 from job.store import open_store
 from job.trial.identity import sweep_name
-from job.winner.adapter import download, merge, unwritable
+from job.winner.adapter import download, unwritable
+from job.winner.merge import merge, merge_table
 
 WATCH_SECONDS = 10.0
 PIPE_SECONDS = 60.0  # between two tables of `--watch` in a pipe, if no state changes
@@ -96,16 +97,29 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
 
 def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     """Print the best trial as JSON, or fetch or merge its adapter."""
+    if options.merge is None and (options.onto or options.base):
+        raise SettingsError("best: --onto and --base belong to --merge DIR")
     check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
     best = best_of(overview) if options.slot is None else _chosen(overview, options.slot)
     assert best.result is not None
+    told = describe_best(overview, best)
     if options.download is not None:
         download(ledger.store, best.slot, best.result, options.download)
     elif options.merge is not None:
-        merge(ledger.store, best.slot, best.result, options.merge, work_dir=settings.work_dir)
+        losses = merge(
+            ledger,
+            best.slot,
+            best.result,
+            options.merge,
+            settings=settings,
+            onto=options.onto,
+            original=options.base,
+        )
+        Console(stderr=True, highlight=False).print(merge_table(losses))
+        told["merge"] = losses.to_json()
     with _printing():
-        print(json.dumps(describe_best(overview, best), indent=1))
+        print(json.dumps(told, indent=1))
 
 
 def best_of(overview: Overview) -> SlotView:

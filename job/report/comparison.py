@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from job.errors import StoreError
+from job.errors import SlotError, StoreError
 from job.ledger.ledger import Ledger
-from job.ledger.records import RowLosses, damage
+from job.ledger.records import MergeLosses, RowLosses, damage
 from job.log import log
 from job.progress import size
 from job.report.overview import READERS, Overview, SlotView, read_overview
@@ -24,9 +24,26 @@ SMALLER = 0.9  # an adapter of this share of the best one's bytes is worth a wor
 
 
 def read_compared(ledger: Ledger, num_trials: int) -> Overview:
-    """Read a sweep and compare its trials, which reads a small file of each."""
+    """Read a sweep, compare its trials, and read what merges measured: small files of each."""
     overview = read_overview(ledger, num_trials)
-    return replace(overview, comparison=compare_trials(ledger.store, overview))
+    comparison = compare_trials(ledger.store, overview)
+    return replace(overview, comparison=comparison, merges=_merges(ledger, overview))
+
+
+def _merges(ledger: Ledger, overview: Overview) -> dict[int, MergeLosses]:
+    """What `job best --merge` measured, by slot; a damaged document is told and left out."""
+
+    def read(view: SlotView) -> MergeLosses | None:
+        try:
+            return ledger.slot(view.slot).merge_losses()
+        except SlotError as error:
+            log.warning("%s", error)
+            return None
+
+    judged = [view for view in overview.slots if view.judged]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = zip(judged, pool.map(read, judged), strict=True)
+        return {view.slot: losses for view, losses in found if losses is not None}
 
 
 def compare_trials(store: Store, overview: Overview) -> Comparison | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from job.errors import SlotError
 from job.ledger.accounts import FRESH, gpu_seconds
 from job.ledger.ledger import Ledger
-from job.ledger.records import Identity, Result, Spec, Status
+from job.ledger.records import Identity, MergeLosses, Result, Spec, Status
 from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
@@ -72,6 +72,7 @@ class Overview:
     uri: str
     identity: Identity | None  # None before the first trial
     slots: tuple[SlotView, ...]
+    merges: Mapping[int, MergeLosses] = field(default_factory=dict)  # by slot, where asked for
     comparison: Comparison | None = None  # of the best with the others, where it was asked for
 
     @property
@@ -113,9 +114,11 @@ class Overview:
         return sum(view.wasted_gpu_seconds for view in self.slots)
 
     @property
-    def untuned_loss(self) -> float | None:
-        """The eval/loss at step 0, if a trial measured it."""
-        return next((loss for v in self.slots for step, loss in v.curve if step == 0), None)
+    def untuned_losses(self) -> tuple[float | None, float | None]:
+        """The base's eval/loss in 16 bits, if a merge measured it, and in 4: the one at step 0."""
+        in_16 = (merge.untuned_16bit for merge in self.merges.values() if merge.untuned_16bit)
+        in_4 = (loss for view in self.slots for step, loss in view.curve if step == 0)
+        return next(in_16, None), next(in_4, None)
 
 
 def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = None) -> Overview:

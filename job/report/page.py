@@ -90,8 +90,11 @@ def _facts(overview: Overview, usd_per_hour: float | None) -> Facts:
     facts = [("committed", f"{committed} of {len(overview.slots)}")]
     if (best := overview.best) is not None:
         facts.append(("best eval/loss", f"{best.eval_loss:.4f}"))
-    if (untuned := overview.untuned_loss) is not None:
-        facts.append(("untuned eval/loss", f"{untuned:.4f}"))
+    in_16, in_4 = overview.untuned_losses
+    if in_16 is not None:
+        facts.append(("untuned, 16 bits", f"{in_16:.4f}"))
+    if in_4 is not None:
+        facts.append(("untuned, 4 bits" if in_16 else "untuned eval/loss", f"{in_4:.4f}"))
     spent, wasted = overview.gpu_seconds, overview.wasted_gpu_seconds
     facts.append(("of GPU", duration(spent)))
     if spent:

@@ -121,6 +121,7 @@ def to_json(overview: Overview) -> str:
         "best_slot": best.slot if best else None,
         "gpu_seconds": round(overview.gpu_seconds, 1),
         "wasted_gpu_seconds": round(overview.wasted_gpu_seconds, 1),
+        "merges": {str(slot): losses.to_json() for slot, losses in overview.merges.items()},
         "comparison": comparison_json(overview),
         "slots": [_as_dict(view) for view in overview.slots],
     }
