@@ -86,7 +86,8 @@ def test_help_says_the_default_of_every_setting(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("verb", "words"), [("redo", "redo [-h] SLOT"), ("exclude", "exclude [-h] --reason TEXT SLOT")]
+    ("verb", "words"),
+    [("redo", "redo [-h] [--json] SLOT"), ("exclude", "exclude [-h] [--json] --reason TEXT SLOT")],
 )
 def test_what_a_verb_cannot_do_without_is_no_option(
     verb: str, words: str, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """The documents of a sweep in its bucket, as records: what each holds, and which values it allows.
 
     sweeps/<sweep>/sweep.json                        Identity   create-once
+    sweeps/<sweep>/answers-<sha256>.json             Answers    swapped as rows are answered
     sweeps/<sweep>/slots/<NNNN>/spec.json            Spec       create-once
                                 lease.json           Lease      only by compare-and-swap
                                 attempts/<e>-<o>.json Account   created open, swapped once
@@ -177,6 +178,39 @@ class MergeLosses(Record):
     original: str | None = None  # name and revision of a pre-quantised base's original
     num_rows: Count
     measured_at: Moment | None = None
+
+
+class AnswerRow(Record):
+    """A held-out prompt, the answer that its row has, and those of the models, by model."""
+
+    row: Count  # its number among the held-out rows
+    prompt: str  # as the model reads it, control tokens included
+    reference: str
+    answers: dict[str, str] = {}
+
+
+class AnsweringModel(Record):
+    """Who answered: a slot's adapter, or the untuned base."""
+
+    slot: int | None = None  # None: the untuned base
+    eval_loss: float | None = None
+
+
+class Answers(Record):
+    """`answers-<sha256>.json`: what the untuned base and some adapters say to held-out prompts.
+
+    Its name is a hash of what decides a base's answers: rows, base and length. Models are known by
+    their adapter's sha256; `base` is the untuned one.
+    """
+
+    data_digest: str
+    base_model: str
+    base_model_revision: str
+    max_new_tokens: int
+    match: str | None = None  # the rule by which answers were last compared with the references
+    models: dict[str, AnsweringModel] = {}
+    rows: tuple[AnswerRow, ...] = ()
+    written_at: Moment
 
 
 class Checkpoint(Record):

@@ -91,8 +91,8 @@ def intervals(overview: Overview) -> str:
         low, high = (1000 * (interval.estimate + s * interval.half_width) for s in (-1, 1))
         tip = describe(views[slot])
         marks.append(svg.text(svg.LEFT - 8, y + 4, f"slot {slot}", "tick", anchor="end"))
-        marks.append(svg.line([(x(low), y), (x(high), y)], css, tip))
-        marks.append(svg.dot(x(1000 * interval.estimate), y, "point", tip))
+        marks.append(svg.line([(x(low), y), (x(high), y)], css, tip, slot=slot))
+        marks.append(svg.dot(x(1000 * interval.estimate), y, "point", tip, slot=slot))
     return svg.chart("how far each trial is behind the best", marks, height=bottom + 42)
 
 
@@ -107,7 +107,8 @@ def loss_curves(overview: Overview) -> str:
     best = overview.best
     for view in sorted(shown, key=lambda view: view is best):  # the best on top
         points = [(x(step), y(loss)) for step, loss in view.curve]
-        marks.append(svg.line(points, "best" if view is best else "trial", describe(view)))
+        css = "best" if view is best else "trial"
+        marks.append(svg.line(points, css, describe(view), slot=view.slot))
     return svg.chart("eval/loss by step", marks)
 
 
@@ -136,7 +137,7 @@ def parallel_coordinates(overview: Overview) -> str:
         ]
         points = list(zip(spots, [*heights, losses(view.eval_loss or 0.0)], strict=True))
         css = "best" if view is overview.best else "good" if view in good else "trial"
-        marks.append(svg.line(points, css, describe(view)))
+        marks.append(svg.line(points, css, describe(view), slot=view.slot))
     return svg.chart("parameters of every trial", marks)
 
 
@@ -180,7 +181,10 @@ def gpu_time(overview: Overview) -> str:
             ("fill", spent - wasted, spent - wasted),
         ):
             height = y(0) - y(amount)
-            marks.append(svg.bar(left, y(top), width=width, height=height, css=css, tip=tip))
+            bar = svg.bar(
+                left, y(top), width=width, height=height, css=css, tip=tip, slot=view.slot
+            )
+            marks.append(bar)
     return svg.chart("GPU time by slot", marks)
 
 
@@ -205,7 +209,8 @@ def _domain(overview: Overview, name: str) -> Distribution | None:
 
 
 def _trial_dot(overview: Overview, view: SlotView, x: float, y: float) -> str:
-    return svg.dot(x, y, "winner" if view is overview.best else "point", describe(view))
+    css = "winner" if view is overview.best else "point"
+    return svg.dot(x, y, css, describe(view), slot=view.slot)
 
 
 def _upright(

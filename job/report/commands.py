@@ -33,6 +33,7 @@ from job.store import open_store
 from job.trial.identity import sweep_name
 from job.winner.adapter import download, unwritable
 from job.winner.merge import merge, merge_table
+from job.winner.push import push
 
 WATCH_SECONDS = 10.0
 PIPE_SECONDS = 60.0  # between two tables of `--watch` in a pipe, if no state changes
@@ -77,6 +78,7 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
         "report.html": html_page(overview, usd_per_hour=price),
         "report.md": markdown(overview, usd_per_hour=price),
     }
+    written: list[str] = []
     with tempfile.TemporaryDirectory() as name, _printing():
         folder: Path = options.output or Path(name)
         for file_name, text in files.items():
@@ -90,15 +92,19 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
             if options.output is None:
                 key = ledger.report_key(file_name)
                 ledger.store.upload(key, path)
-                print(f"{ledger.store.uri}/{key}")
+                written.append(f"{ledger.store.uri}/{key}")
             else:
-                print(path)
+                written.append(str(path))
+        print(json.dumps({"files": written}, indent=1) if options.json else "\n".join(written))
 
 
 def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
-    """Print the best trial as JSON, or fetch or merge its adapter."""
-    if options.merge is None and (options.onto or options.base):
-        raise SettingsError("best: --onto and --base belong to --merge DIR")
+    """Print the best trial as JSON, or fetch, merge or push its adapter."""
+    is_merge = options.merge is not None or options.merged
+    if not is_merge and (options.onto or options.base):
+        raise SettingsError("best: --onto and --base belong to --merge DIR or --push --merged")
+    if options.push is None and (options.merged or options.public):
+        raise SettingsError("best: --merged and --public belong to --push OWNER/NAME")
     check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
     best = best_of(overview) if options.slot is None else _chosen(overview, options.slot)
@@ -107,19 +113,46 @@ def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     if options.download is not None:
         download(ledger.store, best.slot, best.result, options.download)
     elif options.merge is not None:
-        losses = merge(
-            ledger,
-            best.slot,
-            best.result,
-            options.merge,
-            settings=settings,
-            onto=options.onto,
-            original=options.base,
-        )
-        Console(stderr=True, highlight=False).print(merge_table(losses))
-        told["merge"] = losses.to_json()
+        told["merge"] = _merged(options, settings, ledger, best, options.merge)
+    elif options.push is not None:
+        told |= _pushed(options, settings, ledger, best)
     with _printing():
         print(json.dumps(told, indent=1))
+
+
+def _merged(
+    options: Namespace, settings: Settings, ledger: Ledger, view: SlotView, folder: Path
+) -> dict[str, Any]:
+    """Write the better merge to the folder, print what was measured, and return it as JSON."""
+    assert view.result is not None
+    losses = merge(
+        ledger,
+        view.slot,
+        view.result,
+        folder,
+        settings=settings,
+        onto=options.onto,
+        original=options.base,
+    )
+    Console(stderr=True, highlight=False).print(merge_table(losses))
+    return losses.to_json()
+
+
+def _pushed(
+    options: Namespace, settings: Settings, ledger: Ledger, view: SlotView
+) -> dict[str, Any]:
+    """Upload the adapter, or its merge, to the hub; say where it stands."""
+    assert view.result is not None
+    told: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="push-") as name:
+        folder = Path(name) / "model"
+        if options.merged:
+            told["merge"] = _merged(options, settings, ledger, view, folder)
+        else:
+            download(ledger.store, view.slot, view.result, folder, option="best --push")
+        message = f"slot {view.slot} of sweep {ledger.sweep}"
+        told["pushed"] = push(folder, options.push, public=options.public, message=message)
+    return told
 
 
 def best_of(overview: Overview) -> SlotView:

@@ -18,6 +18,7 @@ from job.log import log
 from job.progress import size
 from job.report.overview import READERS, Overview, SlotView, read_overview
 from job.store.base import Store
+from job.winner.answers import newest_answers
 from job.winner.intervals import LEVEL, Comparison, Interval, compare
 
 SMALLER = 0.9  # an adapter of this share of the best one's bytes is worth a word
@@ -27,7 +28,12 @@ def read_compared(ledger: Ledger, num_trials: int) -> Overview:
     """Read a sweep, compare its trials, and read what merges measured: small files of each."""
     overview = read_overview(ledger, num_trials)
     comparison = compare_trials(ledger.store, overview)
-    return replace(overview, comparison=comparison, merges=_merges(ledger, overview))
+    return replace(
+        overview,
+        comparison=comparison,
+        merges=_merges(ledger, overview),
+        answers=newest_answers(ledger),
+    )
 
 
 def _merges(ledger: Ledger, overview: Overview) -> dict[int, MergeLosses]:

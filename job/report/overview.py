@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from job.errors import SlotError
 from job.ledger.accounts import FRESH, gpu_seconds
 from job.ledger.ledger import Ledger
-from job.ledger.records import Identity, MergeLosses, Result, Spec, Status
+from job.ledger.records import Answers, Identity, MergeLosses, Result, Spec, Status
 from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
@@ -73,6 +73,7 @@ class Overview:
     identity: Identity | None  # None before the first trial
     slots: tuple[SlotView, ...]
     merges: Mapping[int, MergeLosses] = field(default_factory=dict)  # by slot, where asked for
+    answers: Answers | None = None  # the newest, where asked for
     comparison: Comparison | None = None  # of the best with the others, where it was asked for
 
     @property

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job.report import charts
+from job.report.answers import answers_view
 from job.report.comparison import in_millinats, recommendation
 from job.report.findings import findings
 from job.report.importance import WEAK_BELOW_TRIALS, importances
@@ -43,6 +44,8 @@ class TableRow:
 
     cells: list[Cell]
     is_best: bool
+    slot: int
+    name: str  # the trial in a line
 
 
 def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
@@ -60,6 +63,7 @@ def html_page(overview: Overview, *, usd_per_hour: float | None) -> str:
         notes=[_code(note) for note in findings(overview)],
         best=overview.best,
         recommendation=_code(_sentence(recommendation(overview) or "")),
+        answers=answers_view(overview.answers),
         download=DOWNLOAD,
         snippet=LOAD_SNIPPET,
         charts=_charts(overview),
@@ -79,6 +83,11 @@ def markdown(overview: Overview, *, usd_per_hour: float | None) -> str:
         if (advice := recommendation(overview)) is not None:
             lines += ["", _sentence(advice)]
         lines += ["", "```", DOWNLOAD, "```", "", "```python", LOAD_SNIPPET, "```"]
+    if (answers := answers_view(overview.answers)) is not None and answers.match:
+        lines += ["", f"Answers that match ({answers.match}), with 95 % intervals:", ""]
+        lines += [
+            f"- {name}: {score}" for name, score in zip(answers.models, answers.scores, strict=True)
+        ]
     columns, rows = _table(overview)
     lines += ["", _pipes(columns), _pipes(["---"] * len(columns))]
     lines += [_pipes([cell.text for cell in row.cells]) for row in rows]
@@ -157,7 +166,10 @@ def _table(overview: Overview) -> tuple[list[str], list[TableRow]]:
         "tokens/s",
     ]
     columns += ["peak GB", "attempts", "GPU time", "wasted"]
-    rows = [TableRow(_cells(view, names), view is overview.best) for view in overview.slots]
+    rows = [
+        TableRow(_cells(view, names), view is overview.best, view.slot, charts.describe(view))
+        for view in overview.slots
+    ]
     if (found := overview.comparison) is not None:
         columns.insert(3, "behind the best")
         for view, row in zip(overview.slots, rows, strict=True):

@@ -50,7 +50,7 @@ def loss_in_16_bits(
     *,
     title: str,
     memory_bytes: int,
-) -> float:
+) -> float | None:
     """The eval/loss of a model's own weights, rounded to fp16, computed in `compute_dtype`.
 
     A model that would take more than `memory_bytes` passes through the memory layer by layer, once
@@ -70,10 +70,13 @@ def loss_in_16_bits(
     else:
         # By way of fp16: a merged model is in fp16, and so is every base on a GPU.
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float16, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=torch.float16,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-        model = model.to(device).eval()  # with its dtype, rotary frequencies would be rounded
-        model = model.float() if dtype == torch.float32 else model
+        model = model.eval().float() if dtype == torch.float32 else model.eval()
     model.config.use_cache = False
     if has_chunked_loss(model):
         enable_packed_attention(model)

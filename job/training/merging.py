@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 from job.errors import SettingsError, work_dir_error
 from job.log import log
@@ -42,7 +41,7 @@ def merge_adapter(
     onto: Onto,
     device: torch.device,
 ) -> None:
-    """Write base + adapter to `folder` as fp16 safetensors, with config and tokenizer.
+    """Write base + adapter to `folder` as fp16 safetensors, with the config.
 
     `onto="16bit"` adds the adapter to the base's own weights, `"4bit"` to those that it was trained
     on: quantised to NF4 and back. A base that is in 4 bits already has no others. Matrices are
@@ -62,13 +61,10 @@ def merge_adapter(
         with CountProgress("merging", "rows", total=len(weights.names())) as progress:
             _write_shards(_merged(weights, updates, onto, device, progress), folder)
         _write_config(config, folder)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     except OSError as error:
         raise work_dir_error(folder, error) from error
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    log.info("merged model: %s of fp16 weights and tokenizer", size(num_bytes))
+    log.info("merged in %s: %s of fp16 weights", onto, size(num_bytes))
 
 
 class _Updates:
@@ -100,7 +96,7 @@ class _Updates:
         base = matrix.t().contiguous() if turned else matrix
         if onto == "4bit":
             base = quantised_and_back(base.to(compute_dtype(self._device)))
-        whole = base.float() + self._scaling * (up @ down)
+        whole: torch.Tensor = base.float() + self._scaling * (up @ down)
         return whole.t() if turned else whole
 
 

@@ -72,6 +72,8 @@ class Weights:
                     part = stored.removeprefix(f"{matrix}.")
                     self._parts.setdefault(matrix, {})[part] = path, stored
         if wanted - set(self._files):
+            if hasattr(config, "quantization_config"):
+                raise SettingsError(f"JOB_BASE_MODEL: {folder}: its files name no such matrices")
             whole = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float16, use_safetensors=True, trust_remote_code=False
             )

@@ -49,6 +49,7 @@ class _Work:
 
     base: BaseModel
     original: BaseModel | None  # with the base's 16-bit weights; None where there are none
+    tokenizer: Any  # the base's, with the chat template of the sweep
     rows: SampleTable
     device: torch.device
     memory_bytes: int
@@ -122,7 +123,7 @@ def _merge(
     rows = judged_rows(ledger, held_out_data(ledger, settings.work_dir))
     device = any_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
     memory_bytes = weight_memory_bytes(device, gpu_memory_gb=settings.gpu_memory_gb)
-    work = _Work(base, own, rows, device, memory_bytes)
+    work = _Work(base, own, _tokenizer(base, ledger), rows, device, memory_bytes)
     with (
         tempfile.TemporaryDirectory(prefix="adapter-") as name,
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside,
@@ -137,6 +138,22 @@ def _merge(
         folder.rmdir()  # the move makes it again
         shutil.move(chosen, folder)
     return losses
+
+
+def _tokenizer(base: BaseModel, ledger: Ledger) -> Any:
+    """The tokenizer that the rows were made with, its chat template the one of the sweep."""
+    from job.data.templates import load_template
+    from job.data.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(base.location, base.hub_revision)
+    identity = ledger.identity()
+    asked = identity.rows.get("JOB_CHAT_TEMPLATE") if identity else None
+    if asked is not None or tokenizer.chat_template is None:
+        try:
+            tokenizer.chat_template = load_template(asked, tokenizer).source
+        except SettingsError as error:  # a file on another machine
+            log.warning("the merged model keeps its tokenizer's own chat template: %s", error)
+    return tokenizer
 
 
 def _with_16_bits(
@@ -229,6 +246,9 @@ def _written(work: _Work, adapter: Path, folder: Path, way: Onto) -> float | Non
         merge_adapter(
             source.location, source.hub_revision, adapter, folder, onto=way, device=work.device
         )
+        work.tokenizer.save_pretrained(folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors makes files that only their owner can read
     except Exception as error:  # safetensors and tokenizers have errors of their own for it
         # If no file was written yet, it is the volume of the base that is full.
         if is_volume_full(error) and any(folder.iterdir()):

@@ -242,6 +242,20 @@ def test_another_vocabulary_is_another_model(tmp_path: Path) -> None:
         _check_same(*models)
 
 
+def test_the_tokenizer_has_the_chat_template_that_was_trained_with(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from job.data.templates import load_template
+    from job.data.tokens import load_tokenizer
+
+    ledger = make_tuned_sweep(tmp_path)
+    before = load_tokenizer(str(tmp_path / "base"))
+    _merge(ledger, tmp_path, onto="16bit")
+    after = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert after.chat_template == load_template(None, before).source
+    assert after.get_vocab() == before.get_vocab()
+
+
 def test_a_base_that_has_16_bits_needs_no_other(tmp_path: Path) -> None:
     ledger = make_tuned_sweep(tmp_path)
     with pytest.raises(SettingsError, match="has 16-bit weights of its own"):

@@ -30,7 +30,9 @@ def make_tuned_sweep(
     tokenizer = byte_level_tokenizer()
     tokenizer.save_pretrained(base)
     rows = [
-        {"question": f"{a}+{b}?", "answer": f"#### {a + b}"} for a in range(9) for b in range(9)
+        {"question": f"{a}+{b}?", "answer": f"#### {a + b}"}
+        for a in range(9)
+        for b in range(0, 1800, 200)
     ]
     store = LocalStore(folder / "out")
     data = prepare(
