@@ -73,20 +73,22 @@ def inner_range(domain: FloatRange) -> tuple[float, float]:
 
 
 def intervals(overview: Overview) -> str:
-    """Draw how far every trial is behind the best, each as a point with its interval."""
+    """Draw how far every trial is behind the best, each with its interval; the best at 0."""
     found = overview.comparison
     if found is None:
         return ""
     ranked = sorted(found.behind.items(), key=lambda item: (item[1].estimate, item[0]))
     ends = [1000 * (i.estimate + sign * i.half_width) for _, i in ranked for sign in (-1, 1)]
     row, top = 22, 14
-    bottom = top + row * len(ranked)
+    bottom = top + row * (len(ranked) + 1)
     x = svg.x_scale([0.0, *ends])
     marks = [svg.line([(x(0), top), (x(0), bottom)], "limit", f"slot {found.best}, the best")]
     marks += [svg.text(x(value), bottom + 16, number(value), "tick") for value in x.ticks()]
     marks.append(svg.text((svg.LEFT + svg.WIDTH) / 2, bottom + 34, "mnat behind the best", "name"))
     views = {view.slot: view for view in overview.slots}
-    for place, (slot, interval) in enumerate(ranked):
+    marks.append(svg.text(svg.LEFT - 8, top + 15, f"slot {found.best}", "tick", anchor="end"))
+    marks.append(_trial_dot(overview, views[found.best], x(0), top + 11))
+    for place, (slot, interval) in enumerate(ranked, 1):
         y, css = top + row * (place + 0.5), "good" if interval.holds_zero else "trial"
         low, high = (1000 * (interval.estimate + s * interval.half_width) for s in (-1, 1))
         tip = describe(views[slot])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def losses_in_4_bits(
 
     Raises what `load_base` raises.
     """
+    _free(device)
     base = load_base(location, revision, device)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
     if has_chunked_loss(base):
@@ -57,6 +59,7 @@ def loss_in_16_bits(
     for every `STREAMED_TOKEN_BUDGET` tokens; one of a family whose rows are not packed is then not
     measured (None). Raises `SettingsError` for files that are no model.
     """
+    _free(device)
     folder = local_folder(location, revision)
     config = read_config(folder)
     model, dtype = skeleton(config), compute_dtype(device)
@@ -81,6 +84,13 @@ def loss_in_16_bits(
     if has_chunked_loss(model):
         enable_packed_attention(model)
     return _loss(model, table, device, title, STREAMED_TOKEN_BUDGET if streamed else TOKEN_BUDGET)
+
+
+def _free(device: torch.device) -> None:
+    """Free what an earlier model held: only a collection ends a model's cycles of objects."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _loss(

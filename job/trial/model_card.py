@@ -41,11 +41,6 @@ def adapter_card(
     """
     before = "" if untuned is None else f" The untuned base, in 4 bits, has {untuned:.6f}."
     front = yaml.safe_dump(_metadata(origin, eval_loss), sort_keys=False, allow_unicode=True)
-    hyperparameters = "\n".join(
-        f"| {name} | {_cell(value)} |"
-        for name, value in sorted(origin.recipe.items())
-        if not isinstance(value, list | tuple)
-    )
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""---
 {front}---
@@ -74,10 +69,18 @@ It was trained on the base in 4 bits. A model of its own, which vLLM and llama.c
 
 | hyper-parameter | |
 |---|---|
-{hyperparameters}
+{_hyperparameters(origin)}
 
 {packages}
 """
+
+
+def _hyperparameters(origin: Provenance) -> str:
+    return "\n".join(
+        f"| {name} | {_cell(value)} |"
+        for name, value in sorted(origin.recipe.items())
+        if not isinstance(value, list | tuple)
+    )
 
 
 def _metadata(origin: Provenance, eval_loss: float) -> dict[str, Any]:

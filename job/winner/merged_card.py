@@ -32,17 +32,6 @@ def merged_card(result: Result, *, slot: int, sweep: str, losses: MergeLosses) -
         "pipeline_tag": "text-generation",
         "tags": ["qlora", "base_model:finetune"],
     }
-    rows = "\n".join(
-        f"| {name} | {loss:.4f} |"
-        for name, loss in (
-            ("the untuned base, 16 bits", losses.untuned_16bit),
-            ("the untuned base, 4 bits", losses.untuned_4bit),
-            ("base in 4 bits and adapter, as trained", losses.adapter_4bit),
-            ("merged into the 16-bit base", losses.merged_16bit),
-            ("merged into the dequantised base", losses.merged_4bit),
-        )
-        if loss is not None
-    )
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---
 
@@ -53,7 +42,7 @@ The LoRA adapter of trial {slot} of the sweep `{sweep}`, merged into its base by
 
 | on {losses.num_rows} held-out rows | eval/loss |
 |---|---|
-{rows}
+{_rows(losses)}
 
 ```python
 {TRANSFORMERS_LINES}
@@ -72,3 +61,18 @@ To serve it with vLLM, or to convert it for llama.cpp:
 | its revision | `{result.base_model_revision}` |
 | adapter | `{result.adapter_sha256}` |
 """
+
+
+def _rows(losses: MergeLosses) -> str:
+    """The lines of the table: what was measured."""
+    return "\n".join(
+        f"| {name} | {loss:.4f} |"
+        for name, loss in (
+            ("the untuned base, 16 bits", losses.untuned_16bit),
+            ("the untuned base, 4 bits", losses.untuned_4bit),
+            ("base in 4 bits and adapter, as trained", losses.adapter_4bit),
+            ("merged into the 16-bit base", losses.merged_16bit),
+            ("merged into the dequantised base", losses.merged_4bit),
+        )
+        if loss is not None
+    )

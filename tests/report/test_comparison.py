@@ -87,7 +87,8 @@ def test_both_reports_show_intervals_and_the_advice(tmp_path: Path) -> None:
         assert "Take slot 0; slot 1 cannot be told apart from it on these 192 rows." in shown
         assert "200.0 ± " in shown
     drawing = ElementTree.fromstring(charts.intervals(overview))  # noqa: S314 - our own
-    assert len(drawing.findall(".//{*}circle")) == 3
+    dots = [m.get("class") for m in drawing.findall(".//{*}circle")]
+    assert dots == ["winner", "point", "point", "point"]
     drawn = [m.get("class") for m in drawing.findall(".//{*}polyline")]
     assert [css for css in drawn[1:] if css != "near"] == ["good", "trial", "trial"]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from job.data.samples import SampleTable
 from tests.tiny_model import FAMILIES, make_base, make_recipe, make_table
 
 pytestmark = pytest.mark.slow
@@ -107,7 +109,10 @@ def test_each_sample_has_the_loss_that_it_has_alone(tmp_path: Path, model_type: 
 
     folder = make_base(tmp_path, model_type=model_type)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-    table = make_table(7, seed=5)
+    made = make_table(7, seed=5)
+    is_target = np.ones(len(made.input_ids), dtype=bool)
+    is_target[made.offsets[:-1]] = False  # all but the first: the next sample begins right behind
+    table = SampleTable(made.input_ids, is_target, made.offsets)
     alone = []
     with torch.no_grad():
         for one in pack(table, range(7), 1):

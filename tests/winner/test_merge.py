@@ -316,3 +316,18 @@ def test_the_table_tells_what_was_not_measured() -> None:
     assert "24 held-out rows" in text
     assert "1.4370" in text
     assert text.count("not measured") == 4
+
+
+@pytest.mark.gpu
+def test_a_gpu_measures_what_a_cpu_measures(tmp_path: Path) -> None:
+    from job.winner.answers import answer
+
+    ledger = make_tuned_sweep(tmp_path)
+    on_cpu = _merge(ledger, tmp_path)
+    on_gpu = settings_of(tmp_path).model_copy(update={"device": "auto"})
+    found = merge(ledger, 0, result_of(ledger), tmp_path / "again", settings=on_gpu)
+    for name in ("untuned_16bit", "untuned_4bit", "adapter_4bit", "merged_16bit", "merged_4bit"):
+        assert getattr(found, name) == pytest.approx(getattr(on_cpu, name), rel=2e-3), name
+    trials = {0: result_of(ledger)}
+    _, answers = answer(ledger, trials, settings=on_gpu, num_rows=9, max_new_tokens=4)
+    assert len(answers.rows) == 9
