@@ -171,10 +171,14 @@ def _table(overview: Overview) -> tuple[list[str], list[TableRow]]:
         for view in overview.slots
     ]
     if (found := overview.comparison) is not None:
-        columns.insert(3, "behind the best")
+        columns.insert(3, "mnat behind")
         for view, row in zip(overview.slots, rows, strict=True):
             behind = found.behind.get(view.slot)
-            shown = Cell(in_millinats(behind), repr(behind.estimate)) if behind else Cell("", "")
+            shown = (
+                Cell(in_millinats(behind).removesuffix(" mnat"), repr(behind.estimate))
+                if behind
+                else Cell("", "")
+            )
             row.cells.insert(3, shown)
     return columns, rows
 

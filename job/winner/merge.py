@@ -19,7 +19,7 @@ from rich.table import Table
 
 from job.base_model import BaseModel, resolve_base_model
 from job.data.samples import SampleTable
-from job.errors import CredentialsError, SettingsError, is_volume_full
+from job.errors import CredentialsError, SettingsError, StoreError, is_volume_full
 from job.ledger.accounts import now
 from job.ledger.ledger import Ledger
 from job.ledger.records import MergeLosses, Result
@@ -81,7 +81,7 @@ def merge(
     log.info("slot %d merged in %s: %s", slot, losses.written, folder)
     try:
         ledger.slot(slot).write_merge_losses(losses)
-    except CredentialsError as error:
+    except (CredentialsError, StoreError) as error:  # the model is written all the same
         log.warning("the report will not show these losses: %s", error)
     return losses
 

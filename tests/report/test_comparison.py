@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from job.errors import CredentialsError
 from job.ledger.ledger import Ledger
 from job.ledger.records import MergeLosses, RowLosses
 from job.report import charts
@@ -121,7 +123,7 @@ def test_a_sweep_of_a_version_that_kept_no_rows_reads_as_before(tmp_path: Path) 
     assert overview.comparison is None
     assert comparison_json(overview) is None
     page = html_page(overview, usd_per_hour=None)
-    assert "behind the best" not in page
+    assert "mnat behind" not in page
     assert "Take slot" not in page + markdown(overview, usd_per_hour=None)
 
 
@@ -163,3 +165,17 @@ def test_answers_stand_side_by_side_in_both_reports(tmp_path: Path) -> None:
     assert "&lt;b&gt;1+1?" in page
     assert "12 of 14 rows" in page
     assert "slot 0: 14 of 14, 78 to 100%" in markdown(_read(ledger), usd_per_hour=None)
+
+
+def test_whoever_may_not_list_sees_all_but_the_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unlistable(LocalStore):
+        def list(self, prefix: str) -> Iterator[str]:
+            raise CredentialsError(f"{self.uri}: may not be listed")
+
+    _sweep(tmp_path, [1.2, 1.3])
+    overview = _read(Ledger(Unlistable(tmp_path), "s"))
+    assert overview.comparison is not None
+    assert overview.answers is None
+    assert "answers are not looked for" in caplog.text
