@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from job.ledger.records import RowLosses
 from tests.tiny_model import make_base
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -89,6 +91,11 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
     assert result["steps"] == 4
     assert [step for step, _ in result["curve"]] == [0, 2, 4]
     assert result["eval_loss"] == min(loss for step, loss in result["curve"] if step)
+    rows = (tmp_path / "out" / result["rows_key"]).read_bytes()
+    assert result["rows_key"].endswith(f"/rows-{hashlib.sha256(rows).hexdigest()}.json")
+    by_row = RowLosses.model_validate_json(rows)
+    assert by_row.step == result["best_step"]
+    assert by_row.loss == pytest.approx(result["eval_loss"], rel=1e-12)
     adapter = tmp_path / "out" / result["adapter_key"]
     assert {p.name for p in adapter.iterdir()} >= {
         "adapter_model.safetensors", "adapter_config.json", "manifest.json",
