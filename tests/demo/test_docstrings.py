@@ -37,7 +37,8 @@ class Reader:
         def close(self):
             """Return the rows of one file in their order."""
         def open(self):
-            """Open the file, and say so in a sentence that is too long to be one of the rows."""
+            """Open the file, and say so in a sentence that is too long to be one of the rows,
+            by a few characters."""
 '''
 
 
