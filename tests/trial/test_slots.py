@@ -67,7 +67,10 @@ def test_a_checkpoint_without_a_spec_is_damage_and_never_redrawn(ledger: Ledger)
 
 @pytest.mark.parametrize(
     "name",
-    ["adapter-0a/adapter_config.json", "checkpoints/1-5-0a/manifest.json", "history-0a.jsonl"],
+    [
+        *("adapter-0a/adapter_config.json", "best-0a/manifest.json", "rows-0a.json"),
+        *("checkpoints/1-5-0a/manifest.json", "history-0a.jsonl"),
+    ],
 )
 def test_an_upload_without_a_spec_is_damage_and_never_redrawn(
     ledger: Ledger, name: str, tmp_path: Path
