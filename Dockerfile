@@ -6,14 +6,27 @@
 # On a machine without a GPU, a much smaller image:
 #   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu --tag qlora-sweep-job .
 #
+# For a node with CUDA 13's driver (580 or newer):
+#   docker build --build-arg VARIANT=cu130 --tag qlora-sweep-job:cu130 .
+#
 # There is no `# syntax=` line: BuildKit's built-in front end is enough, so nothing is pulled but
 # the base image. docs/container.md says what was built and run, and on what.
 
-# The only image that comes from outside. `base` has no CUDA libraries beyond the runtime stub:
-# torch's wheels bring their own. What it does bring is NVIDIA_REQUIRE_CUDA, which makes a node
-# whose driver is too old refuse the container. CUDA 12.6, not 13: CUDA 13 needs driver 580, and
-# cloud images with a T4 still ship older ones. The tag is pinned; its digest is not yet.
-FROM nvidia/cuda:12.6.3-base-ubuntu24.04 AS base
+# The CUDA of base and torch: cu126 or cu130. CUDA 12.6 by default, because CUDA 13 needs driver 580
+# and cloud images with a T4 still ship older ones. Both have code for a T4 (sm_75).
+ARG VARIANT=cu126
+
+# The only images that come from outside; only the one that is asked for is pulled. `base` has no
+# CUDA libraries beyond the runtime stub: torch's wheels bring their own. What it does bring is
+# NVIDIA_REQUIRE_CUDA, which makes a node whose driver is too old refuse the container. The tags are
+# pinned; their digests are not yet.
+FROM nvidia/cuda:12.6.3-base-ubuntu24.04 AS cu126
+LABEL org.opencontainers.image.base.name="docker.io/nvidia/cuda:12.6.3-base-ubuntu24.04"
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS cu130
+LABEL org.opencontainers.image.base.name="docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04"
+
+# hadolint ignore=DL3006
+FROM ${VARIANT} AS base
 # python3 without pip and venv, which only the build needs. ca-certificates: wandb's core is a Go
 # program and trusts only the system's certificates, unlike boto3 and the Hugging Face hub.
 # Ubuntu deletes superseded versions: a pinned one stops building.
@@ -41,8 +54,9 @@ RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv
 WORKDIR /build
 COPY constraints.txt ./
 COPY --from=requirements /requirements.txt ./
-# Which build of torch: cu126 matches the base and has kernels for a T4 (sm_75).
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
+# Which build of torch: by default the variant's, which matches the base.
+ARG VARIANT
+ARG TORCH_INDEX=https://download.pytorch.org/whl/${VARIANT}
 # torch alone and from its own index: the constraint torch==2.13.0 accepts 2.13.0+cu126, and PyPI's
 # build for another CUDA cannot slip in. --no-deps because that index does not hold the pinned
 # versions of torch's dependencies. The cache mount keeps pip's downloads out of every layer.
@@ -133,6 +147,5 @@ ENV IMAGE_REVISION=$REVISION
 LABEL org.opencontainers.image.title="qlora-sweep-job" \
       org.opencontainers.image.description="One run = one trial of a QLoRA sweep on a 15 GB T4" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.base.name="docker.io/nvidia/cuda:12.6.3-base-ubuntu24.04" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"

@@ -7,6 +7,7 @@ TORCH_INDEX ?=
 TRL_PYTHON ?=
 CHOOSERS_PYTHON ?=
 IMAGE ?= qlora-sweep-job
+VARIANT ?= cu126
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -19,11 +20,12 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with the pinned packages
 
-.PHONY: check-manifests smoke check-tag release-image release-manifest publish-release pin
+.PHONY: check-manifests check-skypilot notebook smoke check-tag release-image release-manifest publish-release pin
 
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
 BUILD_ARGS = --build-arg VERSION=$(VERSION) \
+	--build-arg VARIANT=$(VARIANT) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
@@ -72,7 +74,17 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 		promtool test rules tests/deploy/alerts_test.yaml; \
 		else echo "no promtool (Debian: apt-get install prometheus): alerts are not tested"; fi
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.renovate .github/renovate.json
 	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
+
+# 0.5 GB in a minute, and other versions of what the job uses: an environment of its own.
+check-skypilot:  ## check docs/skypilot.yaml by SkyPilot's own schemas
+	test -x $(VENV)-skypilot/bin/python || $(PYTHON) -m venv $(VENV)-skypilot
+	$(VENV)-skypilot/bin/pip install --quiet --disable-pip-version-check skypilot==0.14.1
+	$(VENV)-skypilot/bin/python .ci/skypilot.py
+
+notebook: $(STAMP) demo  ## execute docs/notebooks/worker.ipynb on the CPU and keep its output
+	$(BIN)/python .ci/notebook.py
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
@@ -88,7 +100,7 @@ bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU
 	$(BIN)/python -m benchmarks.counted
 
 # Docker before 23 builds with BuildKit only when told to.
-image:  ## build the container image (needs Docker)
+image:  ## build the container image, VARIANT=cu126 or cu130 (needs Docker)
 	DOCKER_BUILDKIT=1 docker build --tag $(IMAGE) $(BUILD_ARGS) .
 
 smoke:  ## run the image on the CPU, restricted as in the cluster, SIGTERM included (needs Docker)
@@ -100,14 +112,15 @@ check-tag:  ## fail unless TAG is the version of the code
 # The registry keeps the build cache: with the same constraints.txt the next version has the very
 # same layer of packages, and a node that holds the old image fetches a megabyte.
 release-image: LOWER = $(shell echo $(IMAGE) | tr A-Z a-z)
+release-image: RELEASE = $(VERSION)$(if $(filter-out cu126,$(VARIANT)),-$(VARIANT))
 release-image: check-tag  ## build and push the image with provenance and bill of materials
 	mkdir -p build
 	docker buildx build --platform linux/amd64 --push --provenance mode=max --sbom true \
-		--cache-from type=registry,ref=$(LOWER):buildcache \
-		--cache-to type=registry,ref=$(LOWER):buildcache,mode=max \
-		--metadata-file build/image.json --tag $(LOWER):$(VERSION) $(BUILD_ARGS) .
+		--cache-from type=registry,ref=$(LOWER):buildcache-$(VARIANT) \
+		--cache-to type=registry,ref=$(LOWER):buildcache-$(VARIANT),mode=max \
+		--metadata-file build/image.json --tag $(LOWER):$(RELEASE) $(BUILD_ARGS) .
 	digest=$$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' build/image.json); \
-		test -n "$$digest" && echo "digest=$$digest" | tee -a $${GITHUB_OUTPUT:-/dev/null}
+		test -n "$$digest" && printf '%s\n' "digest=$$digest" "$(VARIANT)=$$digest" | tee -a $${GITHUB_OUTPUT:-/dev/null}
 
 release-manifest:  ## write the manifests of a release, IMAGE by its DIGEST, to build/release
 	$(PYTHON) .ci/release_manifest.py "$(IMAGE)" "$(DIGEST)" build/release
@@ -120,4 +133,4 @@ pin:  ## pin the base image by digest and actions by commit where only a tag sta
 	$(PYTHON) .ci/pin.py
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-skypilot .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(arguments)
     except SystemExit as end:  # argparse's 2 is no code of ours
         return ExitCode.SETTINGS if end.code else ExitCode.OK
-    set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"))
+    worker = getattr(options, "worker", None)
+    set_up_logging(os.environ.get("JOB_LOG_FORMAT", "text"), worker=worker)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or locale without our letters
             stream.reconfigure(errors="backslashreplace")

@@ -27,10 +27,12 @@ def run_as_child(
     heartbeat_fd: int | None,
     *,
     die: Callable[[str], None],
+    worker: int | None = None,
     training: Training | None = None,
 ) -> str:
     """Run one trial and return its last line; `die` ends a process that hangs, given the reason.
 
+    `worker` is the number that the trial's log lines and account have beside those of others.
     Raises the `JobError` that ended the trial, after SIGTERM as `Stop.on_the_way_down` says.
     """
     _end_with_parent()
@@ -40,7 +42,7 @@ def run_as_child(
         signal.signal(number, stop.set)
     watchdog = Watchdog(stop, die, heartbeat=partial(beat, open_beat(heartbeat_fd)))
     try:
-        line = run_trial(settings, stop, watchdog, training)
+        line = run_trial(settings, stop, watchdog, training, worker=worker)
     except JobError as error:
         told = stop.on_the_way_down(error)
         leave(told.exit_code)

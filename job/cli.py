@@ -121,10 +121,17 @@ def _trial_options(parser: ArgumentParser) -> None:
     # Given by the parent.
     parser.add_argument("--heartbeat-fd", type=int, help=SUPPRESS)
     parser.add_argument("--of-queue", action="store_true", help=SUPPRESS)
+    parser.add_argument("--worker", type=int, help=SUPPRESS)
 
 
 def _plan_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the numbers, for a program")
+    parser.add_argument(
+        "--price",
+        action="append",
+        metavar="CARD=USD",
+        help="compare kinds of card by their price an hour: --price t4=0.15 --price l4=0.28",
+    )
 
 
 def _status_options(parser: ArgumentParser) -> None:
@@ -286,7 +293,7 @@ def _trial(options: Namespace) -> Ending:
 
     settings = _settings(tell=options.heartbeat_fd is None)  # process 1 has told its warnings
     try:
-        return run_as_child(settings, options.heartbeat_fd, die=_end_hung)
+        return run_as_child(settings, options.heartbeat_fd, worker=options.worker, die=_end_hung)
     except HeldError as error:
         if not options.of_queue:
             raise
@@ -424,7 +431,9 @@ VERBS = {
         _trial, "run one trial in this very process", f"{_TRIAL_URIS} job trial", _trial_options
     ),
     "queue": Verb(
-        _queue, "run all trials of the sweep, one after another", f"{_TRIAL_URIS} job queue"
+        _queue,
+        "run all trials of the sweep, JOB_WORKERS at once",
+        f"{_TRIAL_URIS} JOB_WORKERS=auto job queue",
     ),
     "plan": Verb(
         _plan,

@@ -27,17 +27,28 @@ _SECRET_NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|STORAGE_KEY|PRIVATE_KEY|CONNECTION_STRING)$",
     re.IGNORECASE,
 )
+# apprise's URLs: a token may stand in any part, even in the host's place (slack://TokenA/TokenB).
+_URLS_NAME = re.compile(r"NOTIFY_URLS$", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 6  # masking "1" or "true" everywhere would only hide our own words
 
 
 def mask_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
     """`text` with the value of every secret-looking environment variable replaced by ***."""
     secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name)}
+    for name, value in environ.items():
+        if _URLS_NAME.search(name):
+            secrets |= {part for part in re.split(r"[\s,/:@?&=#]+", value) if _may_be_secret(part)}
     forms = {form for secret in secrets for form in _forms(secret)}
     for form in sorted(forms, key=len, reverse=True):  # a shorter one may be part of a longer one
         if len(form) >= _MIN_SECRET_LENGTH:
             text = text.replace(form, "***")
     return re.sub(r"://[^/\s@:]+:[^/\s@]+@", "://***@", text)
+
+
+def _may_be_secret(part: str) -> bool:
+    """Whether a part of a URL is more than a scheme, a port, or a host with a domain."""
+    is_host = "." in part or part == "localhost"
+    return len(part) >= _MIN_SECRET_LENGTH and not is_host
 
 
 def _forms(secret: str) -> Iterator[str]:
@@ -55,21 +66,30 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 class _TextFormatter(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self.mark = "" if worker is None else f"[{worker}] "
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%H:%M:%S", time.gmtime(record.created))
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{stamp} {level}{record.getMessage()}"
+        text = f"{stamp} {self.mark}{level}{record.getMessage()}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return mask_secrets(text)
 
 
 class _JsonFormatter(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self.mark = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entry: dict[str, object] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "severity": record.levelname,  # the key that GKE's and AKS's collectors read
+            **self.mark,
             "message": mask_secrets(record.getMessage()),
         }
         if record.exc_info and record.exc_info[1]:
@@ -89,10 +109,14 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def set_up_logging(log_format: str) -> None:
-    """Send our lines to stderr as `text` or `json`, and other libraries' from warnings up."""
+def set_up_logging(log_format: str, *, worker: int | None = None) -> None:
+    """Send our lines to stderr as `text` or `json`, and other libraries' from warnings up.
+
+    `worker` marks the lines of one of several workers that share a terminal.
+    """
     handler = _StderrHandler()
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    formatter = _JsonFormatter if log_format == "json" else _TextFormatter
+    handler.setFormatter(formatter(worker))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # What libraries tell each other about their next versions does not help who runs a job.
@@ -100,6 +124,11 @@ def set_up_logging(log_format: str) -> None:
     # It warns that an optional package with a faster kernel for CPUs is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     log.setLevel(logging.INFO)
+
+
+def is_marked() -> bool:
+    """Whether this process is one of several workers, whose lines and bars share a terminal."""
+    return any(getattr(h.formatter, "mark", None) for h in logging.getLogger().handlers)
 
 
 def last_words(code: int, message: str) -> int:

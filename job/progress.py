@@ -11,7 +11,7 @@ from typing import Literal, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from job.log import log
+from job.log import is_marked, log
 
 LINE_SECONDS = 30.0  # between plain lines
 _BAR_SECONDS = 1.0  # work that is done by then needs no bar
@@ -101,7 +101,7 @@ class _Display:
 
     def show(self, done: int, total: int | None, text: str) -> None:
         now = self._clock()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not is_marked():
             if self._task is None and now - self._begun >= _BAR_SECONDS:
                 self._task, self._shown = _BARS.add(self._title), True
             if self._task is not None:

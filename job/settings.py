@@ -111,6 +111,13 @@ def _check_prompt_template(template: str) -> str:
     return template
 
 
+def _check_workers(text: str) -> str:
+    """Refuse anything but `auto` and a number of workers."""
+    if text != "auto" and not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 64):
+        raise ValueError(f"is {text!r:.80}; allowed: auto (one for every GPU), or 1 to 64")
+    return text
+
+
 Uri = Annotated[str, AfterValidator(_check_uri)]
 OutputUri = Annotated[Uri, AfterValidator(_check_output)]
 WarmStartUri = Annotated[Uri, AfterValidator(_check_sweep_folder)]
@@ -159,6 +166,10 @@ class Settings(BaseSettings):
         None, description="this run's slot; set by Kubernetes; default: the first open one"
     )
 
+    workers: Annotated[str, AfterValidator(_check_workers)] = Field(
+        "1", description="of `queue`: trials at once, a GPU each; auto: one for every GPU"
+    )
+
     use_full_dataset: bool = Field(False, description="True: subsample fraction 1")
     subsample_fraction: Fraction = Field(0.15, description="share of the rows that is used")
     eval_fraction: OpenFraction = Field(0.2, description="share of the used rows held out")
@@ -196,7 +207,12 @@ class Settings(BaseSettings):
     sweep_budget_gpu_hours: Positive | None = Field(
         None, description="no new slot is begun past it"
     )
-    gpu_hourly_usd: Positive | None = Field(None, description="price, for plan and report")
+    sweep_budget_usd: Positive | None = Field(
+        None, description="dollars; no new slot is begun past it; needs JOB_GPU_HOURLY_USD"
+    )
+    gpu_hourly_usd: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
+        None, description="price of a GPU, kept in each attempt's account; 0: it is free"
+    )
 
     checkpoint_minutes: Positive = Field(5, description="between background checkpoints")
     # After a SIGKILL a slot waits so long: more than an hour is a mistake in the unit.
@@ -217,6 +233,9 @@ class Settings(BaseSettings):
     wandb_artifact: Literal["none", "reference", "upload"] = Field(
         "reference", description="the adapter as a W&B artifact: where it is, or itself"
     )
+    notify_urls: SecretStr | None = Field(
+        None, description="apprise URLs that are told of the sweep's end, blanks between"
+    )
     log_format: Literal["text", "json"] = Field("text", description="log lines")
     strict: bool = Field(False, description="1: any unknown JOB_* variable is an error")
 
@@ -236,6 +255,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"JOB_COMPLETION_INDEX: is {self.completion_index}, but JOB_NUM_TRIALS is"
                 f" {self.num_trials}; allowed: 0 to {self.num_trials - 1}, or raise JOB_NUM_TRIALS"
+            )
+        if self.sweep_budget_usd is not None and self.gpu_hourly_usd is None:
+            raise ValueError(
+                "JOB_SWEEP_BUDGET_USD: is set, but not JOB_GPU_HOURLY_USD, the price of a GPU here;"
+                " allowed: both, with 0 where it is free"
             )
         if self.prompt_template is not None and self.prompt_column is not None:
             raise ValueError(
@@ -311,8 +335,7 @@ def variable(field: str) -> str:
 
 # Settings of earlier versions, each with what to use instead.
 GONE = {
-    "JOB_NUM_GPUS": "a trial trains on one GPU; on a node with several, run one `job queue` for"
-    " each, with CUDA_VISIBLE_DEVICES=0, 1, ...",
+    "JOB_NUM_GPUS": "a trial trains on one GPU; `job queue` with JOB_WORKERS=auto runs one on each",
 }
 
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")

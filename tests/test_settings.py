@@ -28,7 +28,7 @@ FREE = {
     "sweep_budget_gpu_hours", "gpu_hourly_usd", "checkpoint_minutes", "lease_seconds",
     "grace_seconds", "outage_minutes", "max_adapter_mb", "device", "gpu_memory_gb", "work_dir",
     "wandb_artifact", "log_format", "strict", "wandb_sweep_id", "wandb_api_key", "wandb_entity",
-    "wandb_project", "wandb_mode", "hf_token",
+    "wandb_project", "wandb_mode", "hf_token", "workers", "sweep_budget_usd", "notify_urls",
 }  # fmt: skip
 
 
@@ -104,7 +104,18 @@ def test_a_setting_that_is_gone_says_what_to_use_instead(
 ) -> None:
     (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_NUM_GPUS=value)
     assert line.startswith("JOB_NUM_GPUS: is gone: a trial trains on one GPU;")
-    assert "one `job queue` for each, with CUDA_VISIBLE_DEVICES" in line
+    assert "`job queue` with JOB_WORKERS=auto runs one on each" in line
+
+
+@pytest.mark.parametrize("value", ["1", "2", "64", "auto"])
+def test_workers_are_a_number_or_auto(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    assert _load(monkeypatch, **REQUIRED, JOB_WORKERS=value)[0].workers == value
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "65", "all", "two", "\u0662"])
+def test_no_other_number_of_workers_is_taken(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_WORKERS=value)
+    assert line == f"JOB_WORKERS: is {value!r}; allowed: auto (one for every GPU), or 1 to 64"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +177,13 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_index_beyond_the_trials_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_COMPLETION_INDEX="12")
     assert line.startswith("JOB_COMPLETION_INDEX: is 12, but JOB_NUM_TRIALS is 12")
+
+
+def test_a_budget_in_dollars_needs_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_SWEEP_BUDGET_USD="10")
+    assert line.startswith("JOB_SWEEP_BUDGET_USD: is set, but not JOB_GPU_HOURLY_USD")
+    settings, _ = _load(monkeypatch, JOB_GPU_HOURLY_USD="0")
+    assert (settings.sweep_budget_usd, settings.gpu_hourly_usd) == (10, 0)
 
 
 def test_one_column_without_the_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

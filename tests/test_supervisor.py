@@ -26,6 +26,7 @@ from tests.tiers import slow
 PARENT = """
 import ctypes, json, os, sys
 from job import supervisor
+from job.errors import JobError
 from job.log import set_up_logging
 from job.process.heartbeat import HeartbeatLimits
 from job.settings import load_settings
@@ -37,23 +38,30 @@ waits = []
 if "as process 1" in sys.argv[1]:
     PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>: orphans below become this process' children
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+if oom := os.environ.get("OUT") and os.path.join(os.environ["OUT"], "proc"):
+    if os.path.exists(oom):  # the control groups of a machine that the test has made
+        from functools import partial
+        from pathlib import Path
+        from job.process import oom as groups
+        root = Path(os.environ["OUT"])
+        supervisor.oom_kills = partial(groups.oom_kills, root)
+        supervisor.oom_words = partial(groups.oom_words, root)
 if sys.argv[1].startswith("run"):
     silence = 0.4 if sys.argv[1] == "run" else 60
     limits = HeartbeatLimits(silence_seconds=silence, tick_seconds=0.05, words_seconds=5)
-    if oom := os.environ.get("OUT") and os.path.join(os.environ["OUT"], "proc"):
-        if os.path.exists(oom):  # the control groups of a machine that the test has made
-            from functools import partial
-            from pathlib import Path
-            from job.process import oom as groups
-            root = Path(os.environ["OUT"])
-            supervisor.oom_kills = partial(groups.oom_kills, root)
-            supervisor.oom_words = partial(groups.oom_words, root)
     parent = supervisor.Supervisor(settings.grace_seconds, limits)
-    code = parent.run(dict(os.environ))
-    print(parent.last_words, file=sys.stderr)
+    ended = parent.run(dict(os.environ))
+    code = ended.code
+    print(ended.last_words, file=sys.stderr)
+elif sys.argv[1] == "one":
+    code, _ = supervisor.run_one(settings)
 else:
     wait = None if sys.argv[1] == "really wait" else waits.append
-    code, _ = supervisor.run_queue(settings, wait)
+    try:
+        code, words = supervisor.run_queue(settings, wait)
+    except JobError as error:
+        code, words = error.exit_code, error
+    print(words, file=sys.stderr)
 print(json.dumps(waits), flush=True)
 sys.exit(code)
 """
@@ -202,7 +210,7 @@ def test_an_orphan_that_process_1_inherits_is_reaped_and_is_not_the_trials_end(
 def test_a_trial_sees_one_card(tmp_path: Path, given: str | None, card: str) -> None:
     script = 'echo "${CUDA_VISIBLE_DEVICES-unset}" > $OUT/card'
     visible = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
-    assert _run("run", script, tmp_path, **visible)[0] == ExitCode.OK
+    assert _run("one", script, tmp_path, **visible)[0] == ExitCode.OK
     assert (tmp_path / "card").read_text() == f"{card}\n"
 
 

@@ -95,7 +95,8 @@ def test_a_slot_of_another_worker_is_no_error_of_the_queue(tmp_path: Path) -> No
 def test_a_signal_before_the_first_trial_has_its_last_words() -> None:
     script = (
         "import os, signal; from job.supervisor import Supervisor; parent = Supervisor(15);"
-        " os.kill(os.getpid(), signal.SIGTERM); print(parent.run({}), parent.last_words)"
+        " os.kill(os.getpid(), signal.SIGTERM); ended = parent.run({});"
+        " print(ended.code, ended.last_words)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30,

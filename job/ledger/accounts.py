@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import platform
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import job
@@ -23,7 +24,7 @@ UNHEARD = "killed or cut off: nothing was heard of it after its last renewal"
 FRESH = Lease(owner="", epoch=0)  # the lease of a slot that nobody has begun
 
 
-def taken_over(old: Lease, owner: str) -> Lease:
+def taken_over(old: Lease, owner: str, opening: AttemptProgress | None = None) -> Lease:
     """The lease of the next epoch: the last attempt's account closed, a new one opened."""
     last = old.attempt
     patience = math.inf if last.patience_seconds is None else last.patience_seconds
@@ -34,6 +35,7 @@ def taken_over(old: Lease, owner: str) -> Lease:
     is_first = old.epoch == 0
     ended = () if is_first else (account(old, ended=True),)
     wasted = sum(closed.wasted_gpu_seconds or 0.0 for closed in ended)
+    cost = _cost_by(old)
     return Lease(
         **(old.model_extra or {}),  # keys of a newer version
         owner=owner,
@@ -44,10 +46,12 @@ def taken_over(old: Lease, owner: str) -> Lease:
         gpu_seconds_before=old.gpu_seconds_before + last.gpu_seconds,
         seconds_before=old.seconds_before + last.gpu_seconds / last.num_gpus,
         wasted_gpu_seconds_before=old.wasted_gpu_seconds_before + wasted,
+        usd_before=cost.usd,
+        priced_gpu_seconds_before=cost.gpu_seconds - cost.unpriced_seconds,
         ended=(*old.ended, *ended),
         fruitless=0 if progressed else old.fruitless + trained_in_vain,
         startless=0 if started or is_first else old.startless + 1,
-        attempt=AttemptProgress(
+        attempt=(opening or AttemptProgress()).changed(
             node=platform.node(),
             code_version=job.__version__,
             started_at=now(),
@@ -63,6 +67,9 @@ def account(lease: Lease, *, ended: bool) -> Account:
         epoch=lease.epoch,
         owner=lease.owner,
         node=attempt.node,
+        gpu=attempt.gpu,
+        worker=attempt.worker,
+        hourly_usd=attempt.hourly_usd,
         code_version=attempt.code_version,
         started_at=attempt.started_at,
         heard_at=attempt.heard_at,
@@ -111,29 +118,49 @@ def read_accounts(slot: Slot) -> list[Account]:
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def gpu_hours_spent(ledger: Ledger, num_trials: int) -> float:
-    """GPU-hours of all attempts at all slots: ended, killed and running, as of the last renewal.
+@dataclass(frozen=True)
+class Cost:
+    """What attempts cost: GPU-seconds, and dollars of those whose price an hour is known."""
 
-    Excluded slots and what came before a redo count, too: they were paid for. What a damaged
+    gpu_seconds: float = 0.0
+    usd: float = 0.0
+    unpriced_seconds: float = 0.0  # GPU-seconds without a price
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.gpu_seconds + other.gpu_seconds,
+            self.usd + other.usd,
+            self.unpriced_seconds + other.unpriced_seconds,
+        )
+
+    def dollars(self, hourly_usd: float | None) -> float:
+        """All of it in dollars; `hourly_usd` is the price where an attempt tells none."""
+        return self.usd + self.unpriced_seconds / 3600 * (hourly_usd or 0.0)
+
+
+NOTHING = Cost()
+
+
+def cost_of_slot(ledger: Ledger, number: int) -> Cost:
+    """The cost of all attempts at a slot: ended, killed and running, as of the last renewal.
+
+    An excluded slot and what came before a redo count, too: they were paid for. What a damaged
     document does not say is not counted, and ends no other slot's trial.
     """
-    seconds = 0.0
-    for number in range(num_trials):
-        try:
-            newest = ledger.slot(number)
-        except SlotError as error:
-            log.warning("the sweep's budget does not count slot %d: %s", number, error)
-            continue
-        seconds += sum(gpu_seconds(slot) for slot in (*newest.earlier(), newest))
-    return seconds / 3600
+    try:
+        newest = ledger.slot(number)
+    except SlotError as error:
+        log.warning("the sweep's budget does not count slot %d: %s", number, error)
+        return NOTHING
+    return sum((cost_of(slot) for slot in (*newest.earlier(), newest)), NOTHING)
 
 
-def gpu_seconds(slot: Slot) -> float:
-    """GPU-seconds of all attempts at the slot in this generation of it.
+def cost_of(slot: Slot) -> Cost:
+    """The cost of all attempts at the slot in this generation of it.
 
     They were paid for: where one of its two documents is damaged, the other one is believed.
     """
-    by_result = by_lease = 0.0
+    by_result, by_lease = 0.0, NOTHING
     try:
         result = slot.result()
         by_result = result.gpu_seconds if result is not None else 0.0
@@ -142,11 +169,23 @@ def gpu_seconds(slot: Slot) -> float:
     try:
         stored = slot.lease()
         if stored is not None:
-            by_lease = stored.lease.gpu_seconds_before + stored.lease.attempt.gpu_seconds
+            by_lease = _cost_by(stored.lease)
     except SlotError as error:
         log.warning("GPU time is taken from the result alone: %s", error)
-    # Where two attempts worked on a slot at once, the lease has the cost of both.
-    return max(by_result, by_lease)
+    # Where two attempts worked on a slot at once, the lease has the cost of both. The attempt that
+    # committed may have paid for longer than its last renewal says.
+    untold = max(0.0, by_result - by_lease.gpu_seconds)
+    return by_lease + Cost(untold, 0.0, untold)
+
+
+def _cost_by(lease: Lease) -> Cost:
+    """The cost of all attempts up to the lease's own, as it tells them."""
+    attempt, before = lease.attempt, lease.gpu_seconds_before
+    unpriced = max(0.0, before - lease.priced_gpu_seconds_before)
+    earlier = Cost(before, lease.usd_before, unpriced)
+    if attempt.hourly_usd is None:
+        return earlier + Cost(attempt.gpu_seconds, 0.0, attempt.gpu_seconds)
+    return earlier + Cost(attempt.gpu_seconds, attempt.gpu_seconds / 3600 * attempt.hourly_usd)
 
 
 def now() -> str:

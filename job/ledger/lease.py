@@ -175,12 +175,14 @@ def acquire(
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     watch: LeaseWatch | None = None,
+    opening: AttemptProgress | None = None,
 ) -> HeldLease | None:
     """Take the first slot that is open and free; None if none is open any more.
 
     A lease that another attempt holds is watched until it is released, until it stood still for
     `lease_seconds`, or until it is seen to be alive. Raises `HeldError` if all are alive.
-    `watch` holds what was seen of those leases so far.
+    `watch` holds what was seen of those leases so far, `opening` what the attempt's account says
+    from its first moment on.
     """
     owner = uuid.uuid4().hex
     watch = watch or LeaseWatch(lease_seconds, clock=clock)
@@ -190,9 +192,9 @@ def acquire(
         if not watch.is_free(slot, found):
             continue
         if found is None:
-            stored = slot.create_lease(taken_over(FRESH, owner))
+            stored = slot.create_lease(taken_over(FRESH, owner, opening))
         else:
-            stored = slot.swap_lease(taken_over(found.lease, owner), found.version)
+            stored = slot.swap_lease(taken_over(found.lease, owner, opening), found.version)
         if not stored.ours:
             continue
         lease = HeldLease(slot, stored, lease_seconds=lease_seconds, clock=clock)

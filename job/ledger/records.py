@@ -41,6 +41,7 @@ Moment = Annotated[str, AfterValidator(_check_moment)]  # ISO 8601, UTC: for peo
 Key = Annotated[str, AfterValidator(check_key)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Dollars = Annotated[float, Field(ge=0)]
 Number = int | float  # as it was written: 16 stays 16
 Hyperparameter = bool | int | float | str
 
@@ -228,6 +229,9 @@ class AttemptProgress(Record):
     """The progress of an attempt, as the holder of the lease tells it at every renewal."""
 
     node: str | None = None
+    worker: Count | None = None  # its number on the node; None: the only one
+    gpu: str | None = None  # the card's name; None: a CPU, or none was opened yet
+    hourly_usd: Dollars | None = None  # the price of its GPU; None: not told
     code_version: str | None = None
     started_at: Moment | None = None
     heard_at: Moment | None = None  # when the lease was last renewed
@@ -256,6 +260,9 @@ class Account(Record):
     epoch: Count
     owner: str
     node: str | None = None
+    worker: Count | None = None  # its number on the node; None: the only one
+    gpu: str | None = None  # the card's name; None: a CPU, or none was opened yet
+    hourly_usd: Dollars | None = None  # the price of its GPU; None: not told
     code_version: str | None = None
     started_at: Moment | None = None
     heard_at: Moment | None = None
@@ -289,6 +296,8 @@ class Lease(Record):
         0.0  # wall-clock seconds of all earlier attempts, on any number of GPUs
     )
     wasted_gpu_seconds_before: Seconds = 0.0  # those on which no later attempt could build
+    usd_before: Dollars = 0.0  # of all earlier attempts whose price is known
+    priced_gpu_seconds_before: Seconds = 0.0  # of those attempts
     ended: tuple[Account, ...] = ()  # earlier attempts whose documents may not be written yet
     fruitless: Count = 0  # attempts in a row that trained long and published no later checkpoint
     startless: Count = 0  # attempts in a row that never finished a step

@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from job.data.tokens import load_tokenizer
 from job.ledger.ledger import Ledger
 from job.ledger.records import Recipe
 from job.plan import advice, warnings
+from job.plan.cards import Price, describe_offers, offers, read_prices
 from job.plan.forecast import (
     Throughput,
     throughput_of_trials,
@@ -77,13 +78,15 @@ class Inputs:
     ledger: Ledger
     base: BaseModel
     data: PreparedData
+    prices: Sequence[Price] = ()  # of kinds of card
 
 
 def run_plan(options: Namespace, settings: Settings) -> None:
     """Print the plan. Raises what the trial would raise, so that the exit code is the job's."""
     plan = Plan()
     console = Console(stderr=options.json, highlight=False, soft_wrap=True)
-    for section in _sections(settings, plan):
+    prices = read_prices(options.price or ())
+    for section in _sections(settings, plan, prices):
         console.print(section_text(plan, section, console))
     if options.json:
         said = {"warnings": plan.warnings, "advice": plan.advice}
@@ -104,7 +107,7 @@ def section_text(plan: Plan, section: str, console: Console) -> Text:
     return Text.assemble((f"{section:11}", "bold"), words)
 
 
-def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
+def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> Iterator[str]:
     """Work the plan out section by section; yield the name of each as soon as it is known."""
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     definition, sweep = load_sweep(settings, store, lambda: None)
@@ -139,9 +142,10 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     if earlier is not None:
         plan.sections["warm start"] = describe_warm_start(earlier, definition, settings)
         yield "warm start"
-    yield from _forecast(settings, plan, Inputs(definition, ledger, base, data), rate)
+    yield from _forecast(settings, plan, Inputs(definition, ledger, base, data, prices), rate)
     plan.warnings += warnings.of_rows(settings, data)
     plan.warnings += warnings.of_few(settings, definition)
+    plan.warnings += warnings.of_notices(settings)
     plan.advice += advice.of_range(settings, definition)
     plan.advice += advice.of_trials(settings, definition)
 
@@ -169,6 +173,11 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
         yield "trial"
         plan.sections["in all"] = describe_cost(settings, span)
         yield "in all"
+        if inputs.prices:
+            found = offers(inputs.prices, overview, shape, works, memory.recompute)
+            plan.numbers["cards"] = [asdict(offer) for offer in found]
+            plan.sections["cards"] = describe_offers(found, settings.num_trials)
+            yield "cards"
         # Weights and two moments, in fp32.
         checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)
         plan.warnings += warnings.of_time(settings, span)

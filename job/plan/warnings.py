@@ -16,6 +16,7 @@ from job.store.base import Store
 from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
 from job.training.memory import MemoryPlan
+from job.trial.notices import not_understood
 
 CUT_SHARE = 0.05  # a larger share of rows over JOB_MAX_SEQ_LENGTH is worth a warning
 
@@ -90,6 +91,16 @@ def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
         yield (
             f"only {counts.eval} rows are held out, JOB_EVAL_ROWS asks for {settings.eval_rows}:"
             " raise JOB_EVAL_FRACTION or JOB_SUBSAMPLE_FRACTION"
+        )
+
+
+def of_notices(settings: Settings) -> Iterator[str]:
+    """Warn of notification URLs that nobody would hear of."""
+    if settings.notify_urls is not None and (wrong := not_understood(settings)):
+        numbers = ", ".join(map(str, wrong))
+        yield (
+            f"JOB_NOTIFY_URLS: URL {numbers} is not understood by apprise, nothing will be sent by"
+            " it; its list of services says how each is written"
         )
 
 

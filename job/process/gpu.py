@@ -12,8 +12,9 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,8 @@ def check_gpu(gpu: Gpu, *, torch_cuda: tuple[int, int], gpu_memory_gb: float | N
 
 def read_gpu(visible: str | None) -> Gpu:
     """Describe the first GPU of `CUDA_VISIBLE_DEVICES` (unset: of all). Raises `GpuError`."""
-    wanted = "0" if visible is None else visible.split(",")[0].strip()
-    if not wanted or wanted.startswith("-"):
-        raise GpuError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one")
-    try:
-        _ask(pynvml.nvmlInit, but=pynvml.NVMLError_LibraryNotFound)
-    except pynvml.NVMLError_LibraryNotFound as error:
-        library = "the driver's library libnvidia-ml.so.1"
-        raise GpuError(f"no GPU: {library} is not here; {WAY_OUT}") from error
-    try:
+    wanted = "0" if visible is None else _named(visible)[0]
+    with _nvml():
         device = _handle(wanted)
         memory = _memory(device)
         cuda = _ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)
@@ -125,6 +119,38 @@ def read_gpu(visible: str | None) -> Gpu:
             driver=_ask(pynvml.nvmlSystemGetDriverVersion),
             driver_cuda=(cuda // 1000, cuda % 1000 // 10),
         )
+
+
+def visible_gpus(visible: str | None) -> list[str]:
+    """The GPUs of `CUDA_VISIBLE_DEVICES`, as it names them (unset: all). Raises `GpuError`."""
+    if visible is not None:
+        return _named(visible)
+    with _nvml():
+        num_gpus = _ask(pynvml.nvmlDeviceGetCount)
+    if not num_gpus:
+        raise GpuError(f"no GPU: this node shows none; {WAY_OUT}")
+    return [str(number) for number in range(num_gpus)]
+
+
+def _named(visible: str) -> list[str]:
+    """What `CUDA_VISIBLE_DEVICES` names; CUDA sees nothing from the first negative index on."""
+    names = (name.strip() for name in visible.split(","))
+    found = list(takewhile(lambda name: name and not name.startswith("-"), names))
+    if not found:
+        raise GpuError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one")
+    return found
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[None]:
+    """The driver's library, open within the block. Raises `GpuError`."""
+    try:
+        _ask(pynvml.nvmlInit, but=pynvml.NVMLError_LibraryNotFound)
+    except pynvml.NVMLError_LibraryNotFound as error:
+        library = "the driver's library libnvidia-ml.so.1"
+        raise GpuError(f"no GPU: {library} is not here; {WAY_OUT}") from error
+    try:
+        yield
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()

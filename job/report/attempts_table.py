@@ -8,6 +8,7 @@ from rich.table import Table
 from job.errors import SlotError
 from job.ledger.accounts import read_accounts
 from job.ledger.ledger import Ledger
+from job.report.overview import place
 
 COLUMNS = ("slot", "attempt", "node", "from", "to", "steps", "GPU s", "wasted", "code", "reason")
 
@@ -27,7 +28,7 @@ def attempts_table(ledger: Ledger, num_trials: int) -> Table:
             steps = f"{_shown(account.first_step)}-{_shown(account.last_step)}"
             reason = "running" if account.state == "open" else account.reason
             ended_at = account.ended_at or account.heard_at
-            values = (account.node, account.started_at, ended_at, steps, account.gpu_seconds,
+            values = (place(account), account.started_at, ended_at, steps, account.gpu_seconds,
                       account.wasted_gpu_seconds, account.exit_code, reason)  # fmt: skip
             table.add_row(str(number), str(account.epoch), *map(_shown, values))
     return table

@@ -25,6 +25,7 @@ from job.ledger.redo import read_slot
 from job.log import log
 from job.report.attempts_table import attempts_table
 from job.report.comparison import read_compared
+from job.report.costs import cost_lines
 from job.report.gain import gain_lines, has_ended, outlook_of
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
@@ -59,7 +60,7 @@ def _show_status(
     if options.json:
         print(to_json(read_compared(ledger, settings.num_trials), settings.gpu_hourly_usd))
     elif options.prometheus is not None:
-        samples = to_prometheus(read_overview(ledger, settings.num_trials))
+        samples = to_prometheus(read_overview(ledger, settings.num_trials), settings.gpu_hourly_usd)
         _write_samples(options.prometheus, samples)
     elif options.watch:
         _watch(ledger, settings, wait)
@@ -74,10 +75,14 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
     """Write the page and the summary; print where they are."""
     check_sweep(ledger)
     overview = read_compared(ledger, settings.num_trials)
-    price, min_gain = settings.gpu_hourly_usd, settings.min_gain
+    given: Any = {
+        "usd_per_hour": settings.gpu_hourly_usd,
+        "budget_usd": settings.sweep_budget_usd,
+        "min_gain": settings.min_gain,
+    }
     files = {
-        "report.html": html_page(overview, usd_per_hour=price, min_gain=min_gain),
-        "report.md": markdown(overview, usd_per_hour=price, min_gain=min_gain),
+        "report.html": html_page(overview, **given),
+        "report.md": markdown(overview, **given),
     }
     written: list[str] = []
     with tempfile.TemporaryDirectory() as name, _printing():
@@ -222,11 +227,11 @@ def _print_status(
     console.print(slot_table(overview, console.width))
     for line in stuck_slots(overview, lease_seconds=settings.lease_seconds):
         console.print(line, soft_wrap=True)
-    for line in gain_lines(
-        overview,
-        outlook_of(overview),
-        min_gain=settings.min_gain,
-        usd_per_hour=settings.gpu_hourly_usd,
+    price, budget = settings.gpu_hourly_usd, settings.sweep_budget_usd
+    outlook, min_gain = outlook_of(overview), settings.min_gain
+    for line in (
+        *cost_lines(overview, price, budget),
+        *gain_lines(overview, outlook, min_gain=min_gain, usd_per_hour=price),
     ):
         console.print(line, soft_wrap=True)
     if (best := overview.best) is not None:

@@ -8,10 +8,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from job.errors import SlotError
-from job.ledger.accounts import FRESH, gpu_seconds
+from job.errors import ExitCode, SlotError
+from job.ledger.accounts import FRESH, NOTHING, Cost, account, cost_of, read_accounts
 from job.ledger.ledger import Ledger
-from job.ledger.records import Answers, Ended, Identity, MergeLosses, Result, Spec, Status
+from job.ledger.records import (
+    Account,
+    Answers,
+    AttemptProgress,
+    Ended,
+    Identity,
+    Lease,
+    MergeLosses,
+    Result,
+    Spec,
+    Status,
+)
 from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
@@ -29,6 +40,29 @@ State = Literal[
 ]  # fmt: skip
 COMMITTED = get_args(Status)
 READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
+
+
+BEGUN_AGAIN = "begun again"
+# Why an attempt's GPU time came to nothing, by its exit code; None: it could not leave one.
+CAUSES: dict[int | None, str] = {
+    ExitCode.OK: "loading and waiting",
+    ExitCode.PREEMPTED: "preempted",
+    None: "killed without notice",
+    ExitCode.OUTAGE: "outages and hangs",
+    ExitCode.GPU: "GPU faults",
+    ExitCode.BUG: "bugs",
+}
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What one attempt cost."""
+
+    place: str  # the node's name
+    hourly_usd: float | None  # None: the attempt tells no price
+    gpu_seconds: float
+    wasted_seconds: float = 0.0  # of them, those on which nothing later rests
+    cause: str = ""  # of the waste
 
 
 @dataclass(frozen=True)
@@ -49,7 +83,9 @@ class SlotView:
     node: str | None = None
     tokens_per_second: float | None = None
     lease_age_seconds: float | None = None  # since the holder last renewed it
-    gpu_seconds: float = 0.0  # of all attempts
+    cost: Cost = NOTHING  # of all attempts
+    charges: tuple[Charge, ...] = ()  # what each attempt cost
+    gpu: str | None = None  # the name of the newest attempt's card
     wasted_gpu_seconds: float = 0.0  # for steps done twice, restarts and waiting
     training_seconds: float | None = None
     peak_memory_bytes: int | None = None
@@ -58,6 +94,11 @@ class SlotView:
     committed_at: str | None = None
     wandb_sweep: str | None = None  # that drew its parameters; None: the built-in engine
     result: Result | None = None
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPU-seconds of all attempts."""
+        return self.cost.gpu_seconds
 
     @property
     def judged(self) -> bool:
@@ -108,9 +149,14 @@ class Overview:
         ]
 
     @property
+    def cost(self) -> Cost:
+        """The cost of all attempts at all slots."""
+        return sum((view.cost for view in self.slots), NOTHING)
+
+    @property
     def gpu_seconds(self) -> float:
         """GPU-seconds of all attempts at all slots."""
-        return sum(view.gpu_seconds for view in self.slots)
+        return self.cost.gpu_seconds
 
     @property
     def wasted_gpu_seconds(self) -> float:
@@ -148,15 +194,51 @@ def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
     try:
         view = _view_generation(slot, now)
     except SlotError as error:
-        view = replace(_damaged(number, error), gpu_seconds=gpu_seconds(slot))
-    # What came before a redo was paid for, and nothing rests on it.
-    earlier = sum(map(gpu_seconds, slot.earlier()))
+        view = _damaged(number, error)
+    own, earlier = cost_of(slot), sum(map(cost_of, slot.earlier()), NOTHING)
+    lease = _lease(slot)
+    charges = [
+        replace(charge, wasted_seconds=charge.gpu_seconds, cause=BEGUN_AGAIN)
+        for before in slot.earlier()
+        for charge in _charges(before, _lease(before))
+    ]
     return replace(
         view,
         generation=slot.generation,
-        gpu_seconds=view.gpu_seconds + earlier,
-        wasted_gpu_seconds=view.wasted_gpu_seconds + earlier,
+        cost=own + earlier,
+        # What came before a redo was paid for, and nothing rests on it.
+        wasted_gpu_seconds=view.wasted_gpu_seconds + earlier.gpu_seconds,
+        charges=(*charges, *_charges(slot, lease)),
+        gpu=lease.attempt.gpu if lease else None,
     )
+
+
+def _lease(slot: Slot) -> Lease | None:
+    """The lease as it stands; None without one, or where it is damaged, which `cost_of` tells."""
+    try:
+        stored = slot.lease()
+    except SlotError:
+        return None
+    return stored.lease if stored else None
+
+
+def _charges(slot: Slot, lease: Lease | None) -> list[Charge]:
+    """What each attempt at the slot cost; none of a slot whose accounts are damaged."""
+    if lease is None:
+        return []
+    if lease.epoch == 1:  # it is the whole account: nothing has to be listed
+        return [_charge(account(lease, ended=not lease.is_held))]
+    try:
+        return [_charge(told) for told in read_accounts(slot)]
+    except SlotError as error:
+        log.warning("slot %d: what its attempts cost is not known: %s", slot.number, error)
+        return []
+
+
+def _charge(told: Account) -> Charge:
+    cause = CAUSES.get(told.exit_code, "refused") if told.state == "ended" else ""
+    place, wasted = told.node or "unknown", told.wasted_gpu_seconds or 0.0
+    return Charge(place, told.hourly_usd, told.gpu_seconds, wasted, cause)
 
 
 def _damaged(number: int, error: SlotError) -> SlotView:
@@ -189,7 +271,6 @@ def _committed(slot: Slot, spec: Spec, result: Result) -> SlotView:
         curve=result.finite_curve,
         attempts=result.attempts,
         tokens_per_second=result.tokens_per_second,
-        gpu_seconds=gpu_seconds(slot),
         wasted_gpu_seconds=result.wasted_gpu_seconds,
         training_seconds=result.training_seconds,
         peak_memory_bytes=result.peak_memory_bytes,
@@ -214,13 +295,19 @@ def _open(slot: Slot, spec: Spec, failure: str | None, now: datetime) -> SlotVie
         planned_steps=spec.recipe.planned_steps,
         eval_loss=attempt.eval_loss,
         attempts=lease.epoch,
-        node=attempt.node if is_held else None,
+        node=place(attempt) if is_held else None,
         tokens_per_second=attempt.tokens_per_second if is_held else None,
         lease_age_seconds=_age(attempt.heard_at if is_held else None, now),
-        gpu_seconds=gpu_seconds(slot),
         wasted_gpu_seconds=lease.wasted_gpu_seconds_before,
         wandb_sweep=spec.wandb_sweep,
     )
+
+
+def place(attempt: AttemptProgress | Account) -> str | None:
+    """Where an attempt runs: the node, and the worker's number if it has several."""
+    if attempt.worker is None:
+        return attempt.node
+    return f"{attempt.node or 'unknown'} [{attempt.worker}]"
 
 
 def _age(moment: str | None, now: datetime) -> float | None:

@@ -12,9 +12,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from job.report import charts
+from job.report import charts, costs
 from job.report.answers import answers_view
 from job.report.comparison import in_millinats, recommendation
+from job.report.costs import cost_lines
 from job.report.findings import findings
 from job.report.gain import Outlook, gain_lines, gains, outlook_of
 from job.report.importance import WEAK_BELOW_TRIALS, importances
@@ -53,7 +54,11 @@ class TableRow:
 
 
 def html_page(
-    overview: Overview, *, usd_per_hour: float | None, min_gain: float = DEFAULT_MIN_GAIN
+    overview: Overview,
+    *,
+    usd_per_hour: float | None,
+    budget_usd: float | None = None,
+    min_gain: float = DEFAULT_MIN_GAIN,
 ) -> str:
     """The report as an HTML page that fetches nothing, so that it can be mailed or put anywhere."""
     # Jinja escapes whatever the bucket holds; the drawings escape their own words.
@@ -67,7 +72,9 @@ def html_page(
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=_facts(overview, outlook, usd_per_hour),
         states=_states(overview),
-        notes=[_code(note) for note in _notes(overview, outlook, usd_per_hour, min_gain)],
+        notes=[
+            _code(note) for note in _notes(overview, outlook, usd_per_hour, budget_usd, min_gain)
+        ],
         best=overview.best,
         recommendation=_code(_sentence(recommendation(overview) or "")),
         answers=answers_view(overview.answers),
@@ -80,14 +87,18 @@ def html_page(
 
 
 def markdown(
-    overview: Overview, *, usd_per_hour: float | None, min_gain: float = DEFAULT_MIN_GAIN
+    overview: Overview,
+    *,
+    usd_per_hour: float | None,
+    budget_usd: float | None = None,
+    min_gain: float = DEFAULT_MIN_GAIN,
 ) -> str:
     """The report in short, as Markdown for a pull request or a chat."""
     outlook = outlook_of(overview)
     lines = [f"# Sweep {overview.sweep}", "", f"{overview.base_model}, `{overview.uri}`"]
     lines += [_states(overview), ""]
     lines += [f"- {name}: **{value}**" for name, value in _facts(overview, outlook, usd_per_hour)]
-    notes = _notes(overview, outlook, usd_per_hour, min_gain)
+    notes = _notes(overview, outlook, usd_per_hour, budget_usd, min_gain)
     lines += ["", *(f"> {note}" for note in notes)]
     if (best := overview.best) is not None:
         lines += ["", f"Best: slot {best.slot}, eval/loss {best.eval_loss:.4f}"]
@@ -106,11 +117,16 @@ def markdown(
 
 
 def _notes(
-    overview: Overview, outlook: Outlook, usd_per_hour: float | None, min_gain: float
+    overview: Overview,
+    outlook: Outlook,
+    usd_per_hour: float | None,
+    budget_usd: float | None,
+    min_gain: float,
 ) -> list[str]:
-    """What a person should know beside the numbers: findings, and whether to go on."""
+    """What a person should know beside the numbers: findings, money, and whether to go on."""
+    money = cost_lines(overview, usd_per_hour, budget_usd)
     told = gain_lines(overview, outlook, min_gain=min_gain, usd_per_hour=usd_per_hour)
-    return [*findings(overview), *told]
+    return [*findings(overview), *money, *told]
 
 
 def _facts(overview: Overview, outlook: Outlook, usd_per_hour: float | None) -> Facts:
@@ -127,8 +143,8 @@ def _facts(overview: Overview, outlook: Outlook, usd_per_hour: float | None) -> 
     facts.append(("of GPU", duration(spent)))
     if spent:
         facts.append(("of it wasted", f"{wasted / spent:.0%}"))
-    if usd_per_hour is not None:
-        facts.append(("spent", f"${spent / 3600 * usd_per_hour:.2f}"))
+    if costs.is_priced(overview, usd_per_hour):
+        facts.append(("spent", costs.spent(overview, usd_per_hour)))
     if outlook.gain is not None:
         facts.append(("expected of another trial", nats(outlook.gain)))
     if outlook.trial_gpu_seconds is not None:

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 
+from job.report import costs
 from job.report.comparison import comparison_json
 from job.report.gain import outlook_of
 from job.report.notation import duration, plain, short_name
@@ -36,6 +37,7 @@ _PROMETHEUS = (
         "counter",
         "GPU-seconds spent on steps done twice, restarts and waiting.",
     ),
+    ("spent_usd_total", "counter", "Dollars for the GPU time of all attempts."),
     ("slot_step", "gauge", "Optimizer steps done in a slot."),
     ("slot_eval_loss", "gauge", "eval/loss of a slot's last known evaluation."),
     ("slot_attempts_total", "counter", "Attempts at a slot."),
@@ -124,6 +126,9 @@ def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
         "best_slot": best.slot if best else None,
         "gpu_seconds": round(overview.gpu_seconds, 1),
         "wasted_gpu_seconds": round(overview.wasted_gpu_seconds, 1),
+        "usd": _usd(overview, usd_per_hour),
+        "usd_by_place": costs.by_place(overview, usd_per_hour),
+        "usd_wasted_by_cause": costs.wasted_by_cause(overview, usd_per_hour),
         "expected_gain_nats": outlook.gain,
         "trial_gpu_seconds": outlook.trial_gpu_seconds,
         "trial_usd": outlook.trial_usd(usd_per_hour),
@@ -135,7 +140,7 @@ def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
     return json.dumps(content, indent=1)
 
 
-def to_prometheus(overview: Overview) -> str:
+def to_prometheus(overview: Overview, usd_per_hour: float | None = None) -> str:
     """The text that node_exporter's textfile collector reads, a family of samples after another."""
     samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name, *_ in _PROMETHEUS}
     for state, count in sorted(Counter(view.state for view in overview.slots).items()):
@@ -146,6 +151,8 @@ def to_prometheus(overview: Overview) -> str:
         samples["expected_gain_nats"].append(({}, gain))
     samples["gpu_seconds_total"].append(({}, overview.gpu_seconds))
     samples["wasted_gpu_seconds_total"].append(({}, overview.wasted_gpu_seconds))
+    if (usd := _usd(overview, usd_per_hour)) is not None:
+        samples["spent_usd_total"].append(({}, usd))
     for view in overview.slots:
         for name, value in (
             ("slot_step", view.step),
@@ -158,6 +165,13 @@ def to_prometheus(overview: Overview) -> str:
     return "".join(_families(overview.sweep, samples))
 
 
+def _usd(overview: Overview, usd_per_hour: float | None) -> float | None:
+    """The sweep's cost in dollars, where a price is known."""
+    if not costs.is_priced(overview, usd_per_hour):
+        return None
+    return round(overview.cost.dollars(usd_per_hour), 4)
+
+
 def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]) -> Iterator[str]:
     for name, kind, meaning in _PROMETHEUS:
         if samples[name]:
@@ -168,9 +182,14 @@ def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]
 
 
 def _as_dict(view: SlotView) -> dict[str, Any]:
-    left_out = ("result", "curve", "wandb_sweep")
+    left_out = ("result", "curve", "wandb_sweep", "cost", "charges")
     shown = {key: value for key, value in vars(view).items() if key not in left_out}
-    return {**shown, "params": dict(view.params), "curve": [list(point) for point in view.curve]}
+    return {
+        **shown,
+        "gpu_seconds": view.gpu_seconds,
+        "params": dict(view.params),
+        "curve": [list(point) for point in view.curve],
+    }
 
 
 def _note(overview: Overview, view: SlotView) -> str:

@@ -91,7 +91,7 @@ def begin_attempt(
 ) -> Attempt:
     """Begin to train a slot: from here on its GPU-seconds count."""
     lease.start_paying(seconds_before=loaded.load_seconds)
-    lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60)
+    lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60, gpu=_card(loaded.device))
     return Attempt(
         settings=settings,
         definition=definition,
@@ -108,3 +108,12 @@ def begin_attempt(
         watchdog=watchdog,
         mirror=Mirror(settings, lease, drawn.spec, drawn.agent_run, stop=stop),
     )
+
+
+def _card(device: torch.device | None) -> str | None:
+    """The name of the card; None for a CPU."""
+    if device is None or device.type != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(device)

@@ -11,7 +11,7 @@ from job.ledger.accounts import now
 from job.ledger.folders import publish_file
 from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
-from job.ledger.records import Result
+from job.ledger.records import AttemptProgress, Result
 from job.ledger.uploads import Uploads, restore
 from job.ledger.watch import LeaseWatch, wait_for_a_free_slot
 from job.log import log
@@ -26,8 +26,9 @@ from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
-from job.trial.end import end_of, ended_line, worth_working_on
+from job.trial.end import end_of, ended_line, why_ended, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
+from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
 from job.trial.prepare import load
 from job.trial.result import summary, training_result
 from job.trial.slots import (
@@ -48,21 +49,34 @@ if TYPE_CHECKING:
 
 
 def run_trial(
-    settings: Settings, stop: Stop, watchdog: Watchdog, training: Training | None = None
+    settings: Settings,
+    stop: Stop,
+    watchdog: Watchdog,
+    training: Training | None = None,
+    *,
+    worker: int | None = None,
 ) -> str:
     """Run the slot's trial to its commit and return the last line of the log.
 
-    Without `training` it trains with torch, PEFT and bitsandbytes. Every other way out is a
-    `JobError`, whose exit code tells Kubernetes what to do.
+    Without `training` it trains with torch, PEFT and bitsandbytes. `worker` is this process' number
+    among those of a queue that has several. Every other way out is a `JobError`, whose exit code
+    tells Kubernetes what to do.
     """
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     watchdog.start()
     with watchdog.phase("data, lease and store", outage_minutes=settings.outage_minutes):
-        return run_trial_on(store, settings, stop, training or real_training(), watchdog)
+        training = training or real_training()
+        return run_trial_on(store, settings, stop, training, watchdog, worker=worker)
 
 
 def run_trial_on(
-    store: Store, settings: Settings, stop: Stop, training: Training, watchdog: Watchdog
+    store: Store,
+    settings: Settings,
+    stop: Stop,
+    training: Training,
+    watchdog: Watchdog,
+    *,
+    worker: int | None = None,
 ) -> str:
     """Run the trial on this store and with this training; otherwise as `run_trial`."""
     check_work_dir(settings.work_dir)
@@ -72,6 +86,7 @@ def run_trial_on(
     open_slots, ended = worth_working_on(settings, ledger, slots(settings, ledger))
     if ended is not None and not open_slots:
         warn_of_other_settings(settings, definition, ledger)
+        tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
         return ended_line(settings, ended, name=slot_name(settings, sweep))
     watch = LeaseWatch(settings.lease_seconds)
     if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
@@ -95,12 +110,19 @@ def run_trial_on(
         should_stop=stop.check,
         wait=stop.wait,
         watch=watch,
+        opening=AttemptProgress(worker=worker, hourly_usd=settings.gpu_hourly_usd),
     )
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         lease.open_account()
-        check_progress(lease)
+        tell_of_slot(settings, lease)
+        try:
+            check_progress(lease)
+        except SlotError as error:
+            tell_of_slot(settings, lease, given_up=str(error))
+            tell_if_done(settings, ledger)
+            raise
         drawn = _drawn(settings, definition, lease, loaded, stop)
         if isinstance(drawn, str):
             return drawn
@@ -128,6 +150,7 @@ def _drawn(
         return Drawn(spec)
     check_undrawn(slot)
     if (spent := budget_spent(settings, slot.ledger)) is not None:
+        tell_of_budget(settings, slot.ledger, spent)
         return f"slot {slot.number}: {spent}, no new trial is begun"
     # Results may have come while the base was loaded.
     if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
@@ -180,6 +203,7 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
     lease.report(reason=f"committed: {result.status}")
     uploads.discard(keep=result.adapter_key)
     attempt.mirror.commit(result)
+    tell_if_done(attempt.settings, slot.ledger)
     return f"slot {slot.number} committed: {summary(result)}"
 
 

@@ -45,24 +45,38 @@ def final_environment() -> dict[str, str]:
     return dict(pairs)
 
 
-def test_one_base_from_outside_with_an_exact_version() -> None:
-    stages = [rest.partition(" AS ")[2] for rest in rests("FROM")]
-    outside = [rest.split()[0] for rest in rests("FROM") if rest.split()[0] not in stages]
-    assert len(outside) == 1
-    assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu\d\d\.04(@sha256:\w{64})?", *outside)
-    assert stages[-1] == "final"
+def bases() -> dict[str, str]:
+    """The images that come from outside, by the variant that is built on each."""
+    stages = dict(reversed(rest.split(" AS ")) for rest in rests("FROM"))
+    own = {*stages, "${VARIANT}"}
+    return {stage: image for stage, image in stages.items() if image not in own}
+
+
+def test_each_variant_has_one_base_from_outside_with_an_exact_version() -> None:
+    assert list(bases()) == ["cu126", "cu130"]
+    pinned = r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu\d\d\.04(@sha256:\w{64})?"
+    assert all(re.fullmatch(pinned, image) for image in bases().values())
+    assert "${VARIANT} AS base" in rests("FROM")
+    assert rests("FROM")[-1].endswith(" AS final")
+    assert INSTRUCTIONS[0] == Instruction("", "ARG", "VARIANT=cu126")  # before any stage
 
 
 def test_torch_is_built_for_the_cuda_of_the_base() -> None:
-    (index,) = [rest for rest in rests("ARG") if rest.startswith("TORCH_INDEX=")]
-    cuda = re.search(r"nvidia/cuda:(\d+)\.(\d+)", rests("FROM")[0])
-    assert cuda
-    assert index.endswith(f"/whl/cu{cuda[1]}{cuda[2]}")
+    arguments = rests("ARG", "dependencies")
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/${VARIANT}" in arguments
+    assert arguments.index("VARIANT") < len(arguments) - 1, "a stage sees what it declares"
+    for variant, image in bases().items():
+        cuda = re.search(r"nvidia/cuda:(\d+)\.(\d+)", image)
+        assert cuda
+        assert variant == f"cu{cuda[1]}{cuda[2]}"
 
 
 def test_base_name_label_is_the_base() -> None:
-    (labels,) = rests("LABEL")
-    assert f'base.name="docker.io/{rests("FROM")[0].split()[0]}"' in labels
+    for variant, image in bases().items():
+        (label,) = rests("LABEL", variant)
+        name = image.partition("@")[0]
+        assert label == f'org.opencontainers.image.base.name="docker.io/{name}"'
+    (labels,) = rests("LABEL", "final")
     assert {'version="$VERSION"', 'revision="$REVISION"'} <= set(re.findall(r"\w+=\S+", labels))
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import job
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "a" * 64
@@ -92,8 +96,8 @@ def test_pin_writes_digest_and_commit(tmp_path: Path) -> None:
     done = run(script, **environ)
     assert (done.returncode, done.stdout) == (0, "all is pinned\n"), done.stderr
     dockerfile = (tmp_path / "Dockerfile").read_text()
-    assert f"-base-ubuntu24.04@{DIGEST} AS base" in dockerfile
-    assert dockerfile.count(DIGEST) == 1  # the stages of its own have no digest
+    assert f"-base-ubuntu24.04@{DIGEST} AS cu126" in dockerfile
+    assert dockerfile.count(f"@{DIGEST} AS cu1") == dockerfile.count(DIGEST) == 2  # not our stages
     assert f"@{COMMIT}  # v" in (tmp_path / ".github/workflows/ci.yml").read_text()
 
 
@@ -106,3 +110,60 @@ def test_pin_invents_nothing(tmp_path: Path) -> None:
     assert "workflows: actions/checkout@v" in done.stdout
     after = [(tmp_path / name).read_text() for name in ("Dockerfile", ".github/workflows/ci.yml")]
     assert after == before
+
+
+def _made(*words: str, **environ: str) -> str:
+    """What make would run for a target, as one line a command."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", *words],
+        env=dict(os.environ) | environ, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    return done.stdout.replace("\\\n", " ")
+
+
+@pytest.mark.parametrize(("variant", "suffix"), [("cu126", ""), ("cu130", "-cu130")])
+def test_each_variant_is_pushed_under_its_own_tag_and_told_apart(variant: str, suffix: str) -> None:
+    version = job.__version__
+    commands = _made(
+        "release-image", f"TAG=v{version}", "IMAGE=ghcr.io/Some-One/job", VARIANT=variant
+    )
+    assert f"--tag ghcr.io/some-one/job:{version}{suffix} " in commands
+    assert f"--build-arg VARIANT={variant} " in commands
+    assert f"ref=ghcr.io/some-one/job:buildcache-{variant}" in commands
+    assert f'"digest=$digest" "{variant}=$digest"' in commands
+
+
+def test_the_release_builds_every_variant_and_names_the_default_one() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    variants = workflow["jobs"]["image"]["strategy"]["matrix"]["variant"]
+    assert [f"AS {v}\n" in (ROOT / "Dockerfile").read_text() for v in variants] == [True, True]
+    assert set(workflow["jobs"]["image"]["outputs"]) == set(variants)
+    digest = workflow["jobs"]["release"]["env"]["DIGEST"]
+    assert digest == "${{ needs.image.outputs.cu126 }}", "the manifests' image runs everywhere"
+
+
+RENOVATE = json.loads((ROOT / ".github/renovate.json").read_text())
+
+
+def test_renovate_finds_every_pin_of_torch() -> None:
+    (manager,) = RENOVATE["customManagers"]
+    (expression,) = manager["matchStrings"]
+    pattern = re.compile(expression.replace("(?<", "(?P<"))
+    pins = set()
+    for name in ("Makefile", "constraints.txt"):
+        text = (ROOT / name).read_text()
+        found = pattern.findall(text)
+        assert len(found) == len(re.findall(r"\btorch==", text)) >= 1, name
+        pins |= set(found)
+    assert len(pins) == 1, "one version of torch everywhere"
+    assert any(re.search(path[1:-1], "Makefile") for path in manager["managerFilePatterns"])
+
+
+def test_renovate_keeps_each_variant_on_its_cuda() -> None:
+    rules = [r for r in RENOVATE["packageRules"] if r.get("matchPackageNames") == ["nvidia/cuda"]]
+    for tag in re.findall(r"nvidia/cuda:(\S+) AS", (ROOT / "Dockerfile").read_text()):
+        (rule,) = [r for r in rules if re.search(r["matchCurrentVersion"][1:-1], tag)]
+        allowed = re.compile(rule["allowedVersions"][1:-1])
+        assert allowed.search(tag)
+        assert not allowed.search("14.0.0-base-ubuntu24.04")

@@ -76,7 +76,7 @@ def test_ci_checks_everything_and_runs_the_image(path: Path) -> None:
     if path.name != "ci.yml":
         return
     commands = {step["run"] for step in steps(path) if "run" in step}
-    checks = {"make lint", "make check-manifests", "make test"}
+    checks = {"make lint", "make check-manifests", "make check-skypilot", "make test"}
     assert commands == checks | {"make image", "make smoke"}
     assert checks <= set((ROOT / ".ci/run").read_text().splitlines())
 

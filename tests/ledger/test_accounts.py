@@ -12,7 +12,7 @@ from job.errors import ExitCode, PreemptedError, StoreError
 from job.ledger.accounts import (
     FRESH,
     account,
-    gpu_hours_spent,
+    cost_of_slot,
     read_accounts,
     taken_over,
     wasted_gpu_seconds,
@@ -55,6 +55,10 @@ def _take(ledger: Ledger) -> HeldLease:
     )
     assert lease is not None
     return lease
+
+
+def _hours_spent(ledger: Ledger, num_trials: int) -> float:
+    return sum(cost_of_slot(ledger, number).gpu_seconds for number in range(num_trials)) / 3600
 
 
 def _documents(ledger: Ledger) -> dict[int, dict[str, Any]]:
@@ -195,14 +199,14 @@ def test_the_budget_counts_ended_killed_and_running_attempts_of_all_generations(
     with _take(ledger) as lease:
         lease.report(gpu_seconds=3600.0)
     _killed(ledger, gpu_seconds=1800.0)
-    assert gpu_hours_spent(ledger, 1) == 1.5
+    assert _hours_spent(ledger, 1) == 1.5
     running = _take(ledger)
     running.report(gpu_seconds=900.0)
     running.renew()
-    assert gpu_hours_spent(ledger, 1) == 1.75
+    assert _hours_spent(ledger, 1) == 1.75
     ledger.store.put_if_absent(ledger.redo_key(0, 1), b"{}")
     ledger.slot(0).commit(make_result(ledger.slot(0).folder, gpu_seconds=360.0))
-    assert gpu_hours_spent(ledger, 1) == 1.85
+    assert _hours_spent(ledger, 1) == 1.85
 
 
 def test_a_damaged_slot_does_not_end_the_trials_of_others(
@@ -210,7 +214,7 @@ def test_a_damaged_slot_does_not_end_the_trials_of_others(
 ) -> None:
     _killed(ledger, gpu_seconds=1800.0)
     ledger.store.put_if_absent(ledger.slot(1).key("lease.json"), b"not JSON")
-    assert gpu_hours_spent(ledger, 2) == 0.5
+    assert _hours_spent(ledger, 2) == 0.5
     assert "GPU time is taken from the result alone: slot 1: " in caplog.text
 
 
@@ -251,6 +255,6 @@ def test_gpu_time_was_paid_for_although_one_of_two_documents_is_damaged(
     path = Path(ledger.store.uri) / slot.key(name)
     newest = max(path.parent.glob(f"{name}*"))
     newest.write_text("{}")
-    assert gpu_hours_spent(ledger, 1) == 2.0
+    assert _hours_spent(ledger, 1) == 2.0
     (view,) = read_overview(ledger, 1).slots
     assert (view.state, view.gpu_seconds) == (state, 7200)

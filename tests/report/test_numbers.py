@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console, RenderableType
 
+from job.ledger.accounts import Cost
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
 from job.ledger.records import Ended
@@ -45,9 +46,11 @@ RESULT = make_result()
 
 
 def _trial(slot: int, loss: float, rate: float, *, rank: int = 8, **given: Any) -> SlotView:
+    seconds = given.pop("gpu_seconds", 0.0)
     return SlotView(
         slot, given.pop("state", "completed"), params={"learning_rate": rate, "lora_r": rank},
-        eval_loss=loss, **{"step": 10, "planned_steps": 10, "result": RESULT, **given},
+        eval_loss=loss, cost=Cost(seconds, 0.0, seconds),
+        **{"step": 10, "planned_steps": 10, "result": RESULT, **given},
     )  # fmt: skip
 
 

@@ -1,0 +1,85 @@
+"""The notebook runs from its first cell to committed trials. `pytest tests/test_notebook.py`"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+
+from job.ledger.ledger import Ledger
+from job.settings import Settings, variable
+from job.store.local import LocalStore
+from tests.workers import SWEEP
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = nbformat.read(ROOT / "docs/notebooks/worker.ipynb", as_version=4)
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+
+
+def _runner() -> ModuleType:
+    """`.ci/notebook.py`, which `make notebook` runs."""
+    spec = importlib.util.spec_from_file_location("notebook", ROOT / ".ci/notebook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_is_a_valid_notebook_with_the_output_of_a_run() -> None:
+    nbformat.validate(NOTEBOOK)
+    assert all(cell.outputs for cell in CODE), "make notebook executes it"
+    shown = "".join(output.get("text", "") for cell in CODE for output in cell.outputs)
+    assert "committed: completed" in shown or re.search(r"slot \d+ committed", shown)
+    assert "exit 0" in shown
+    assert not re.search(r"exit [1-9]\d", shown)
+    assert not re.search(r"(?<!\w)/(tmp|root|home|work)/", shown), "no path of one machine"
+
+
+def test_it_sets_only_settings_that_there_are() -> None:
+    source = "".join(cell.source for cell in CODE)
+    known = {variable(name) for name in Settings.model_fields}
+    assert set(re.findall(r"JOB_[A-Z_]+", source)) <= known
+
+
+@pytest.mark.slow
+def test_it_runs_to_committed_trials_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from tests.tiny_model import make_base
+    from tests.tiny_tokenizer import byte_level_tokenizer
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tokenizer = byte_level_tokenizer()
+    base = make_base(tmp_path / "base", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(base)
+    rows = [{"question": f"{a}+{b}?", "answer": str(a + b)} for a in range(20) for b in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    environ: dict[str, Any] = {
+        "JOB_BASE_MODEL": str(base),
+        "JOB_DATASET_URI": str(tmp_path / "rows.jsonl"),
+        "JOB_OUTPUT_URI": str(tmp_path / "out"),
+        "JOB_WORK_DIR": str(tmp_path / "work"),
+        "JOB_SWEEP_FILE": str(tmp_path / "sweep.yaml"),
+        "JOB_MAX_STEPS": "4",
+        "JOB_EVALS_PER_TRIAL": "2",
+        "JOB_SUBSAMPLE_FRACTION": "1",
+        "WANDB_MODE": "disabled",
+    }
+    executed = _runner().execute(environ, tmp_path)
+    results = [result for _, _, result in Ledger(LocalStore(tmp_path / "out"), "s").committed(2)]
+    assert [result.status for result in results] == ["completed"] * 2
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    queue = "".join(output.get("text", "") for output in code[3].outputs)
+    assert "queue: 2 workers" in queue
+    assert {"[1]", "[2]"} <= set(re.findall(r"\[\d\]", queue))
+    page = code[-1].outputs[-1]["data"]["text/html"]
+    assert "&lt;svg" in page, "the report is shown inline"
