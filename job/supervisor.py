@@ -45,6 +45,7 @@ class Ended:
 class _Child:
     process: subprocess.Popen[bytes]
     monitor: HeartbeatMonitor
+    oom_kills_before: int
 
 
 class Supervisor:
@@ -58,7 +59,7 @@ class Supervisor:
         self.told_to_end = False  # whether SIGTERM or SIGINT came
         self._grace_seconds = grace_seconds
         self._children: dict[int, _Child] = {}
-        self._oom_kills = oom_kills()
+        self._oom_kills_told = 0  # of those that the kernel counts, how many ends were told by
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_end)
         signal.signal(signal.SIGALRM, self._on_deadline)
@@ -74,12 +75,12 @@ class Supervisor:
 
     def start(self, environ: Mapping[str, str], *options: str) -> int:
         """Start a trial in a process group of its own, with these `options`; return its pid."""
-        monitor = HeartbeatMonitor(self._heartbeat_limits)
+        monitor, kills_before = HeartbeatMonitor(self._heartbeat_limits), oom_kills()
         command = [*TRIAL_COMMAND, "--heartbeat-fd", str(monitor.write_end), *options]
         process = subprocess.Popen(
             command, env=environ, process_group=0, pass_fds=(monitor.write_end,)
         )
-        self._children[process.pid] = _Child(process, monitor)
+        self._children[process.pid] = _Child(process, monitor, kills_before)
         monitor.listen(process.pid)
         if self.told_to_end:  # the signal came between two children
             self._signal_groups(signal.SIGTERM)
@@ -110,8 +111,10 @@ class Supervisor:
         _signal_group(child.process.pid, signal.SIGKILL)  # whatever it may have left running
         if not self._children:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        kills_before, self._oom_kills = self._oom_kills, oom_kills()
-        starved = status == -signal.SIGKILL and self._oom_kills > kills_before
+        # Of two workers that are killed at once, each has a kill of its own.
+        kills_before = max(child.oom_kills_before, self._oom_kills_told)
+        starved = status == -signal.SIGKILL and oom_kills() > kills_before
+        self._oom_kills_told = kills_before + starved
         code, words = self._exit_code(status, hung=child.monitor.found_silent, starved=starved)
         return Ended(child.process.pid, code, words)
 

@@ -104,7 +104,7 @@ def _best(ledger: Ledger, settings: Settings) -> str:
     """The best trial and the price of the sweep in words."""
     committed = ledger.committed(settings.num_trials)
     judged = [
-        (result.eval_loss, slot)
+        (result.eval_loss, slot.number)
         for slot, _, result in committed
         if result.eval_loss is not None and result.status != "diverged"
     ]

@@ -78,7 +78,7 @@ def test_a_measured_card_is_believed_and_cards_are_not_mixed_up() -> None:
 
 
 def test_the_cheapest_comes_first() -> None:
-    found = _offers(Price("h100", 200), Price("t4", 0.15), Price("a100", 50))
+    found = _offers(Price("h100", 90), Price("t4", 0.15), Price("a100", 20))
     assert [offer.price.card for offer in found] == ["t4", "a100", "h100"]
     lines = describe_offers(found, 12).splitlines()
     assert lines[0].startswith("t4 at $0.15 an hour: ")

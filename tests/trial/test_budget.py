@@ -40,6 +40,7 @@ def _take(ledger: Ledger, slots: list[int], place: str | None, price: float | No
         opening=opening,
     )  # fmt: skip
     assert lease is not None
+    lease.open_account()
     lease.report(node=place)
     lease.slot.specify(make_spec())
     return lease
@@ -62,7 +63,7 @@ class _Sweep:
         self._ledger, self._settings = ledger, settings
         self._random = random.Random(seed)
         self._order = itertools.count()
-        self._left_hours: dict[int, float] = {}  # of trials that were preempted
+        self._left_hours: dict[int, float] = {}  # of trials that were taken away
         self._spent_hours: dict[int, float] = {}
 
     def run(self, num_workers: int) -> None:
@@ -82,6 +83,8 @@ class _Sweep:
             before = self._spent_hours.get(number, 0.0)
             _end(lease, hours, code, earlier_hours=before)
             self._spent_hours[number] = before + hours
+            if code != 0:  # nothing was saved
+                self._left_hours[number] = 2 * hours
             free = [(now, place)]
             # What runs beside it has told its cost with its last renewal.
             for end, _, _, other, other_hours, _ in at_work:
@@ -101,7 +104,6 @@ class _Sweep:
         hours = self._random.uniform(*TRIAL_HOURS)
         lease = _take(self._ledger, undrawn[:1], place, PRICES[place])
         if self._random.random() < 0.3:  # taken away in the middle, nothing saved: paid for twice
-            self._left_hours[undrawn[0]] = hours
             return lease, hours / 2, 75
         return lease, hours, 0
 
