@@ -118,10 +118,8 @@ class Slot:
             return "a result.json"
         if (stored := self.lease()) is not None and stored.lease.checkpoints:
             return "checkpoints"
-        for name in UPLOADS:
-            for key in self.store.list(self.key(name)):
-                return key.removeprefix(f"{self.folder}/")
-        return None
+        names = (key.removeprefix(self.key("")) for key in self.store.list(self.key("")))
+        return next((name for name in names if name.startswith(UPLOADS)), None)
 
     def state(self) -> SlotState:
         """The slot's state, by the documents that exist."""
