@@ -133,9 +133,8 @@ class Slot:
         if (stored := self.lease()) is not None and stored.lease.checkpoints:
             return "checkpoints"
         with contextlib.suppress(CredentialsError):
-            for key in self.store.list(self.key("")):
-                if (name := key.removeprefix(self.key(""))).startswith(UPLOADS):
-                    return name
+            names = (key.removeprefix(self.key("")) for key in self.store.list(self.key("")))
+            return next((name for name in names if name.startswith(UPLOADS)), None)
         return None
 
     def state(self) -> SlotState:

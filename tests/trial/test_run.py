@@ -254,3 +254,18 @@ def test_status_shows_a_damaged_slot_beside_the_others(job: Run, tmp_path: Path)
     assert "damaged" in done.stdout
     assert "best: slot 0" in done.stdout
     assert job(JOB_COMPLETION_INDEX="1").returncode == 69
+
+
+def test_an_adapter_without_its_spec_is_never_trained_over(job: Run, tmp_path: Path) -> None:
+    assert job(JOB_COMPLETION_INDEX="0").returncode == 0
+    slots = tmp_path / "out/sweeps/card/slots"
+    adapter = tmp_path / "out" / _read(tmp_path / "out", "0000/result.json")["adapter_key"]
+    shutil.copytree(adapter, slots / "0001" / adapter.name)
+    for _ in range(2):
+        done = job(JOB_COMPLETION_INDEX="1")
+        assert done.returncode == 69
+        assert f"slot 1 is damaged: it has {adapter.name}" in done.stderr
+    assert not (slots / "0001/spec.json").exists()
+    assert job("redo", "1").returncode == 0
+    assert job(JOB_COMPLETION_INDEX="1").returncode == 0
+    assert (slots / "0001/redo-1/result.json").exists()

@@ -81,6 +81,9 @@ def test_an_upload_without_a_spec_is_damage_and_never_redrawn(
     ledger.store.upload(ledger.slot(0).key(name), source)
     with pytest.raises(SlotError, match=f"damaged: it has {name} but no spec.json"):
         check_undrawn(_lease(ledger).slot)
+    with pytest.raises(SlotError, match="slot 0 is damaged"):
+        slots(_settings(num_trials=1), ledger)
+    assert slots(_settings(), ledger) == [1, 2], "the others go on"
     (view, other) = read_overview(ledger, 2).slots
     assert (view.state, view.reason) == ("damaged", f"it has {name} but no spec.json")
     assert other.state == "empty"
