@@ -21,8 +21,9 @@ import numpy as np
 from benchmarks.lora_worlds import RANGES, World, worlds
 from job.report.importance import explained_shares
 from job.sweep.builtin import expected_gain, suggest
-from job.sweep.definition import parse_definition
+from job.sweep.definition import SweepDefinition, parse_definition
 from job.sweep.observations import Observation
+from job.sweep.stopping import find_end
 
 KINDS = ("two", "four", "six", "six, small ranks best")
 AFTER = (3, 4, 6, 8, 12)
@@ -125,22 +126,27 @@ def end_rule(sweeps: Sequence[Sweep], by_name: Mapping[str, World]) -> str:
             Observation(slot, point, "diverged" if loss is None else "completed", loss)
             for slot, (point, loss) in enumerate(sweep["history"])
         ]
-        name = f"{sweep['world']} {sweep['seed']}"
-        gains = {
-            n: expected_gain(
-                definition, sweep=name, observations=seen[:n], step0_loss=world.untuned_loss
-            )
-            for n in range(5, len(seen))
-        }
-        below = [n for n, gain in gains.items() if gain is not None and gain < MIN_GAIN]
-        ends = (n for n in below if n - 1 in below)
-        trials.append(next(ends, len(seen)))
+        trials.append(
+            _end(definition, seen, world.untuned_loss, f"{sweep['world']} {sweep['seed']}")
+        )
     given_up = [row[n - 1] - row[-1] for row, n in zip(lost, trials, strict=True)]
     return (
         f"  end rule at {MIN_GAIN:g} nats: {np.mean(trials):.1f} of {lost.shape[1]} trials"
         f" ({min(trials)} to {max(trials)}), gives up {np.mean(given_up):.2f} milli-nats on"
         f" average, {max(given_up):.1f} at worst"
     )
+
+
+def _end(
+    definition: SweepDefinition, seen: Sequence[Observation], untuned_loss: float, name: str
+) -> int:
+    """The number of trials after which the sweep ends."""
+
+    def gain_of(known: Sequence[Observation]) -> float | None:
+        return expected_gain(definition, sweep=name, observations=known, step0_loss=untuned_loss)
+
+    ends = (n for n in range(1, len(seen)) if find_end(gain_of, seen[:n], min_gain=MIN_GAIN))
+    return next(ends, len(seen))
 
 
 def near_duplicates(sweeps: Sequence[Sweep]) -> str:

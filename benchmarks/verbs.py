@@ -31,6 +31,8 @@ def main() -> None:
         print("| verb | CPU seconds, median of 5 | highest | imports torch |\n|---|---|---|---|")
         for verb in (
             ["--help"], ["status"], ["status", "--json"], ["report", "--output", name], ["best"],
+            ["gc", "--json", "--dry-run"], ["exclude", "--json", "1", "--reason", "why"],
+            ["redo", "--json", "1"],
         ):  # fmt: skip
             print(_row(verb, [_run(verb, environ) for _ in range(ROUNDS)]))
         downloads = [

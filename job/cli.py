@@ -5,6 +5,7 @@ What a verb needs is imported inside its function, so that `--help` stays quick.
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import (
     SUPPRESS,
@@ -16,7 +17,7 @@ from argparse import (
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic.fields import FieldInfo
 
@@ -112,6 +113,10 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _json_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="what was done, for a program")
+
+
 def _trial_options(parser: ArgumentParser) -> None:
     # Given by the parent.
     parser.add_argument("--heartbeat-fd", type=int, help=SUPPRESS)
@@ -152,30 +157,61 @@ def _report_options(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="write report.html and report.md to this folder instead of to the bucket",
     )
+    _json_option(parser)
     parser.add_argument(
         "--mirror", action="store_true", help="write none, bring W&B up to date with the bucket"
     )
 
 
 def _best_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--slot", metavar="N", help="another trial than the best one")
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
         "--download", type=_path, metavar="DIR", help="fetch the adapter, every byte checked"
     )
     way.add_argument(
-        "--merge", type=_path, metavar="DIR", help="write base and adapter as one fp16 model"
+        "--merge",
+        type=_path,
+        metavar="DIR",
+        help="write base and adapter as one fp16 model, by the way that is measured to be better",
     )
+    way.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload the adapter to the Hugging Face hub"
+    )
+    parser.add_argument("--merged", action="store_true", help="of --push: the merged model instead")
+    parser.add_argument(
+        "--public", action="store_true", help="of --push: a new repository is public"
+    )
+    parser.add_argument(
+        "--onto",
+        choices=["16bit", "4bit"],
+        help="of a merge: into the base's own weights, or into those that it was trained on",
+    )
+    base = "of a merge: the model that a quantised base was made of, for its 16-bit weights"
+    parser.add_argument("--base", metavar="ID", help=base)
+    _json_option(parser)
+
+
+def _answers_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--rows", default="16", metavar="N", help="held-out rows to answer (16)")
+    parser.add_argument("--best", default="3", metavar="K", help="adapters, the best ones (3)")
+    parser.add_argument("--max-new-tokens", default="128", metavar="N", help="of an answer (128)")
+    rule = "compare the answers with the rows': exact, number (the last one), regex:PATTERN"
+    parser.add_argument("--match", metavar="RULE", help=rule)
+    parser.add_argument("--json", action="store_true", help="everything, for a program")
 
 
 def _redo_options(parser: ArgumentParser) -> None:
-    parser.usage = "%(prog)s [-h] SLOT"
+    parser.usage = "%(prog)s [-h] [--json] SLOT"
     parser.add_argument("slot", nargs="?", metavar="SLOT", help="its number")
+    _json_option(parser)
 
 
 def _exclude_options(parser: ArgumentParser) -> None:
-    parser.usage = "%(prog)s [-h] --reason TEXT SLOT"
+    parser.usage = "%(prog)s [-h] [--json] --reason TEXT SLOT"
     parser.add_argument("slot", nargs="?", metavar="SLOT", help="its number")
     parser.add_argument("--reason", metavar="TEXT", help="why, for those who come later")
+    _json_option(parser)
 
 
 def _gc_options(parser: ArgumentParser) -> None:
@@ -187,20 +223,11 @@ def _gc_options(parser: ArgumentParser) -> None:
     )
     hours = "prepared data and probes go if an earlier gc, N hours ago, found them unused (24)"
     parser.add_argument("--unused-hours", default="24", metavar="N", help=hours)
+    _json_option(parser)
 
 
 def _sweep_options(parser: ArgumentParser) -> None:
     parser.add_argument("action", choices=["create"])
-
-
-def read_slot(text: str | None, verb: str, num_slots: int) -> int:
-    """The number of the slot that a person named. Raises `SettingsError`."""
-    allowed = f"allowed: 0 to {num_slots - 1}"
-    if text is None:
-        raise SettingsError(f"{verb}: SLOT is missing; {allowed}")
-    if not text.isascii() or not text.isdigit() or int(text) >= num_slots:
-        raise SettingsError(f"{verb}: {text!r} is no slot of this sweep; {allowed}")
-    return int(text)
 
 
 def read_reason(text: str | None) -> str:
@@ -241,6 +268,7 @@ def _open_ledger() -> tuple[Settings, Ledger]:
 def _open_slot(options: Namespace) -> Slot:
     """The slot that a verb is to change, in its newest generation."""
     from job.ledger.ledger import check_sweep
+    from job.ledger.redo import read_slot
 
     settings, ledger = _open_ledger()
     check_sweep(ledger)
@@ -320,17 +348,33 @@ def _best(options: Namespace) -> Ending:
     return None
 
 
+def _answers(options: Namespace) -> Ending:
+    from job.report.answers import show_answers
+
+    show_answers(options, *_open_ledger())
+    return None
+
+
 def _redo(options: Namespace) -> Ending:
     from job.ledger.redo import redo
 
-    return redo(_open_slot(options))
+    slot = _open_slot(options)
+    done = redo(slot)
+    if options.json:
+        generation = slot.ledger.slot(slot.number).generation
+        _print_json({"slot": slot.number, "generation": generation, "message": done})
+    return done
 
 
 def _exclude(options: Namespace) -> Ending:
     from job.ledger.redo import exclude
 
     reason = read_reason(options.reason)
-    return exclude(_open_slot(options), reason)
+    slot = _open_slot(options)
+    done = exclude(slot, reason)
+    if options.json:
+        _print_json({"slot": slot.number, "reason": slot.exclusion(), "message": done})
+    return done
 
 
 def _gc(options: Namespace) -> Ending:
@@ -340,13 +384,20 @@ def _gc(options: Namespace) -> Ending:
     unused_hours = read_hours(options.unused_hours)
     _, ledger = _open_ledger()
     check_sweep(ledger)
-    return collect(
+    collected = collect(
         ledger,
         dry_run=options.dry_run,
         old_generations=options.old_generations,
         unused_hours=unused_hours,
-        say=print,
+        say=(lambda _: None) if options.json else print,
     )
+    if options.json:
+        _print_json(collected.to_json())
+    return collected.summary
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=1), flush=True)
 
 
 def _sweep(_options: Namespace) -> Ending:
@@ -401,9 +452,15 @@ VERBS = {
     ),
     "best": Verb(
         _best,
-        "print, download or merge the best adapter",
+        "print, download, merge or push the best adapter",
         f"{_SWEEP_URI} job best --download adapter",
         _best_options,
+    ),
+    "answers": Verb(
+        _answers,
+        "have the untuned base and the best adapters answer held-out prompts",
+        f"{_SWEEP_URI} job answers --rows 64 --match number",
+        _answers_options,
     ),
     "redo": Verb(
         _redo, "begin a slot again, from step 0", f"{_SWEEP_URI} job redo 3", _redo_options
@@ -428,7 +485,7 @@ VERBS = {
     ),
     "demo": Verb(
         _demo,
-        "run a small sweep on generated data and a generated model, on the CPU",
+        "run a small sweep of a real model of 135 M parameters, fetched once, on the CPU",
         "JOB_NUM_TRIALS=6 job demo",
     ),
 }

@@ -23,10 +23,11 @@ from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.store.local import LocalStore
 from job.training.recipe import derive_seed
-from job.training.state import TrainState, read_state, write_state
+from job.training.state import ROWS_FILE, TrainState, read_state, write_state
 from job.trial.attempt import Training
 from job.trial.run import run_trial_on
 from job.trial.slots import STARTLESS_ATTEMPTS
+from tests.ledger.documents import make_rows
 from tests.workers import make_inputs
 
 NUM_SLOTS = 20
@@ -52,6 +53,8 @@ class _ScriptedFit:
         self.status, self.reason = status, reason
         self.state, self.history_path = state, history
         self.peak_memory_bytes = 11_800_000_000
+        rows = history.with_name(ROWS_FILE)
+        self.rows_path = rows if rows.exists() else None
 
 
 def _loss(recipe: Recipe, step: int) -> float:
@@ -69,6 +72,8 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
     if keeper.resume_dir is not None:
         state, _ = read_state(keeper.resume_dir)
         shutil.copyfile(keeper.resume_dir / "history.jsonl", history)
+        if state.best:
+            shutil.copyfile(keeper.resume_dir / ROWS_FILE, work_dir / ROWS_FILE)
     keeper.report(first_step=state.step, step=state.step)
     status = STATUSES.get(slot, "completed")
     if status == "infeasible":
@@ -85,7 +90,7 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         if status == "diverged" and step > recipe.planned_steps / 2:
             state.curve[-1], state.diverged = (step, math.nan), True
             return _ScriptedFit(status, f"loss or gradients at step {step}", state, history)
-        _keep_best(state, work_dir, keeper)
+        _keep_best(state, work_dir, keeper, trial=slot)
         keeper.report(step=step, eval_loss=state.curve[-1][1], tokens_per_second=365.0)
         halfway = step >= recipe.planned_steps / 2
         if halfway and slot in (WAITING, RUNNING):
@@ -109,11 +114,13 @@ def _advance(state: TrainState, recipe: Recipe, step: int, history: Path) -> Non
     state.curve.append((step, _loss(recipe, step)))
 
 
-def _keep_best(state: TrainState, work_dir: Path, keeper: Any) -> None:
+def _keep_best(state: TrainState, work_dir: Path, keeper: Any, *, trial: int) -> None:
     step, loss = state.curve[-1]
     if loss >= state.best_loss:
         return
     state.best_loss, state.best_step = loss, step
+    rows = make_rows(loss, trial=trial, step=step)
+    (work_dir / ROWS_FILE).write_text(json.dumps(rows.to_json()))
     folder = work_dir / f"best-{step}"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_text(f"{loss}")
@@ -127,6 +134,8 @@ def _leave(state: TrainState, work_dir: Path, keeper: Any, history: Path) -> Pre
     folder.mkdir()
     write_state(folder, state, {})
     shutil.copyfile(history, folder / "history.jsonl")
+    if state.best:
+        shutil.copyfile(work_dir / ROWS_FILE, folder / ROWS_FILE)
     keeper.put_checkpoint(folder, state.step, state.best["key"] if state.best else None)
     return PreemptedError("told to end")
 

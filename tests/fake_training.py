@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import PreemptedError
-from job.training.state import TrainState, read_state, write_state
+from job.training.state import ROWS_FILE, TrainState, read_state, write_state
 from job.trial.attempt import Training
+from tests.ledger.documents import make_rows
 
 STEP_SECONDS = 0.004
 
@@ -29,6 +30,8 @@ class FakeFit:
         self.status, self.reason = "completed", "all planned steps"
         self.state, self.history_path = state, history_path
         self.peak_memory_bytes = None
+        rows = history_path.with_name(ROWS_FILE)
+        self.rows_path = rows if rows.exists() else None
 
 
 def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
@@ -41,6 +44,8 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         state, saved = read_state(keeper.resume_dir)
         value = saved["value"]
         shutil.copyfile(keeper.resume_dir / "history.jsonl", history)
+        if state.best:
+            shutil.copyfile(keeper.resume_dir / ROWS_FILE, work_dir / ROWS_FILE)
     keeper.report(first_step=state.step, step=state.step)
     saved_step = state.step
 
@@ -52,6 +57,8 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         folder.mkdir()
         write_state(folder, state, {"value": value})
         shutil.copyfile(history, folder / "history.jsonl")
+        if state.best:
+            shutil.copyfile(work_dir / ROWS_FILE, folder / ROWS_FILE)
         keeper.put_checkpoint(folder, state.step, state.best["key"] if state.best else None)
         saved_step = state.step
 
@@ -100,6 +107,8 @@ def _evaluate(state: TrainState, value: str, work_dir: Path, keeper: Any) -> Non
     if loss >= state.best_loss:
         return
     state.best_loss, state.best_step = loss, state.step
+    rows = make_rows(loss, trial=value, step=state.step, num_rows=24)
+    (work_dir / ROWS_FILE).write_text(json.dumps(rows.to_json()))
     folder = work_dir / f"best-{state.step}"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_text(value)

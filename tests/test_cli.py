@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from job.__main__ import main
-from job.cli import VERBS, parse, read_hours, read_reason, read_slot
+from job.cli import VERBS, parse, read_hours, read_reason
 from job.errors import ExitCode, SettingsError
 from job.ledger.ledger import Ledger
+from job.ledger.redo import read_slot
 from job.store.local import LocalStore
 from tests.ledger.documents import make_identity, make_spec
 
@@ -85,7 +86,8 @@ def test_help_says_the_default_of_every_setting(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("verb", "words"), [("redo", "redo [-h] SLOT"), ("exclude", "exclude [-h] --reason TEXT SLOT")]
+    ("verb", "words"),
+    [("redo", "redo [-h] [--json] SLOT"), ("exclude", "exclude [-h] [--json] --reason TEXT SLOT")],
 )
 def test_what_a_verb_cannot_do_without_is_no_option(
     verb: str, words: str, capsys: pytest.CaptureFixture[str]

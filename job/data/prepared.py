@@ -30,7 +30,7 @@ from job.store.base import Store, Stored, file_sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Counts", "DataSettings", "PreparedData", "data_digest", "prepare"]
+__all__ = ["Counts", "DataSettings", "PreparedData", "data_digest", "prepare", "stored_tables"]
 
 _PUBLISH_ATTEMPTS = 3  # each is lost only to another pod's manifest, which the next one reads
 
@@ -139,16 +139,20 @@ def _sha256(identity: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def stored_tables(store: Store, digest: str, cache_dir: Path) -> PreparedData | None:
+    """The tables that a sweep names, from the store alone; None if they are gone or damaged."""
+    prefix = f"prepared/{digest}"
+    return _from_store(store, store.get(f"{prefix}/manifest.json"), prefix, cache_dir / prefix)
+
+
 def _earlier_tables(store: Store, digest: str, cache_dir: Path) -> PreparedData:
     """The tables of a sweep that version 0.1 began; this version would make other ones."""
-    prefix = f"prepared/{digest}"
-    folder = cache_dir / prefix
-    found = _from_store(store, store.get(f"{prefix}/manifest.json"), prefix, folder)
+    found = stored_tables(store, digest, cache_dir)
     if found is None:
         raise StoreError(
-            f"{store.uri}/{prefix} is gone or damaged, and this version prepares rows otherwise "
-            "than the one that began the sweep: go on with the image that began it, or start "
-            "another sweep with another JOB_SWEEP_NAME"
+            f"{store.uri}/prepared/{digest} is gone or damaged, and this version prepares rows "
+            "otherwise than the one that began the sweep: go on with the image that began it, or "
+            "start another sweep with another JOB_SWEEP_NAME"
         )
     log.info("data: %s from the store, as the sweep began with them", _summary(found))
     return found

@@ -73,8 +73,8 @@ def delete_folder(store: Store, key: str) -> None:
         store.delete(name)
 
 
-def publish_history(slot: Slot, path: Path) -> str:
-    """Upload a trial's history file under the hash of its content; return its key."""
-    key = slot.key(f"history-{file_sha256(path)}.jsonl")
+def publish_file(slot: Slot, path: Path) -> str:
+    """Upload a trial's file, `name.ext`, as `name-<sha256 of its content>.ext`; return its key."""
+    key = slot.key(f"{path.stem}-{file_sha256(path)}{path.suffix}")
     slot.store.upload(key, path)
     return key

@@ -34,7 +34,7 @@ from job.store.documents import create_document, read_document, swap_document
 MEMORY_KEY = "gc.json"
 _UPLOAD = re.compile(
     r"sweeps/[^/]+/slots/(?P<slot>\d{4})/(redo-(?P<generation>\d+)/)?"
-    r"(checkpoints/(?P<epoch>\d+)-\d+-[0-9a-f]{64}|adapter-[0-9a-f]{64}|history-[0-9a-f]{64}\.jsonl)"
+    r"(checkpoints/(?P<epoch>\d+)-\d+-[0-9a-f]{64}|adapter-[0-9a-f]{64}|history-[0-9a-f]{64}\.jsonl|rows-[0-9a-f]{64}\.json)"
     r"(?=/|$)"
 )
 _UNOWNED = re.compile(r"(prepared/[0-9a-f]{64})/|(probe-[0-9a-f]{32})$")
@@ -53,6 +53,28 @@ class Garbage(NamedTuple):
     reason: str
 
 
+class Collected(NamedTuple):
+    """What a gc found: what went, or would go, and what waits to go, by key since when."""
+
+    garbage: list[Garbage]
+    waiting: dict[str, str]
+    dry_run: bool
+
+    @property
+    def summary(self) -> str:
+        """All of it in a line."""
+        done = "would be deleted" if self.dry_run else "deleted"
+        return f"gc: {len(self.garbage)} {done}, {len(self.waiting)} unused but not long enough"
+
+    def to_json(self) -> dict[str, object]:
+        """All of it for a program."""
+        return {
+            "dry_run": self.dry_run,
+            "deleted": [garbage._asdict() for garbage in self.garbage],
+            "waiting": [{"key": key, "since": since} for key, since in self.waiting.items()],
+        }
+
+
 def collect(
     ledger: Ledger,
     *,
@@ -60,8 +82,8 @@ def collect(
     old_generations: bool,
     unused_hours: float,
     say: Callable[[str], None],
-) -> str:
-    """Delete the garbage of the sweep and of the bucket's shared folders; return a summary."""
+) -> Collected:
+    """Delete the garbage of the sweep and of the bucket's shared folders; `say` hears of each."""
     waiting: dict[str, str] = {}
     doomed = [
         *_unneeded_uploads(ledger, old_generations=old_generations),
@@ -75,8 +97,7 @@ def collect(
         say(f"kept for now {key}: unused since {since}, goes after {unused_hours:g} h")
     if not dry_run:
         _remember(ledger.store, waiting)
-    done = "would be deleted" if dry_run else "deleted"
-    return f"gc: {len(doomed)} {done}, {len(waiting)} unused but not long enough"
+    return Collected(doomed, waiting, dry_run)
 
 
 def _unneeded_uploads(ledger: Ledger, *, old_generations: bool) -> Iterator[Garbage]:
@@ -112,7 +133,7 @@ def _unneeded_in_generation(slot: Slot, found: dict[str, int | None]) -> Iterato
     named = {checkpoint.key for checkpoint in stored.lease.checkpoints}
     for key, epoch in found.items():
         if result is not None:
-            if key not in (result.adapter_key, result.history_key):
+            if key not in (result.adapter_key, result.history_key, result.rows_key):
                 yield Garbage(key, "the slot is committed and does not name it")
         elif epoch is not None and epoch < stored.lease.epoch and key not in named:
             yield Garbage(key, f"of epoch {epoch}, and the lease of a later one does not name it")
@@ -181,7 +202,7 @@ def _remember(store: Store, waiting: dict[str, str]) -> None:
 
 
 def _delete(store: Store, key: str) -> None:
-    if key.endswith(".jsonl") or key.startswith("probe-"):
+    if key.endswith((".jsonl", ".json")) or key.startswith("probe-"):
         store.delete(key)
     else:
         delete_folder(store, key)

@@ -2,11 +2,14 @@
 
     sweeps/<sweep>/sweep.json                        Identity   create-once
     sweeps/<sweep>/ended.json                        Ended      create-once: it gains too little
+    sweeps/<sweep>/answers-<sha256>.json             Answers    swapped as rows are answered
     sweeps/<sweep>/slots/<NNNN>/spec.json            Spec       create-once
                                 lease.json           Lease      only by compare-and-swap
                                 attempts/<e>-<o>.json Account   created open, swapped once
+                                rows-<sha256>.json   RowLosses  under the hash of its content
                                 result.json          Result     create-once: THE COMMIT
                                 failed.json          Closure    create-once: given up
+                                merge.json           MergeLosses  swapped by `job best --merge`
                                 excluded.json        Closure    create-once: by a person
 
 Keys that every version of the code has written are required. A later key has a default: what its
@@ -17,6 +20,7 @@ refuses it where the ledger reads.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -122,6 +126,9 @@ class Result(Record):
     base_model_revision: str
     code_version: str = ""
     history_key: Key
+    rows_key: Key | None = (
+        None  # of the RowLosses; None: without an adapter, or of an earlier version
+    )
     committed_at: Moment | None = None
 
     @model_validator(mode="after")
@@ -134,6 +141,78 @@ class Result(Record):
     def finite_curve(self) -> tuple[tuple[int, float], ...]:
         """The evaluations that gave a number, as (step, eval/loss)."""
         return tuple((step, loss) for step, loss in self.curve if loss is not None)
+
+
+class RowLosses(Record):
+    """`rows-<sha256>.json`: a trial's evaluation at its best step, by held-out row.
+
+    Trials of a sweep have the same rows in the same order, so they can be compared in pairs.
+    """
+
+    step: Count  # the best step
+    nll: Annotated[tuple[float, ...], Field(min_length=1)]  # nats, summed over the row's targets
+    targets: tuple[Annotated[int, Field(ge=1)], ...]  # target tokens
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if len(self.nll) != len(self.targets):
+            raise ValueError(f"it has {len(self.nll)} nll and {len(self.targets)} targets")
+        return self
+
+    @property
+    def loss(self) -> float:
+        """The eval/loss of all rows together."""
+        return math.fsum(self.nll) / sum(self.targets)
+
+
+class MergeLosses(Record):
+    """`merge.json`: what a slot's adapter and its merges give on the held-out rows, as eval/loss.
+
+    None stands for what was not measured.
+    """
+
+    untuned_16bit: float | None = None  # the base's own weights
+    untuned_4bit: float | None = None
+    adapter_4bit: float | None = None  # base and adapter as in training
+    merged_16bit: float | None = None  # added to the base's own weights
+    merged_4bit: float | None = None  # added to the 4-bit base, dequantised
+    written: Literal["16bit", "4bit"] | None = None  # which of the merges was written
+    original: str | None = None  # name and revision of a pre-quantised base's original
+    num_rows: Count
+    measured_at: Moment | None = None
+
+
+class AnswerRow(Record):
+    """A held-out prompt, the answer that its row has, and those of the models, by model."""
+
+    row: Count  # its number among the held-out rows
+    prompt: str  # as the model reads it, control tokens included
+    reference: str
+    answers: dict[str, str] = {}
+
+
+class AnsweringModel(Record):
+    """Who answered: a slot's adapter, or the untuned base."""
+
+    slot: int | None = None  # None: the untuned base
+    eval_loss: float | None = None
+
+
+class Answers(Record):
+    """`answers-<sha256>.json`: what the untuned base and some adapters say to held-out prompts.
+
+    Its name is a hash of what decides a base's answers: rows, base and length. Models are known by
+    their adapter's sha256; `base` is the untuned one.
+    """
+
+    data_digest: str
+    base_model: str
+    base_model_revision: str
+    max_new_tokens: int
+    match: str | None = None  # the rule by which answers were last compared with the references
+    models: dict[str, AnsweringModel] = {}
+    rows: tuple[AnswerRow, ...] = ()
+    written_at: Moment
 
 
 class Checkpoint(Record):

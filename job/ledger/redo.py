@@ -32,6 +32,16 @@ from job.store.documents import create_document, read_document
 _COMPUTED = ("params", "recipe", "measure_step_0", "data_digest")
 
 
+def read_slot(text: str | None, verb: str, num_slots: int) -> int:
+    """The number of the slot that a person named. Raises `SettingsError`."""
+    allowed = f"allowed: 0 to {num_slots - 1}"
+    if text is None:
+        raise SettingsError(f"{verb}: SLOT is missing; {allowed}")
+    if not text.isascii() or not text.isdigit() or int(text) >= num_slots:
+        raise SettingsError(f"{verb}: {text!r} is no slot of this sweep; {allowed}")
+    return int(text)
+
+
 def redo(old: Slot) -> str:
     """Begin a slot again, given in its newest generation; return what was done, in a line.
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from job.errors import DamagedError, SlotError
-from job.ledger.records import Account, Closure, Lease, Record, Result, Spec, damage
+from job.errors import CredentialsError, DamagedError, SlotError
+from job.ledger.records import Account, Closure, Lease, MergeLosses, Record, Result, Spec, damage
 from job.store.base import Store
 from job.store.documents import Document, create_document, read_document, swap_document
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SlotState = Literal["empty", "specified", "committed", "failed", "excluded"]
 # What an attempt uploads into its slot's folder: after the spec was written, never before.
-UPLOADS = ("adapter-", "checkpoints/", "history-")
+UPLOADS = ("adapter-", "best-", "checkpoints/", "history-", "rows-")
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
@@ -80,7 +80,7 @@ class Slot:
         """The slot's commit; None if it is open."""
         result = self._read("result.json", Result)
         if result is not None:
-            self._check_own("result.json", result.adapter_key, result.history_key)
+            self._check_own("result.json", result.adapter_key, result.history_key, result.rows_key)
         return result
 
     def commit(self, result: Result) -> bool:
@@ -105,6 +105,19 @@ class Slot:
         """Take the slot out of the sweep; False if it was taken out before."""
         return self._create("excluded.json", Closure(reason=reason)).ours
 
+    def merge_losses(self) -> MergeLosses | None:
+        """What `job best --merge` measured of the slot's adapter last; None if it never did."""
+        return self._read("merge.json", MergeLosses)
+
+    def write_merge_losses(self, losses: MergeLosses) -> None:
+        """Keep what a merge measured, in place of what an earlier one did."""
+        with self._damage_told():
+            document = create_document(self.store, self.key("merge.json"), losses.to_json())
+            if not document.ours:
+                swap_document(
+                    self.store, self.key("merge.json"), losses.to_json(), document.version
+                )
+
     def is_open(self) -> bool:
         """Whether the slot is neither committed, nor given up, nor excluded."""
         return (self.result(), self.failure(), self.exclusion()) == (None, None, None)
@@ -112,15 +125,16 @@ class Slot:
     def damage_without_spec(self) -> str | None:
         """What lies here that cannot be without a spec, where there is none; None if nothing does.
 
-        Uploads are found by listing, which finds damage and never decides what counts.
+        Uploads are found by listing, which finds damage and never decides what counts: who may not
+        list sees none.
         """
         if self.result() is not None:
             return "a result.json"
         if (stored := self.lease()) is not None and stored.lease.checkpoints:
             return "checkpoints"
-        for name in UPLOADS:
-            for key in self.store.list(self.key(name)):
-                return key.removeprefix(f"{self.folder}/")
+        with contextlib.suppress(CredentialsError):
+            names = (key.removeprefix(self.key("")) for key in self.store.list(self.key("")))
+            return next((name for name in names if name.startswith(UPLOADS)), None)
         return None
 
     def state(self) -> SlotState:

@@ -80,14 +80,14 @@ def offers(
     prices: Sequence[Price],
     overview: Overview,
     shape: ModelShape,
-    work: Workload,
+    works: Sequence[Workload],
     recompute: Recompute,
 ) -> list[Offer]:
     """Each card with its rate, the cheapest first. Raises `SettingsError` for an unknown card."""
     found = []
     for price in prices:
         throughput = _throughput(price.card, overview, shape, recompute)
-        found.append(Offer(price, throughput, trial_seconds(work, throughput, recompute)))
+        found.append(Offer(price, throughput, trial_seconds(works, throughput, recompute)))
     return sorted(found, key=lambda offer: sum(offer.usd(1)))
 
 

@@ -22,6 +22,7 @@ from job.data.prepared import PreparedData
 from job.data.preview import Piece, bracketed, coloured, preview
 from job.data.tokens import load_tokenizer
 from job.ledger.ledger import Ledger
+from job.ledger.records import Recipe
 from job.plan import advice, warnings
 from job.plan.cards import Price, describe_offers, offers, read_prices
 from job.plan.forecast import (
@@ -39,7 +40,7 @@ from job.plan.sections import (
     describe_sweep,
     describe_trial,
 )
-from job.plan.workload import Costliest, memory_of, workload_of
+from job.plan.workload import Costliest, memory_of, workloads_of
 from job.progress import size
 from job.report.gain import outlook_of
 from job.report.overview import Overview, read_overview
@@ -48,7 +49,7 @@ from job.store import open_store, probe
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
 from job.training.memory import MemoryPlan
-from job.training.shape import ModelShape, largest_rank, model_shape
+from job.training.shape import largest_rank, model_shape
 from job.trial.identity import base_revision, check_vocabulary, load_sweep, sweep_identity
 from job.trial.prepare import prepare_data
 from job.trial.slots import check_work_dir
@@ -160,20 +161,20 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     plan.warnings += warnings.of_memory(memory)
     overview = read_overview(inputs.ledger, settings.num_trials)
     if shape is not None:
-        work = workload_of(settings, data, costliest)
-        throughput = _throughput(settings, overview, shape, memory)
-        span = trial_seconds(work, throughput, memory.recompute)
+        works = workloads_of(settings, data, costliest)
+        throughput = _throughput(settings, overview, base, data, memory)
+        span = trial_seconds(works, throughput, memory.recompute)
         plan.numbers |= {
             "trial_seconds": asdict(span),
             "pace": asdict(throughput),
-            "work": asdict(work),
+            "work": asdict(works[-1]),
         }
-        plan.sections["trial"] = describe_trial(work, throughput, span)
+        plan.sections["trial"] = describe_trial(works, throughput, span)
         yield "trial"
         plan.sections["in all"] = describe_cost(settings, span)
         yield "in all"
         if inputs.prices:
-            found = offers(inputs.prices, overview, shape, work, memory.recompute)
+            found = offers(inputs.prices, overview, shape, works, memory.recompute)
             plan.numbers["cards"] = [asdict(offer) for offer in found]
             plan.sections["cards"] = describe_offers(found, settings.num_trials)
             yield "cards"
@@ -211,15 +212,30 @@ def _try_store(store: Store) -> float:
 
 
 def _throughput(
-    settings: Settings, overview: Overview, shape: ModelShape, memory: MemoryPlan
+    settings: Settings,
+    overview: Overview,
+    base: BaseModel,
+    data: PreparedData,
+    memory: MemoryPlan,
 ) -> Throughput:
-    """The throughput of the sweep's committed trials; without one, an estimate."""
+    """The throughput of the sweep's committed trials; without one, measured or estimated."""
     measured = [v.tokens_per_second for v in overview.slots if v.judged and v.tokens_per_second]
     if measured:
         return throughput_of_trials(measured)
-    if settings.device == "cpu":
-        return throughput_on_this_cpu(shape)
-    return throughput_on_a_t4(shape, memory.recompute)
+    shape = model_shape(base.config)
+    assert shape is not None
+    if settings.device != "cpu":
+        return throughput_on_a_t4(shape, memory.recompute)
+    from job.training.speed import measured_on_this_cpu  # imports torch
+
+    values: dict[str, Any] = settings.hyperparameters | {
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "seed": settings.seed,
+    }
+    recipe = Recipe(**values, planned_steps=10, eval_steps=(), patience=1)
+    shallow, rate = measured_on_this_cpu(base.config, data.train, recipe, memory.token_budget)
+    target_share = data.train.num_target_tokens / len(data.train.input_ids)
+    return throughput_on_this_cpu(shape, shallow, rate, target_share)
 
 
 def _fits(settings: Settings, inputs: Inputs, costliest: Costliest, lora_r: int) -> bool:

@@ -6,12 +6,9 @@ activations are computed again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-
-import numpy as np
 
 from job.training.footprint import Recompute
 from job.training.memory import RECOMPUTED_SHARE
@@ -21,9 +18,8 @@ from job.training.shape import ModelShape
 # 7.25 B model with all layers recomputed, the lowest of the published figures, and 350, this
 # project's target. Neither was measured here.
 T4_FLOPS = (210 * 6 * 7.25e9, 350 * 6 * 7.25e9)
-# A tiny 4-bit model reaches this share of a plain matrix product's speed on a CPU: the demo's 2.0 M
-# weights on one core.
-CPU_SHARE = (0.1, 0.3)
+# A CPU's trials against a step measured before them: what else runs there comes and goes.
+CPU_SPREAD = (0.7, 1.2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Workload:
-    """The work of a trial, at most."""
+    """The work of a trial with one gradient accumulation, at most."""
 
     steps: int
     train_tokens: int
@@ -57,18 +53,24 @@ class Span:
 
 def throughput_on_a_t4(shape: ModelShape, recompute: Recompute) -> Throughput:
     """A T4's throughput, from this project's target and the lowest published figure."""
-    needed = _flop_per_token(shape, recompute)
+    needed = _flop_per_token(shape, recompute, 1.0)
     slow, fast = (flops / needed for flops in T4_FLOPS)
     return Throughput(
         slow, fast, "a T4, by published figures and this project's target; not measured"
     )
 
 
-def throughput_on_this_cpu(shape: ModelShape) -> Throughput:
-    """This CPU's throughput, from a matrix product of the model's width, timed now."""
-    needed = _flop_per_token(shape, "none")
-    slow, fast = (share * _matrix_flops(shape) / needed for share in CPU_SHARE)
-    return Throughput(slow, fast, "this CPU, from a matrix product; rough")
+def throughput_on_this_cpu(
+    shape: ModelShape, shallow: ModelShape, tokens_per_second: float, target_share: float
+) -> Throughput:
+    """This CPU's throughput, from that of the same shape with fewer layers, measured now.
+
+    `target_share` is the share of tokens that are targets: the head computes no others.
+    """
+    rate = tokens_per_second * _flop_per_token(shallow, "none", target_share)
+    middle = rate / _flop_per_token(shape, "none", target_share)
+    slow, fast = (share * middle for share in CPU_SPREAD)
+    return Throughput(slow, fast, f"this CPU, by steps of {shallow.num_layers} layers just now")
 
 
 def throughput_of_trials(tokens_per_second: Sequence[float]) -> Throughput:
@@ -79,28 +81,18 @@ def throughput_of_trials(tokens_per_second: Sequence[float]) -> Throughput:
     return Throughput(0.95 * middle, 1.05 * middle, f"measured by {count} committed {trials}")
 
 
-def trial_seconds(work: Workload, throughput: Throughput, recompute: Recompute) -> Span:
+def trial_seconds(works: Sequence[Workload], throughput: Throughput, recompute: Recompute) -> Span:
     """The seconds of a trial's training clock: steps and evaluations, not starting and loading.
 
-    An evaluation is one of the `2 + recomputed` forward passes that a training token costs.
+    From the shortest of `works` at the fast end to the longest at the slow one. An evaluation is
+    one of the `2 + recomputed` forward passes that a training token costs.
     """
-    tokens = work.train_tokens + work.eval_tokens / (2 + RECOMPUTED_SHARE[recompute])
-    return Span(tokens / throughput.fast, tokens / throughput.slow)
+    passes = 2 + RECOMPUTED_SHARE[recompute]
+    tokens = [work.train_tokens + work.eval_tokens / passes for work in works]
+    return Span(min(tokens) / throughput.fast, max(tokens) / throughput.slow)
 
 
-def _flop_per_token(shape: ModelShape, recompute: Recompute) -> float:
-    weights = shape.quantised_weights + shape.vocabulary * shape.hidden  # the head is a product too
+def _flop_per_token(shape: ModelShape, recompute: Recompute, target_share: float) -> float:
+    # The head is a product too.
+    weights = shape.quantised_weights + target_share * shape.vocabulary * shape.hidden
     return 2 * weights * (2 + RECOMPUTED_SHARE[recompute])
-
-
-def _matrix_flops(shape: ModelShape) -> float:
-    """FLOP a second of a product of 512 tokens with a feed-forward matrix, the best of five."""
-    num_tokens = 512
-    rows = np.ones((num_tokens, shape.hidden), dtype=np.float32)
-    matrix = np.ones((shape.hidden, shape.intermediate), dtype=np.float32)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        rows @ matrix
-        seconds.append(time.perf_counter() - started)
-    return 2 * num_tokens * shape.hidden * shape.intermediate / max(1e-9, min(seconds))

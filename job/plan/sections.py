@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.data.table_files import count_lines
@@ -39,11 +41,19 @@ def describe_rows(data: PreparedData) -> str:
     return "\n".join([summary, *count_lines(counts)])
 
 
-def describe_trial(work: Workload, throughput: Throughput, taken: Span) -> str:
+def describe_trial(works: Sequence[Workload], throughput: Throughput, taken: Span) -> str:
+    steps = _range(map(str, sorted(work.steps for work in works)))
+    tokens = _range(map(amount, sorted(work.train_tokens for work in works)))
     return (
-        f"{work.steps} steps, {amount(work.train_tokens)} tokens at {amount(throughput.slow)} to"
+        f"{steps} steps, {tokens} tokens at {amount(throughput.slow)} to"
         f" {amount(throughput.fast)} tokens/s ({throughput.basis}): {span(taken.short, taken.long)}"
     )
+
+
+def _range(ascending: Iterable[str]) -> str:
+    """The first and the last value as words, or the one that both are."""
+    values = list(ascending)
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 def describe_cost(settings: Settings, trial: Span) -> str:

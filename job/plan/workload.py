@@ -78,8 +78,8 @@ def memory_of(
     return replace(plan, predicted=footprint(shape, work, FP32_CPU))
 
 
-def workload_of(settings: Settings, data: PreparedData, worst: Costliest) -> Workload:
-    """The work of a trial with the gradient accumulation that takes longest."""
+def workloads_of(settings: Settings, data: PreparedData, worst: Costliest) -> tuple[Workload, ...]:
+    """The work of a trial with each gradient accumulation; the one that takes longest is last."""
     mean = float(data.train.lengths.mean())
     rows = data.eval.head(settings.eval_rows)
     found = []
@@ -91,4 +91,4 @@ def workload_of(settings: Settings, data: PreparedData, worst: Costliest) -> Wor
         evaluations = len(plan_evaluations(steps, settings.evals_per_trial))
         eval_tokens = evaluations * int(rows.lengths.sum())
         found.append(Workload(steps, int(steps * samples * mean), eval_tokens))
-    return max(found, key=lambda work: work.train_tokens)
+    return tuple(sorted(found, key=lambda work: (work.train_tokens, work.steps)))

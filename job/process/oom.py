@@ -8,6 +8,7 @@ killed (`memory.oom.group`, version 2), process 1 dies as well and the pod shows
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def memory_limit(root: Path = ROOT) -> int | None:
         for name in ("memory.max", "memory.limit_in_bytes")
     )
     return min((int(t) for t in texts if t.isdecimal() and int(t) < _UNLIMITED), default=None)
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """The memory that this process can still take, in bytes: the node's, or up to the limit."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
+    if found is None:  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available, limit = int(found[1]) * 1024, memory_limit(root)
+    return available if limit is None else min(available, limit)
 
 
 def oom_words(root: Path = ROOT) -> str:

@@ -93,6 +93,32 @@ def inner_range(domain: FloatRange | IntRange) -> tuple[float, float]:
     return domain.min + EDGE_SHARE * span, domain.max - EDGE_SHARE * span
 
 
+def intervals(overview: Overview) -> str:
+    """Draw how far every trial is behind the best, each with its interval; the best at 0."""
+    found = overview.comparison
+    if found is None:
+        return ""
+    ranked = sorted(found.behind.items(), key=lambda item: (item[1].estimate, item[0]))
+    ends = [1000 * (i.estimate + sign * i.half_width) for _, i in ranked for sign in (-1, 1)]
+    row, top = 22, 14
+    bottom = top + row * (len(ranked) + 1)
+    x = svg.x_scale([0.0, *ends])
+    marks = [svg.line([(x(0), top), (x(0), bottom)], "limit", f"slot {found.best}, the best")]
+    marks += [svg.text(x(value), bottom + 16, number(value), "tick") for value in x.ticks()]
+    marks.append(svg.text((svg.LEFT + svg.WIDTH) / 2, bottom + 34, "mnat behind the best", "name"))
+    views = {view.slot: view for view in overview.slots}
+    marks.append(svg.text(svg.LEFT - 8, top + 15, f"slot {found.best}", "tick", anchor="end"))
+    marks.append(_trial_dot(overview, views[found.best], x(0), top + 11))
+    for place, (slot, interval) in enumerate(ranked, 1):
+        y, css = top + row * (place + 0.5), "good" if interval.holds_zero else "trial"
+        low, high = (1000 * (interval.estimate + s * interval.half_width) for s in (-1, 1))
+        tip = describe(views[slot])
+        marks.append(svg.text(svg.LEFT - 8, y + 4, f"slot {slot}", "tick", anchor="end"))
+        marks.append(svg.line([(x(low), y), (x(high), y)], css, tip, slot=slot))
+        marks.append(svg.dot(x(1000 * interval.estimate), y, "point", tip, slot=slot))
+    return svg.chart("how far each trial is behind the best", marks, height=bottom + 42)
+
+
 def loss_curves(overview: Overview) -> str:
     """Draw eval/loss by optimizer step for every committed trial."""
     shown = [view for view in overview.slots if len(view.curve) > 1]
@@ -104,7 +130,8 @@ def loss_curves(overview: Overview) -> str:
     best = overview.best
     for view in sorted(shown, key=lambda view: view is best):  # the best on top
         points = [(x(step), y(loss)) for step, loss in view.curve]
-        marks.append(svg.line(points, "best" if view is best else "trial", describe(view)))
+        css = "best" if view is best else "trial"
+        marks.append(svg.line(points, css, describe(view), slot=view.slot))
     return svg.chart("eval/loss by step", marks)
 
 
@@ -133,7 +160,7 @@ def parallel_coordinates(overview: Overview) -> str:
         ]
         points = list(zip(spots, [*heights, losses(view.eval_loss or 0.0)], strict=True))
         css = "best" if view is overview.best else "good" if view in good else "trial"
-        marks.append(svg.line(points, css, describe(view)))
+        marks.append(svg.line(points, css, describe(view), slot=view.slot))
     return svg.chart("parameters of every trial", marks)
 
 
@@ -177,7 +204,10 @@ def gpu_time(overview: Overview) -> str:
             ("fill", spent - wasted, spent - wasted),
         ):
             height = y(0) - y(amount)
-            marks.append(svg.bar(left, y(top), width=width, height=height, css=css, tip=tip))
+            bar = svg.bar(
+                left, y(top), width=width, height=height, css=css, tip=tip, slot=view.slot
+            )
+            marks.append(bar)
     return svg.chart("GPU time by slot", marks)
 
 
@@ -202,7 +232,8 @@ def _domain(overview: Overview, name: str) -> Distribution | None:
 
 
 def _trial_dot(overview: Overview, view: SlotView, x: float, y: float) -> str:
-    return svg.dot(x, y, "winner" if view is overview.best else "point", describe(view))
+    css = "winner" if view is overview.best else "point"
+    return svg.dot(x, y, css, describe(view), slot=view.slot)
 
 
 def _upright(

@@ -19,10 +19,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from job.errors import VOLUME_FULL, OutageError, SlotError
+from job.errors import VOLUME_FULL, OutageError, SettingsError, SlotError
 from job.ledger.ledger import Ledger, check_sweep
+from job.ledger.redo import read_slot
 from job.log import log
 from job.report.attempts_table import attempts_table
+from job.report.comparison import read_compared
 from job.report.costs import cost_lines
 from job.report.gain import gain_lines, has_ended, outlook_of
 from job.report.overview import Overview, SlotView, read_overview
@@ -31,7 +33,9 @@ from job.report.table import slot_table, stuck_slots, to_json, to_prometheus
 from job.settings import Settings
 from job.store import open_store
 from job.trial.identity import sweep_name
-from job.winner.adapter import download, merge, unwritable
+from job.winner.adapter import download, unwritable
+from job.winner.merge import merge, merge_table
+from job.winner.push import push
 
 WATCH_SECONDS = 10.0
 PIPE_SECONDS = 60.0  # between two tables of `--watch` in a pipe, if no state changes
@@ -54,7 +58,7 @@ def _show_status(
     options: Namespace, settings: Settings, ledger: Ledger, wait: Callable[[float], None]
 ) -> None:
     if options.json:
-        print(to_json(read_overview(ledger, settings.num_trials), settings.gpu_hourly_usd))
+        print(to_json(read_compared(ledger, settings.num_trials), settings.gpu_hourly_usd))
     elif options.prometheus is not None:
         samples = to_prometheus(read_overview(ledger, settings.num_trials), settings.gpu_hourly_usd)
         _write_samples(options.prometheus, samples)
@@ -70,7 +74,7 @@ def _show_status(
 def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None:
     """Write the page and the summary; print where they are."""
     check_sweep(ledger)
-    overview = read_overview(ledger, settings.num_trials)
+    overview = read_compared(ledger, settings.num_trials)
     given: Any = {
         "usd_per_hour": settings.gpu_hourly_usd,
         "budget_usd": settings.sweep_budget_usd,
@@ -80,6 +84,7 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
         "report.html": html_page(overview, **given),
         "report.md": markdown(overview, **given),
     }
+    written: list[str] = []
     with tempfile.TemporaryDirectory() as name, _printing():
         folder: Path = options.output or Path(name)
         for file_name, text in files.items():
@@ -93,23 +98,67 @@ def write_report(options: Namespace, settings: Settings, ledger: Ledger) -> None
             if options.output is None:
                 key = ledger.report_key(file_name)
                 ledger.store.upload(key, path)
-                print(f"{ledger.store.uri}/{key}")
+                written.append(f"{ledger.store.uri}/{key}")
             else:
-                print(path)
+                written.append(str(path))
+        print(json.dumps({"files": written}, indent=1) if options.json else "\n".join(written))
 
 
 def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
-    """Print the best trial as JSON, or fetch or merge its adapter."""
+    """Print the best trial as JSON, or fetch, merge or push its adapter."""
+    is_merge = options.merge is not None or options.merged
+    if not is_merge and (options.onto or options.base):
+        raise SettingsError("best: --onto and --base belong to --merge DIR or --push --merged")
+    if options.push is None and (options.merged or options.public):
+        raise SettingsError("best: --merged and --public belong to --push OWNER/NAME")
     check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
-    best = best_of(overview)
+    best = best_of(overview) if options.slot is None else _chosen(overview, options.slot)
     assert best.result is not None
+    told = describe_best(overview, best)
     if options.download is not None:
         download(ledger.store, best.slot, best.result, options.download)
     elif options.merge is not None:
-        merge(ledger.store, best.slot, best.result, options.merge, work_dir=settings.work_dir)
+        told["merge"] = _merged(options, settings, ledger, best, options.merge)
+    elif options.push is not None:
+        told |= _pushed(options, settings, ledger, best)
     with _printing():
-        print(json.dumps(describe_best(overview, best), indent=1))
+        print(json.dumps(told, indent=1))
+
+
+def _merged(
+    options: Namespace, settings: Settings, ledger: Ledger, view: SlotView, folder: Path
+) -> dict[str, Any]:
+    """Write the better merge to the folder, print what was measured, and return it as JSON."""
+    assert view.result is not None
+    losses = merge(
+        ledger,
+        view.slot,
+        view.result,
+        folder,
+        settings=settings,
+        onto=options.onto,
+        original=options.base,
+    )
+    Console(stderr=True, highlight=False).print(merge_table(losses))
+    return losses.to_json()
+
+
+def _pushed(
+    options: Namespace, settings: Settings, ledger: Ledger, view: SlotView
+) -> dict[str, Any]:
+    """Upload the adapter, or its merge, to the hub; say where it stands."""
+    assert view.result is not None
+    told: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="push-") as name:
+        folder = Path(name) / "model"
+        if options.merged:
+            told["merge"] = _merged(options, settings, ledger, view, folder)
+        else:
+            download(ledger.store, view.slot, view.result, folder, option="best --push")
+        message = f"slot {view.slot} of sweep {ledger.sweep}"
+        told["pushed"] = push(folder, options.push, public=options.public, message=message)
+    return told
 
 
 def best_of(overview: Overview) -> SlotView:
@@ -120,6 +169,15 @@ def best_of(overview: Overview) -> SlotView:
             " `job status` shows its slots"
         )
     return best
+
+
+def _chosen(overview: Overview, text: str) -> SlotView:
+    """The trial of the slot that a person named. Raises `SettingsError`, `SlotError`."""
+    number = read_slot(text, "best --slot", len(overview.slots))
+    view = overview.slots[number]
+    if view.adapter_key is None:
+        raise SlotError(f"slot {number} is {view.state} and has no adapter; `job status` shows all")
+    return view
 
 
 def describe_best(overview: Overview, best: SlotView) -> dict[str, Any]:

@@ -17,7 +17,8 @@ TRUNCATED_SHARE = 0.25
 
 def findings(overview: Overview) -> list[str]:
     """Everything worth saying, the most important first."""
-    return [*_broken(overview), *_at_the_edge(overview), *_cut_short(overview), *_few(overview)]
+    kinds = (_broken, _four_bits, _at_the_edge, _cut_short, _few)
+    return [finding for kind in kinds for finding in kind(overview)]
 
 
 def _broken(overview: Overview) -> Iterator[str]:
@@ -25,6 +26,21 @@ def _broken(overview: Overview) -> Iterator[str]:
         if view.state in ("damaged", "given up"):
             way_out = f"`job redo {view.slot}` begins it anew"
             yield f"slot {view.slot} is {view.state}: {view.reason}; {way_out}"
+
+
+def _four_bits(overview: Overview) -> Iterator[str]:
+    in_16, in_4 = overview.untuned_losses
+    if in_16 is not None and in_4 is not None:
+        yield (
+            f"four bits cost {in_4 - in_16:.4f} nats: untuned {in_16:.4f} in 16 bits,"
+            f" {in_4:.4f} in 4"
+        )
+    best = overview.merges.get(overview.best.slot) if overview.best else None
+    if best is not None and best.written is not None:
+        way = "its 16-bit base" if best.written == "16bit" else "the dequantised base"
+        loss = best.merged_16bit if best.written == "16bit" else best.merged_4bit
+        told = "not measured" if loss is None else f"{loss:.4f}"
+        yield f"the best adapter merged into {way}: eval/loss {told}"
 
 
 def _at_the_edge(overview: Overview) -> Iterator[str]:

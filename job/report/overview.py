@@ -13,10 +13,12 @@ from job.ledger.accounts import FRESH, NOTHING, Cost, account, cost_of, read_acc
 from job.ledger.ledger import Ledger
 from job.ledger.records import (
     Account,
+    Answers,
     AttemptProgress,
     Ended,
     Identity,
     Lease,
+    MergeLosses,
     Result,
     Spec,
     Status,
@@ -25,6 +27,7 @@ from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
 from job.sweep.distributions import contains
+from job.winner.intervals import Comparison
 
 State = Literal[
     "empty",  # not drawn
@@ -36,7 +39,7 @@ State = Literal[
     "completed", "truncated", "stopped", "diverged", "infeasible",  # committed
 ]  # fmt: skip
 COMMITTED = get_args(Status)
-_READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
+READERS = 8  # slots read at once: a bucket answers in tens of milliseconds
 
 
 BEGUN_AGAIN = "begun again"
@@ -112,6 +115,9 @@ class Overview:
     identity: Identity | None  # None before the first trial
     slots: tuple[SlotView, ...]
     ended: Ended | None = None  # why no new slot is begun, if JOB_MIN_GAIN does not overrule it
+    merges: Mapping[int, MergeLosses] = field(default_factory=dict)  # by slot, where asked for
+    answers: Answers | None = None  # the newest, where asked for
+    comparison: Comparison | None = None  # of the best with the others, where it was asked for
 
     @property
     def definition(self) -> SweepDefinition | None:
@@ -157,9 +163,11 @@ class Overview:
         return sum(view.wasted_gpu_seconds for view in self.slots)
 
     @property
-    def untuned_loss(self) -> float | None:
-        """The eval/loss at step 0, if a trial measured it."""
-        return next((loss for v in self.slots for step, loss in v.curve if step == 0), None)
+    def untuned_losses(self) -> tuple[float | None, float | None]:
+        """The base's eval/loss in 16 bits, if a merge measured it, and in 4: the one at step 0."""
+        in_16 = (merge.untuned_16bit for merge in self.merges.values() if merge.untuned_16bit)
+        in_4 = (loss for view in self.slots for step, loss in view.curve if step == 0)
+        return next(in_16, None), next(in_4, None)
 
 
 def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = None) -> Overview:
@@ -170,7 +178,7 @@ def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = Non
     now = now or datetime.now(UTC)
     # Read first and alone: a store that fails is then told once, and Ctrl-C is heard.
     identity = ledger.identity()
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         views = list(pool.map(lambda slot: _view(ledger, slot, now), range(num_trials)))
     while (further := _view(ledger, len(views), now)).state != "empty":
         views.append(further)

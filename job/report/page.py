@@ -13,6 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job.report import charts, costs
+from job.report.answers import answers_view
+from job.report.comparison import in_millinats, recommendation
 from job.report.costs import cost_lines
 from job.report.findings import findings
 from job.report.gain import Outlook, gain_lines, gains, outlook_of
@@ -47,6 +49,8 @@ class TableRow:
 
     cells: list[Cell]
     is_best: bool
+    slot: int
+    name: str  # the trial in a line
 
 
 def html_page(
@@ -72,6 +76,8 @@ def html_page(
             _code(note) for note in _notes(overview, outlook, usd_per_hour, budget_usd, min_gain)
         ],
         best=overview.best,
+        recommendation=_code(_sentence(recommendation(overview) or "")),
+        answers=answers_view(overview.answers),
         download=DOWNLOAD,
         snippet=LOAD_SNIPPET,
         charts=_charts(overview, min_gain),
@@ -96,7 +102,14 @@ def markdown(
     lines += ["", *(f"> {note}" for note in notes)]
     if (best := overview.best) is not None:
         lines += ["", f"Best: slot {best.slot}, eval/loss {best.eval_loss:.4f}"]
+        if (advice := recommendation(overview)) is not None:
+            lines += ["", _sentence(advice)]
         lines += ["", "```", DOWNLOAD, "```", "", "```python", LOAD_SNIPPET, "```"]
+    if (answers := answers_view(overview.answers)) is not None and answers.match:
+        lines += ["", f"Answers that match ({answers.match}), with 95 % intervals:", ""]
+        lines += [
+            f"- {name}: {score}" for name, score in zip(answers.models, answers.scores, strict=True)
+        ]
     columns, rows = _table(overview)
     lines += ["", _pipes(columns), _pipes(["---"] * len(columns))]
     lines += [_pipes([cell.text for cell in row.cells]) for row in rows]
@@ -121,8 +134,11 @@ def _facts(overview: Overview, outlook: Outlook, usd_per_hour: float | None) -> 
     facts = [("committed", f"{committed} of {len(overview.slots)}")]
     if (best := overview.best) is not None:
         facts.append(("best eval/loss", f"{best.eval_loss:.4f}"))
-    if (untuned := overview.untuned_loss) is not None:
-        facts.append(("untuned eval/loss", f"{untuned:.4f}"))
+    in_16, in_4 = overview.untuned_losses
+    if in_16 is not None:
+        facts.append(("untuned, 16 bits", f"{in_16:.4f}"))
+    if in_4 is not None:
+        facts.append(("untuned, 4 bits" if in_16 else "untuned eval/loss", f"{in_4:.4f}"))
     spent, wasted = overview.gpu_seconds, overview.wasted_gpu_seconds
     facts.append(("of GPU", duration(spent)))
     if spent:
@@ -155,6 +171,11 @@ def _charts(overview: Overview, min_gain: float) -> list[tuple[str, str, str]]:
             "Learning rate",
             "Dashed: the range that was searched; shaded: its outer tenths.",
             charts.learning_rate(overview),
+        ),
+        (
+            "Told apart or not",
+            "On the same rows; 95 % for all together. What crosses the dashed line is tied.",
+            charts.intervals(overview),
         ),
         ("Loss curves", "The best trial is highlighted.", charts.loss_curves(overview)),
         (
@@ -189,8 +210,21 @@ def _table(overview: Overview) -> tuple[list[str], list[TableRow]]:
         "tokens/s",
     ]
     columns += ["peak GB", "attempts", "GPU time", "wasted"]
-    best = overview.best
-    return columns, [TableRow(_cells(view, names), view is best) for view in overview.slots]
+    rows = [
+        TableRow(_cells(view, names), view is overview.best, view.slot, charts.describe(view))
+        for view in overview.slots
+    ]
+    if (found := overview.comparison) is not None:
+        columns.insert(3, "mnat behind")
+        for view, row in zip(overview.slots, rows, strict=True):
+            behind = found.behind.get(view.slot)
+            shown = (
+                Cell(in_millinats(behind).removesuffix(" mnat"), repr(behind.estimate))
+                if behind
+                else Cell("", "")
+            )
+            row.cells.insert(3, shown)
+    return columns, rows
 
 
 def _cells(view: SlotView, names: list[str]) -> list[Cell]:
@@ -227,6 +261,10 @@ def _number(value: float | None, form: str) -> Cell:
 
 def _seconds(value: float | None) -> Cell:
     return Cell("", "") if value is None else Cell(duration(value), repr(value))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
 def _code(note: str) -> Markup:

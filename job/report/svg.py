@@ -107,21 +107,39 @@ def axes(x: Scale, y: Scale, x_label: str, y_label: str) -> Iterable[str]:
     )
 
 
-def line(points: Sequence[tuple[float, float]], css: str, tip: str = "") -> str:
-    """A line through points in pixels; a reader sees `tip` when pointing at it."""
+def line(
+    points: Sequence[tuple[float, float]], css: str, tip: str = "", *, slot: int | None = None
+) -> str:
+    """A line through points in pixels; a reader sees `tip` when pointing at it.
+
+    The line of a slot can be pointed at from a few pixels away.
+    """
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline class="{css}" points="{path}">{_tip(tip)}</polyline>'
+    drawn = f'<polyline class="{css}"{_of(slot)} points="{path}">{_tip(tip)}</polyline>'
+    if slot is None:
+        return drawn
+    return f'<polyline class="near"{_of(slot)} points="{path}"/>{drawn}'
 
 
-def dot(x: float, y: float, css: str, tip: str = "") -> str:
+def dot(x: float, y: float, css: str, tip: str = "", *, slot: int | None = None) -> str:
     """A point."""
-    return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{_tip(tip)}</circle>'
+    at = f'cx="{x:.1f}" cy="{y:.1f}" r="4.5"'
+    return f'<circle class="{css}"{_of(slot)} {at}>{_tip(tip)}</circle>'
 
 
-def bar(x: float, y: float, *, width: float, height: float, css: str, tip: str = "") -> str:
+def bar(
+    x: float,
+    y: float,
+    *,
+    width: float,
+    height: float,
+    css: str,
+    tip: str = "",
+    slot: int | None = None,
+) -> str:
     """A rectangle from its upper left corner."""
     return (
-        f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}"'
+        f'<rect class="{css}"{_of(slot)} x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}"'
         f' height="{max(0.0, height):.1f}">{_tip(tip)}</rect>'
     )
 
@@ -136,6 +154,11 @@ def text(x: float, y: float, words: str, css: str, *, anchor: str = "middle") ->
 def _round_step(raw: float) -> float:
     magnitude = 10.0 ** math.floor(math.log10(raw))
     return next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
+
+
+def _of(slot: int | None) -> str:
+    """Whose mark it is: the page lights up all marks of the slot that a reader points at."""
+    return "" if slot is None else f' data-slot="{slot}"'
 
 
 def _tip(tip: str) -> str:

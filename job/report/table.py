@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from job.report import costs
+from job.report.comparison import comparison_json
 from job.report.gain import outlook_of
 from job.report.notation import duration, plain, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
@@ -132,6 +133,8 @@ def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
         "trial_gpu_seconds": outlook.trial_gpu_seconds,
         "trial_usd": outlook.trial_usd(usd_per_hour),
         "ended": overview.ended.to_json() if overview.ended else None,
+        "merges": {str(slot): losses.to_json() for slot, losses in overview.merges.items()},
+        "comparison": comparison_json(overview),
         "slots": [_as_dict(view) for view in overview.slots],
     }
     return json.dumps(content, indent=1)

@@ -81,8 +81,8 @@ def expected_gain(
     """The nats of eval/loss that one more trial is expected to gain: the most of any untried point.
 
     None where the engine cannot say: a sweep that is not `bayes`, too few trials that have ended,
-    none that is better than the untrained adapter, or no point left. It overstates the gain five-
-    to tenfold, since the best of many guesses is one that flatters; it orders sweeps well.
+    none that is better than the untrained adapter, or no point left. It overstates the gain by far,
+    since the highest of thousands of guesses is one that flatters (benchmarks/sweep.md).
     """
     if definition.method != "bayes":
         return None

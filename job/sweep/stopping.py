@@ -1,8 +1,8 @@
 """When a sweep ends early: once another trial is expected to gain too little, twice running.
 
-The expected gain overstates what another trial brings, five- to tenfold, but orders sweeps well.
-One look may be chance, so two decide: with all results, and without the last one. Waiting for
-trials that bring nothing better is not used: a good engine may look elsewhere for three in a row.
+The expected gain overstates what another trial brings by far, so a sweep ends late rather than
+early. One look may be chance, so two decide: with all results, and without the last one. Waiting
+for trials that bring nothing better is not used: a good engine may look elsewhere for a while.
 """
 
 from __future__ import annotations

@@ -7,7 +7,17 @@ import torch
 from job.errors import GpuError
 from job.log import log
 from job.process.gpu import MIN_CAPABILITY
+from job.process.oom import available_memory
 from job.training.gpu_faults import gpu_faults_told
+
+WEIGHT_SHARE = 0.75
+
+
+def any_device(name: str, *, gpu_memory_gb: float | None) -> torch.device:
+    """The device for what needs no GPU: as `open_device`, and the CPU where no GPU can be used."""
+    if name == "auto" and not torch.cuda.is_available():
+        name = "cpu"
+    return open_device(name, gpu_memory_gb=gpu_memory_gb)
 
 
 @gpu_faults_told()
@@ -53,6 +63,12 @@ def usable_memory_bytes(device: torch.device, *, gpu_memory_gb: float | None) ->
     free, _ = torch.cuda.mem_get_info(device)
     usable = free + torch.cuda.memory_reserved(device)
     return min(usable, int(gpu_memory_gb * 2**30)) if gpu_memory_gb else usable
+
+
+def weight_memory_bytes(device: torch.device, *, gpu_memory_gb: float | None) -> int:
+    """The bytes that a model's weights may take on this device; the rest is for activations."""
+    usable = usable_memory_bytes(device, gpu_memory_gb=gpu_memory_gb)
+    return int(WEIGHT_SHARE * (available_memory() if usable is None else usable))
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -48,6 +48,7 @@ class Fit:
     state: TrainState
     history_path: Path  # a JSON line for every optimizer step and evaluation
     peak_memory_bytes: int | None
+    rows_path: Path | None = None  # the evaluation at the best step by row; None without one
 
 
 @gpu_faults_told()
@@ -89,6 +90,7 @@ def fit(
         state=outcome.state,
         history_path=recorder.history_path,
         peak_memory_bytes=peak_memory_bytes(device),
+        rows_path=recorder.rows_path if recorder.rows_path.exists() else None,
     )
 
 

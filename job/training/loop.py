@@ -80,11 +80,11 @@ def _evaluate(
     state = recorder.state
     if state.curve and state.curve[-1][0] == state.step:
         return
-    loss = easing_on_oom(trainer, lambda: trainer.evaluate(table, state, should_stop))
-    is_best = _judge(loss, state)
-    recorder.on_eval(state.step, loss, is_best)
+    measured = easing_on_oom(trainer, lambda: trainer.evaluate_rows(table, state, should_stop))
+    is_best = _judge(measured.loss, state)
+    recorder.on_eval(state.step, measured.loss, is_best)
     if is_best:
-        state.best = recorder.on_best()
+        state.best = recorder.on_best(measured)
 
 
 def _judge(loss: float, state: TrainState) -> bool:

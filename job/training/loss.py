@@ -26,19 +26,55 @@ def target_nll(model: Any, batch: MicroBatch) -> torch.Tensor:
     through the model's own logits.
     """
     causal_lm = model.get_base_model()
-    inputs: dict[str, Any] = {
+    if not has_chunked_loss(causal_lm):
+        return cross_entropy(_plain_logits(causal_lm, batch), batch.targets, reduction="sum")
+    head, scale = causal_lm.get_output_embeddings(), logit_scale(causal_lm.config)
+    hidden = _hidden_states(causal_lm, batch)
+    return chunked_nll(hidden, head.weight, head.bias, batch.targets, scale=scale)
+
+
+def sample_nll(causal_lm: Any, batch: MicroBatch) -> torch.Tensor:
+    """Sum -ln p(target) over each sample's targets: (samples,) float64, without gradients.
+
+    `causal_lm` is a causal language model, the one inside a `PeftModel` as well. It computes what
+    `target_nll` computes, in as little memory.
+    """
+    if not has_chunked_loss(causal_lm):
+        logits = _plain_logits(causal_lm, batch)
+        each = cross_entropy(logits, batch.targets, reduction="none")
+    else:
+        head, scale = causal_lm.get_output_embeddings(), logit_scale(causal_lm.config)
+        hidden = _hidden_states(causal_lm, batch)
+        chunk = loss_chunk_targets(head.weight.shape[0])
+        parts = zip(torch.split(hidden, chunk), torch.split(batch.targets, chunk), strict=True)
+        each = torch.cat([
+            _chunk_nll(linear(rows, head.weight, head.bias), targets, scale, False)[0]
+            for rows, targets in parts
+        ])  # fmt: skip
+    ends = torch.tensor(batch.sample_lengths, device=each.device).cumsum(0)
+    sample = torch.bucketize(batch.target_positions, ends, right=True)
+    sums = torch.zeros(len(ends), dtype=torch.float64, device=each.device)
+    return sums.index_add_(0, sample, each.double())
+
+
+def _inputs(batch: MicroBatch) -> dict[str, Any]:
+    return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "use_cache": False,
     }
-    if not has_chunked_loss(causal_lm):
-        logits = causal_lm(**inputs).logits[0, batch.target_positions]
-        return cross_entropy(_at_least_fp32(logits), batch.targets, reduction="sum")
-    inputs["sample_lengths"] = list(batch.sample_lengths)
-    hidden = causal_lm.base_model(**inputs).last_hidden_state[0, batch.target_positions]
-    head = causal_lm.get_output_embeddings()
-    scale = logit_scale(causal_lm.config)
-    return chunked_nll(hidden, head.weight, head.bias, batch.targets, scale=scale)
+
+
+def _plain_logits(causal_lm: Any, batch: MicroBatch) -> torch.Tensor:
+    """Compute the logits at the targets, (targets, vocabulary), through the model's own head."""
+    return _at_least_fp32(causal_lm(**_inputs(batch)).logits[0, batch.target_positions])
+
+
+def _hidden_states(causal_lm: Any, batch: MicroBatch) -> torch.Tensor:
+    """Compute what the head is given at the targets, (targets, hidden), by a packed family."""
+    outputs = causal_lm.base_model(**_inputs(batch), sample_lengths=list(batch.sample_lengths))
+    hidden: torch.Tensor = outputs.last_hidden_state[0, batch.target_positions]
+    return hidden
 
 
 def has_chunked_loss(causal_lm: Any) -> bool:
@@ -88,7 +124,7 @@ class _ChunkedNll(torch.autograd.Function):
             nll, logit_gradient = _chunk_nll(
                 linear(hidden[part], weight, bias), targets[part], scale, gradient is not None
             )
-            total += nll
+            total += nll.sum()
             if gradient is not None and logit_gradient is not None:
                 gradient[part] = logit_gradient.mul_(LIFT).to(weight.dtype) @ weight
             del logit_gradient  # else two chunks would be held at once
@@ -114,9 +150,10 @@ def _chunk_nll(
     scale: LogitScale,
     wants_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Compute the summed NLL and its gradient with respect to `raw`, which may be overwritten.
+    """Compute each target's NLL, (targets,), and the gradient of their sum by `raw`.
 
-    Works in place: one (targets, vocabulary) tensor in fp32, and one more if logits are capped.
+    `raw` may be overwritten. Works in place: one (targets, vocabulary) tensor in fp32, and one more
+    if logits are capped.
     """
     logits = _at_least_fp32(raw)
     del raw
@@ -131,7 +168,7 @@ def _chunk_nll(
     highest = logits.amax(1, keepdim=True)
     exponentials = logits.sub_(highest).exp_()
     sums = exponentials.sum(1, keepdim=True)
-    nll = (sums.log() + highest - at_target).sum()
+    nll = (sums.log() + highest - at_target)[:, 0]
     if not wants_gradient:
         return nll, None
     gradient = exponentials.div_(sums)

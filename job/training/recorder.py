@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -10,13 +11,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from job.errors import PreemptedError
+from job.ledger.records import RowLosses
 from job.log import log
 from job.progress import StepProgress
 from job.training.device import peak_memory_bytes
 from job.training.eta import StepTimer
 from job.training.model import adapter_state, save_adapter
-from job.training.state import HISTORY_FILE, StepReport, TrainState, read_state, write_state
-from job.training.trainer import Trainer
+from job.training.state import (
+    HISTORY_FILE,
+    ROWS_FILE,
+    StepReport,
+    TrainState,
+    read_state,
+    write_state,
+)
+from job.training.trainer import Evaluation, Trainer
 
 CARD_FILE = "README.md"
 
@@ -68,6 +77,7 @@ class Recorder:
         card: Callable[[TrainState], str],
     ) -> None:
         self.history_path = work_dir / HISTORY_FILE
+        self.rows_path = work_dir / ROWS_FILE  # there once an adapter is the best
         self.state = TrainState()
         self._trainer = trainer
         self._keeper = keeper
@@ -81,6 +91,9 @@ class Recorder:
             self.state, saved = read_state(keeper.resume_dir)
             trainer.restore(keeper.resume_dir, saved)
             shutil.copyfile(keeper.resume_dir / HISTORY_FILE, self.history_path)
+            # A version before this file may have written the checkpoint, or the one before it.
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(keeper.resume_dir / ROWS_FILE, self.rows_path)
             self._saved_step = self.state.step
         self._first_clock = self.state.clock_seconds
         keeper.report(first_step=self.state.step, step=self.state.step, trained_seconds=0.0)
@@ -135,8 +148,17 @@ class Recorder:
         if math.isfinite(loss):
             self._keeper.report(eval_loss=loss)
 
-    def on_best(self) -> dict[str, Any]:
-        """Publish the adapter as it is, with its card; return key, sha256 and bytes."""
+    def on_best(self, measured: Evaluation) -> dict[str, Any]:
+        """Publish the adapter as it is, with its card; return key, sha256 and bytes.
+
+        What every row's evaluation gave is kept beside it, and in each later checkpoint.
+        """
+        rows = RowLosses(
+            step=self.state.step,
+            nll=tuple(measured.nll.tolist()),
+            targets=tuple(measured.targets.tolist()),
+        )
+        self.rows_path.write_text(json.dumps(rows.to_json()), encoding="utf-8")
         folder = self._work_dir / f"best-{self.state.step}"
         model = self._trainer.model
         save_adapter(model, adapter_state(model), folder)
@@ -152,6 +174,8 @@ class Recorder:
         folder.mkdir()
         self._history.flush()
         shutil.copyfile(self.history_path, folder / HISTORY_FILE)
+        if self.rows_path.exists():
+            shutil.copyfile(self.rows_path, folder / ROWS_FILE)
         write_state(folder, self.state, self._trainer.save(folder))
         best = self.state.best["key"] if self.state.best else None
         self._keeper.put_checkpoint(folder, self.state.step, best)

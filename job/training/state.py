@@ -10,6 +10,7 @@ from typing import Any, Self
 
 STATE_FILE = "state.json"
 HISTORY_FILE = "history.jsonl"  # a line for every optimizer step and evaluation
+ROWS_FILE = "rows.json"  # the evaluation at the best step, by row (`records.RowLosses`)
 SCHEMA = 1  # raise it when an older version could not go on from the checkpoint
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
@@ -17,7 +19,7 @@ from job.ledger.records import Recipe
 from job.training.batching import MicroBatch, pack, samples_of_step
 from job.training.footprint import Recompute
 from job.training.gpu_faults import out_of_memory_by_one_name
-from job.training.loss import has_chunked_loss, target_nll
+from job.training.loss import has_chunked_loss, sample_nll, target_nll
 from job.training.model import set_recompute, trainable_parameters
 from job.training.precision import autocast, loss_scaler, model_dtype
 from job.training.recipe import derive_seed, learning_rate_at
@@ -32,6 +34,19 @@ ShouldStop = Callable[[], None]  # raises to stop; asked before every micro-batc
 
 def never_stop() -> None:
     """A `should_stop` that never stops."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The negative log-likelihood of a table's targets, sample by sample."""
+
+    nll: NDArray[np.float64]  # (samples,), in nats, summed over the sample's targets
+    targets: NDArray[np.int64]  # (samples,), how many
+
+    @property
+    def loss(self) -> float:
+        """The mean over all target tokens: the sum is divided once, whatever the packing was."""
+        return float(self.nll.sum() / self.targets.sum())
 
 
 class Trainer:
@@ -160,17 +175,22 @@ class Trainer:
     def evaluate(
         self, table: SampleTable, state: TrainState, should_stop: ShouldStop = never_stop
     ) -> float:
-        """Measure eval/loss: the mean negative log-likelihood, in nats, of all target tokens.
+        """Measure eval/loss, as `evaluate_rows` does, for those who need no more."""
+        return self.evaluate_rows(table, state, should_stop).loss
 
-        It is the sum over the whole table divided once, so it does not depend on how samples are
-        packed. Its seconds are added to the training clock. Raises `torch.OutOfMemoryError` and
-        what `should_stop` raises.
+    def evaluate_rows(
+        self, table: SampleTable, state: TrainState, should_stop: ShouldStop = never_stop
+    ) -> Evaluation:
+        """Measure the negative log-likelihood of every sample's targets.
+
+        Its seconds are added to the training clock. Raises `torch.OutOfMemoryError` and what
+        `should_stop` raises.
         """
         started = time.monotonic()
-        total = self._summed_nll(table, should_stop)
-        loss = float(total) / table.num_target_tokens
+        nll = self._row_nll(table, should_stop)
+        targets = np.add.reduceat(table.is_target, table.offsets[:-1], dtype=np.int64)
         state.clock_seconds += time.monotonic() - started
-        return loss
+        return Evaluation(nll, targets)
 
     def snapshot(self) -> Snapshot:
         """Copy the weights, the optimizer's moments and the loss scale as they are now."""
@@ -202,15 +222,16 @@ class Trainer:
             return target_nll(self.model, batch.to(self.device))
 
     @out_of_memory_by_one_name()
-    def _summed_nll(self, table: SampleTable, should_stop: ShouldStop) -> torch.Tensor:
+    def _row_nll(self, table: SampleTable, should_stop: ShouldStop) -> NDArray[np.float64]:
         self.model.eval()
-        # Summed on the device, as in a step; in fp64, so that the packing does not show.
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.no_grad():
+        causal_lm, parts = self.model.get_base_model(), []
+        with torch.no_grad(), autocast(self.device, self.dtype):
             for batch in pack(table, range(len(table)), self._row_budget):
                 should_stop()
-                total += self._nll(batch)
-        return total
+                parts.append(sample_nll(causal_lm, batch.to(self.device)))
+        # Read back once: in fp64, so that the packing does not show.
+        nll: NDArray[np.float64] = torch.cat(parts).cpu().numpy()
+        return nll
 
     @out_of_memory_by_one_name()
     def _update(self, state: TrainState) -> float:

@@ -32,14 +32,15 @@ class Provenance:
     eval_rows: int
 
 
-def adapter_card(origin: Provenance, *, eval_loss: float, step: int) -> str:
-    """The card of the adapter that reached `eval_loss` after `step` optimizer steps."""
+def adapter_card(
+    origin: Provenance, *, eval_loss: float, step: int, untuned: float | None = None
+) -> str:
+    """The card of the adapter that reached `eval_loss` after `step` optimizer steps.
+
+    `untuned` is the 4-bit base's own eval/loss, where the trial measured it.
+    """
+    before = "" if untuned is None else f" The untuned base, in 4 bits, has {untuned:.6f}."
     front = yaml.safe_dump(_metadata(origin, eval_loss), sort_keys=False, allow_unicode=True)
-    hyperparameters = "\n".join(
-        f"| {name} | {_cell(value)} |"
-        for name, value in sorted(origin.recipe.items())
-        if not isinstance(value, list | tuple)
-    )
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""---
 {front}---
@@ -48,13 +49,16 @@ def adapter_card(origin: Provenance, *, eval_loss: float, step: int) -> str:
 
 Trial {origin.slot} of the sweep `{origin.sweep}`, trained in 4 bits (QLoRA, NF4) by qlora-sweep-job
 {job.__version__}. **eval/loss {eval_loss:.6f}** after {step} optimizer steps: the mean negative
-log-likelihood, in nats, of an answer's token over {origin.eval_rows} held-out rows.
+log-likelihood, in nats, of an answer's token over {origin.eval_rows} held-out rows.{before}
 
 ```python
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("FOLDER OF THIS FILE", device_map="auto")
 ```
+
+It was trained on the base in 4 bits. A model of its own, which vLLM and llama.cpp take, is made by
+`job best --merge`, which measures whether the 16-bit or the 4-bit base is the better one for it.
 
 | | |
 |---|---|
@@ -65,10 +69,18 @@ model = AutoPeftModelForCausalLM.from_pretrained("FOLDER OF THIS FILE", device_m
 
 | hyper-parameter | |
 |---|---|
-{hyperparameters}
+{_hyperparameters(origin)}
 
 {packages}
 """
+
+
+def _hyperparameters(origin: Provenance) -> str:
+    return "\n".join(
+        f"| {name} | {_cell(value)} |"
+        for name, value in sorted(origin.recipe.items())
+        if not isinstance(value, list | tuple)
+    )
 
 
 def _metadata(origin: Provenance, eval_loss: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import job
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError, SlotError
 from job.ledger.accounts import now
-from job.ledger.folders import publish_history
+from job.ledger.folders import publish_file
 from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
 from job.ledger.records import AttemptProgress, Result
@@ -190,8 +190,10 @@ def _train_and_commit(attempt: Attempt, training: Training) -> str:
             raise _preempted(lease, uploads, attempt.stop) from None
         uploads.flush()
         attempt.mirror.read_to_end()
-        history_key = publish_history(slot, fitted.history_path)
-    result = _result(attempt, fitted, history_key)
+        files = {"history_key": publish_file(slot, fitted.history_path)}
+        if fitted.rows_path is not None:
+            files["rows_key"] = publish_file(slot, fitted.rows_path)
+    result = _result(attempt, fitted, files)
     lease.ensure_held()  # with the create-once result, the second of two fences
     if not slot.is_current():
         raise PreemptedError(f"slot {slot.number}: was begun again meanwhile, this attempt ends")
@@ -220,7 +222,7 @@ def _check_spec(attempt: Attempt) -> None:
         )
 
 
-def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Result:
+def _result(attempt: Attempt, fitted: Fit, files: dict[str, str]) -> Result:
     """The slot's result: how training ended, and with which base, rows and parameters."""
     base = attempt.loaded.base
     result = Result.model_validate(
@@ -233,7 +235,7 @@ def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Result:
             "base_model": base.name,
             "base_model_revision": base.revision,
             "code_version": job.__version__,
-            "history_key": history_key,
+            **files,  # the keys of its history and of its best evaluation by row
             "committed_at": now(),
         }
     )

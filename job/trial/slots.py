@@ -44,9 +44,13 @@ def open_slots(ledger: Ledger, num_trials: int) -> list[int]:
     for number in range(num_trials):
         try:
             slot = ledger.slot(number)
-            if slot.exclusion() is None:
-                slot.spec()
-                found += [number] if slot.is_open() else []
+            if slot.exclusion() is not None:
+                continue
+            spec = slot.spec()
+            if slot.is_open():
+                if spec is None:
+                    check_undrawn(slot)
+                found.append(number)
         except SlotError as error:
             log.warning("left out: %s", error)
             damage = damage or error

@@ -98,7 +98,8 @@ def _card(attempt: Attempt, state: TrainState) -> str:
         train_rows=len(data.train),
         eval_rows=min(len(data.eval), attempt.settings.eval_rows),
     )
-    return adapter_card(origin, eval_loss=state.best_loss, step=state.step)
+    untuned = next((loss for step, loss in state.curve if step == 0), None)
+    return adapter_card(origin, eval_loss=state.best_loss, step=state.step, untuned=untuned)
 
 
 def _hopeless(attempt: Attempt, state: TrainState) -> str | None:

@@ -1,4 +1,4 @@
-"""The best adapter, fetched and verified, or merged into its base."""
+"""The best adapter, fetched and verified."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from job.base_model import resolve_base_model
 from job.errors import DamagedError, JobError, OutageError, SettingsError, SlotError, is_volume_full
 from job.ledger.folders import MANIFEST, fetch_folder
 from job.ledger.records import Result
 from job.log import log
 from job.store.base import Store
-
-_MERGE = "best --merge"
 
 
 def download(
@@ -46,38 +43,6 @@ def download(
             raise
         raise unwritable(option, folder, error) from error
     log.info("slot %d's adapter: %s, every sha256 holds", slot, folder)
-
-
-def merge(store: Store, slot: int, result: Result, folder: Path, *, work_dir: Path) -> None:
-    """Write the base with the adapter added to its weights, in fp16, as a model of its own.
-
-    Raises as `download` does, and then leaves nothing in `folder`.
-    """
-    make_new(folder, _MERGE)
-    try:
-        base = _merge(store, slot, result, folder, work_dir)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty before
-        raise
-    log.info("slot %d merged into %s: %s", slot, base, folder)
-
-
-def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path) -> str:
-    """Merge the adapter into `folder`; return the name of the base."""
-    from job.training.merging import merge_adapter  # imports torch
-
-    base = resolve_base_model(result.base_model, result.base_model_revision, cache_dir=work_dir)
-    with tempfile.TemporaryDirectory(prefix="adapter-") as name:
-        adapter = Path(name) / "adapter"
-        download(store, slot, result, adapter, option=_MERGE)
-        try:
-            merge_adapter(base.location, base.hub_revision, adapter, folder)
-        except Exception as error:  # safetensors and tokenizers have errors of their own for it
-            # If no file was written yet, it is the volume of the base that is full.
-            if is_volume_full(error) and any(folder.iterdir()):
-                raise unwritable(_MERGE, folder, error) from error
-            raise
-    return base.name
 
 
 def make_new(folder: Path, option: str) -> None:

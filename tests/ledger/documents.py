@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from job.ledger.records import Identity, Lease, Recipe, Result, Spec
+import numpy as np
+
+from job.ledger.records import Identity, Lease, Recipe, Result, RowLosses, Spec
 
 NOW = "2026-01-02T03:04:05+00:00"
 FOLDER = "sweeps/s/slots/0000"  # of slot 0 of the sweep that most tests make
@@ -41,6 +43,18 @@ def make_result(folder: str = FOLDER, **changes: Any) -> Result:
     if values["eval_loss"] is None:
         values |= {"adapter_key": None, "adapter_sha256": None, "adapter_bytes": None}
     return Result(**values)
+
+
+def make_rows(loss: float, *, trial: object, step: int = 50, num_rows: int = 192) -> RowLosses:
+    """Rows of unequal lengths with this eval/loss; a hard row is hard in every trial."""
+    shared = np.random.default_rng(5)
+    targets = np.ceil(shared.lognormal(3, 0.7, num_rows)).astype(int)
+    own = np.random.default_rng(sum(str(trial).encode()))
+    each = shared.normal(0, 0.4, num_rows) + own.normal(0, 0.02, num_rows)
+    each += loss - each @ targets / targets.sum()
+    return RowLosses(
+        step=step, nll=tuple((each * targets).tolist()), targets=tuple(targets.tolist())
+    )
 
 
 def make_lease(**changes: Any) -> Lease:

@@ -94,11 +94,13 @@ def test_adapters_and_histories_of_an_open_slot_are_left_alone(ledger: Ledger) -
 def _commit(ledger: Ledger) -> None:
     _take(ledger).release()
     keep = {"adapter_key": f"{ledger.slot(0).folder}/adapter-{A}",
-            "history_key": f"{ledger.slot(0).folder}/history-{A}.jsonl"}  # fmt: skip
+            "history_key": f"{ledger.slot(0).folder}/history-{A}.jsonl",
+            "rows_key": f"{ledger.slot(0).folder}/rows-{A}.json"}  # fmt: skip
     for name in (f"adapter-{A}", f"adapter-{B}", f"checkpoints/1-9-{C}"):
         _folder(ledger, 0, name)
     for letter in (A, B):
-        ledger.store.put_if_absent(f"{ledger.slot(0).folder}/history-{letter}.jsonl", b"x")
+        for name in (f"history-{letter}.jsonl", f"rows-{letter}.json"):
+            ledger.store.put_if_absent(f"{ledger.slot(0).folder}/{name}", b"x")
     ledger.slot(0).commit(make_result(**keep))
 
 
@@ -108,11 +110,13 @@ def test_a_committed_slot_keeps_what_its_result_names_and_its_documents(ledger: 
     documents = {key for key in ledger.store.list("sweeps/") if key.endswith(ends)}
     assert _collect(ledger) == {
         f"0000/adapter-{B}", f"0000/checkpoints/1-9-{C}", f"0000/history-{B}.jsonl",
+        f"0000/rows-{B}.json",
     }  # fmt: skip
     left = set(ledger.store.list("sweeps/"))
     assert documents <= left
     assert _names(ledger) == {f"0000/adapter-{A}"}
-    assert f"{ledger.slot(0).folder}/history-{A}.jsonl" in left
+    for name in (f"history-{A}.jsonl", f"rows-{A}.json"):
+        assert f"{ledger.slot(0).folder}/{name}" in left
     assert _collect(ledger) == set(), "a second run finds nothing"
 
 
@@ -127,7 +131,8 @@ def test_what_was_before_a_redo_goes_only_when_asked(ledger: Ledger) -> None:
     folder = ledger.slot(0).folder
     ledger.slot(0).commit(make_result(folder, status="infeasible", eval_loss=None))
     assert _collect(ledger, old_generations=True) == {
-        f"0000/adapter-{A}", f"0000/history-{A}.jsonl", f"0000/redo-1/checkpoints/1-3-{D}",
+        f"0000/adapter-{A}", f"0000/history-{A}.jsonl", f"0000/rows-{A}.json",
+        f"0000/redo-1/checkpoints/1-3-{D}",
     }  # fmt: skip
     assert _names(ledger) == set()
     assert ledger.slot(0).earlier()[0].result() is not None, "documents stay"

@@ -90,5 +90,5 @@ def test_a_dry_gc_says_that_it_deleted_nothing(tmp_path: Path) -> None:
     ledger.open_sweep(make_identity(JOB_DATASET_URI={"prepared": "a" * 64}))
     ledger.store.put_if_absent("probe-" + "0" * 32, b"x")
     options = {"old_generations": False, "unused_hours": 0.0, "say": lambda _: None}
-    assert collect(ledger, dry_run=True, **options).startswith("gc: 1 would be deleted")
-    assert collect(ledger, dry_run=False, **options).startswith("gc: 1 deleted")
+    assert collect(ledger, dry_run=True, **options).summary.startswith("gc: 1 would be deleted")
+    assert collect(ledger, dry_run=False, **options).summary.startswith("gc: 1 deleted")

@@ -98,7 +98,7 @@ def test_a_lease_that_names_another_slots_folder_is_damaged(slot: Slot, field: s
         slot.lease()
 
 
-@pytest.mark.parametrize("field", ["adapter_key", "history_key"])
+@pytest.mark.parametrize("field", ["adapter_key", "history_key", "rows_key"])
 def test_a_result_that_names_another_slots_folder_is_damaged(slot: Slot, field: str) -> None:
     result = make_result(slot.folder, **{field: "prepared/rows"})
     slot.store.put_if_absent(slot.key("result.json"), json.dumps(result.to_json()).encode())

@@ -61,16 +61,22 @@ def test_committed_trials_are_believed_before_any_estimate() -> None:
 
 def test_an_evaluation_costs_one_forward_pass() -> None:
     throughput = Throughput(slow=10, fast=20, basis="")
-    assert trial_seconds(Workload(1, 1000, 0), throughput, "all") == Span(50, 100)
-    assert trial_seconds(Workload(1, 1000, 300), throughput, "all") == Span(55, 110)
-    assert trial_seconds(Workload(1, 1000, 300), throughput, "none") == Span(57.5, 115)
+    assert trial_seconds([Workload(1, 1000, 0)], throughput, "all") == Span(50, 100)
+    assert trial_seconds([Workload(1, 1000, 300)], throughput, "all") == Span(55, 110)
+    assert trial_seconds([Workload(1, 1000, 300)], throughput, "none") == Span(57.5, 115)
 
 
-def test_this_cpu_has_a_throughput() -> None:
-    shape = model_shape(MISTRAL_7B | {"hidden_size": 256, "intermediate_size": 512})
+def test_a_few_layers_speed_is_shared_out_over_all_and_the_head() -> None:
+    shape = model_shape(MISTRAL_7B)
+    shallow = model_shape(MISTRAL_7B | {"num_hidden_layers": 2, "vocab_size": 0})
     assert shape is not None
-    throughput = throughput_on_this_cpu(shape)
-    assert 0 < throughput.slow < throughput.fast
+    assert shallow is not None
+    layers_alone = throughput_on_this_cpu(shape, shallow, 160.0, 0.0)
+    assert layers_alone.slow < 10.0 < layers_alone.fast, "a sixteenth: 2 of 32 layers"
+    assert "2 layers" in layers_alone.basis
+    with_head = throughput_on_this_cpu(shape, shallow, 160.0, 1.0)
+    weights = 32 * shallow.quantised_weights // 2
+    assert layers_alone.fast / with_head.fast == pytest.approx(1 + 32768 * 4096 / weights)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from job.data.table_files import Counts
 from job.ledger.ledger import Ledger
 from job.plan import warnings
 from job.plan.command import _throughput
-from job.plan.forecast import Span
-from job.plan.sections import describe_cost
-from job.plan.workload import Costliest, memory_of, workload_of
+from job.plan.forecast import Span, Throughput, trial_seconds
+from job.plan.sections import describe_cost, describe_trial
+from job.plan.workload import Costliest, memory_of, workloads_of
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.bucket import Bucket, BucketStore
@@ -29,7 +29,6 @@ from job.store.local import LocalStore
 from job.store.retries import Fault, FaultKind, Limits
 from job.sweep.definition import parse_definition
 from job.training.memory import T4_USABLE_BYTES, MemoryPlan
-from job.training.shape import model_shape
 from tests.ledger.documents import make_result, make_spec
 from tests.plan.test_command import MISTRAL_7B
 
@@ -76,13 +75,30 @@ def test_a_trial_is_as_long_as_the_accumulation_that_takes_longest() -> None:
         per_device_train_batch_size=2, max_steps=1000, num_epochs=2, eval_rows=100,
         evals_per_trial=4,
     )  # fmt: skip
-    work = workload_of(settings, _data(), Costliest(8, 0.0, (4, 8)))
+    *_, work = workloads_of(settings, _data(), Costliest(8, 0.0, (4, 8)))
     assert (work.steps, work.train_tokens) == (200, 200 * 8 * 300), "two epochs of 800 rows"
     assert work.eval_tokens % (100 * 100) == 0
     assert work.eval_tokens >= 4 * 100 * 100
     short = settings.model_copy(update={"max_steps": 50})
-    capped = workload_of(short, _data(), Costliest(8, 0.0, (4, 8)))
+    *_, capped = workloads_of(short, _data(), Costliest(8, 0.0, (4, 8)))
     assert (capped.steps, capped.train_tokens) == (50, 50 * 16 * 300), "the longer steps count"
+
+
+def test_steps_and_tokens_are_told_as_the_range_that_they_are() -> None:
+    """A sweep of trials of 200 and of 100 steps."""
+    throughput = Throughput(100, 200, "said")
+    settings = _settings(max_steps=1000, num_epochs=2, eval_rows=100, evals_per_trial=4)
+    works = workloads_of(settings, _data(), Costliest(8, 0.0, (8, 4)))
+    span = trial_seconds(works, throughput, "none")
+    told = describe_trial(works, throughput, span)
+    assert told.startswith("100 to 200 steps, 480 k tokens at 100 to 200 tokens/s (said): ")
+    settings = _settings(max_steps=50, num_epochs=2, eval_rows=100, evals_per_trial=4)
+    works = workloads_of(settings, _data(), Costliest(8, 0.0, (8, 4)))
+    span = trial_seconds(works, throughput, "none")
+    evaluations = 4 * 100 * 100 / 2
+    assert span == Span((50 * 8 * 300 + evaluations) / 200, (50 * 16 * 300 + evaluations) / 100)
+    told = describe_trial(works, throughput, span)
+    assert told.startswith("50 steps, 120 k to 240 k tokens at ")
 
 
 def test_memory_is_planned_for_the_card_that_the_settings_describe() -> None:
@@ -106,14 +122,15 @@ def test_the_cost_is_that_of_all_trials() -> None:
 
 
 def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
-    ledger, shape = Ledger(LocalStore(tmp_path), "s"), model_shape(MISTRAL_7B)
-    assert shape is not None
+    ledger = Ledger(LocalStore(tmp_path), "s")
     settings = _settings()
-    estimate = _throughput(settings, read_overview(ledger, 12), shape, MemoryPlan(64, "all"))
+    overview = read_overview(ledger, 12)
+    estimate = _throughput(settings, overview, BASE, _data(), MemoryPlan(64, "all"))
     assert estimate.fast == pytest.approx(350, rel=0.03)
     ledger.slot(0).specify(make_spec())
     ledger.slot(0).commit(make_result(tokens_per_second=500.0))
-    measured = _throughput(settings, read_overview(ledger, 12), shape, MemoryPlan(64, "all"))
+    overview = read_overview(ledger, 12)
+    measured = _throughput(settings, overview, BASE, _data(), MemoryPlan(64, "all"))
     assert (measured.slow, measured.fast) == pytest.approx((475, 525))
 
 

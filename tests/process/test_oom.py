@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from job.process.oom import memory_limit, oom_kills, oom_words
+from job.process.oom import available_memory, memory_limit, oom_kills, oom_words
 
 V2 = "low 0\nhigh 0\nmax 5\noom 1\noom_kill {}\noom_group_kill 0\n"
 V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
@@ -61,3 +61,13 @@ def test_no_limit_and_no_control_groups_are_no_error(tmp_path: Path) -> None:
 
 def test_this_machines_own_files_can_be_read() -> None:
     assert oom_kills() >= 0
+
+
+def test_what_can_still_be_taken_is_the_nodes_or_up_to_the_limit(tmp_path: Path) -> None:
+    _v2(tmp_path, 0)
+    _write(tmp_path / "proc/meminfo", "MemTotal: 99 kB\nMemAvailable:    4194304 kB\n")
+    assert available_memory(tmp_path) == 4 * 2**30
+    _write(tmp_path / "proc/meminfo", "MemTotal: 99 kB\nMemAvailable:   33554432 kB\n")
+    assert available_memory(tmp_path) == LIMIT
+    _write(tmp_path / "proc/meminfo", "")
+    assert available_memory(tmp_path) > 2**20, "where the kernel does not tell, the machine's"

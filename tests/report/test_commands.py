@@ -18,6 +18,7 @@ from typing import Any, get_args
 import pytest
 
 from job.ledger.ledger import Ledger
+from job.report.comparison import read_compared
 from job.report.overview import Overview, State, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import stuck_slots, to_json, to_prometheus
@@ -42,7 +43,7 @@ def ledger(folder: Path) -> Ledger:
 
 @pytest.fixture(scope="module")
 def overview(ledger: Ledger) -> Overview:
-    return read_overview(ledger, every_state.NUM_SLOTS)
+    return read_compared(ledger, every_state.NUM_SLOTS)
 
 
 @pytest.fixture
@@ -115,6 +116,8 @@ def test_json_holds_every_slot(overview: Overview) -> None:
     content = json.loads(to_json(overview))
     assert len(content["slots"]) == every_state.NUM_SLOTS
     assert content["best_slot"] == overview.best.slot if overview.best else None
+    judged = {view.slot for view in overview.slots if view.judged} - {content["best_slot"]}
+    assert {entry["slot"] for entry in content["comparison"]["behind"]} == judged
 
 
 def test_prometheus_samples_stand_in_families(overview: Overview) -> None:
@@ -131,6 +134,8 @@ def test_markdown_names_the_best_and_every_slot(overview: Overview) -> None:
     assert overview.best is not None
     assert f"Best: slot {overview.best.slot}" in text
     assert text.count("\n| ") == every_state.NUM_SLOTS + 2
+    assert f"Take slot {overview.best.slot}" in text
+    assert text.count(" ± ") >= sum(view.judged for view in overview.slots) - 1
 
 
 def test_what_a_bucket_says_is_escaped(overview: Overview) -> None:
@@ -169,16 +174,114 @@ def test_the_page_has_all_charts_and_no_sideways_scroll(browser: Any) -> None:
 
 def test_a_click_sorts_the_table_and_empty_cells_go_last(browser: Any) -> None:
     def column(number: int) -> list[str]:
-        cells = browser.find_elements("css selector", f"tbody td:nth-child({number})")
+        cells = browser.find_elements("css selector", f"#trials td:nth-child({number})")
         return [cell.get_attribute("data-key") for cell in cells]
 
-    head = browser.find_element("css selector", "th:nth-child(3) button")
+    head = browser.find_element("css selector", "#trials th:nth-child(3) button")
     browser.execute_script("arguments[0].click()", head)
     rising = [float(key) for key in column(3) if key]
     assert rising == sorted(rising)
     assert column(3)[: len(rising)] == [key for key in column(3) if key]
     browser.execute_script("arguments[0].click()", head)
     assert [float(key) for key in column(3) if key] == sorted(rising, reverse=True)
+
+
+def _lit(browser: Any) -> tuple[set[str], str]:
+    """The slots that are lit up, and the words that name the trial."""
+    marks = browser.execute_script(
+        "return [...document.querySelectorAll('.lit')].map(mark => mark.dataset.slot)"
+    )
+    return set(marks), browser.execute_script("return document.querySelector('#lit').textContent")
+
+
+def _charts_lit(browser: Any) -> int:
+    return int(
+        browser.execute_script(
+            "return [...document.querySelectorAll('figure')].filter(f => f.querySelector('.lit'))"
+            ".length"
+        )
+    )
+
+
+def _point_at(browser: Any, css: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    mark = browser.find_element("css selector", css)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+    ActionChains(browser).move_to_element(mark).perform()
+
+
+def _press(browser: Any, key: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(browser).send_keys(key).perform()
+
+
+def test_pointing_at_a_trial_names_it_and_lights_it_up_everywhere(
+    browser: Any, overview: Overview
+) -> None:
+    assert overview.best is not None
+    best = str(overview.best.slot)
+    other = next(str(v.slot) for v in overview.slots if v.judged and str(v.slot) != best)
+    _press(browser, "\ue00c")  # Escape
+    for slot in (best, other):
+        _point_at(browser, f'circle[data-slot="{slot}"]')
+        marked, words = _lit(browser)
+        assert marked == {slot}
+        view = overview.slots[int(slot)]
+        told = f"slot {slot} ({view.state}), eval/loss {view.eval_loss:.4f}: gradient_"
+        assert words.startswith(told)
+        assert _charts_lit(browser) >= 5
+        assert browser.find_elements("css selector", f'tr.lit[data-slot="{slot}"]')
+    _point_at(browser, "h1")
+    assert _lit(browser) == (set(), "")
+
+
+def test_a_click_keeps_it_lit_and_escape_lets_it_go(browser: Any, overview: Overview) -> None:
+    _press(browser, "\ue00c")
+    row = browser.find_element("css selector", 'tr[data-slot="1"]')
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", row)
+    row.click()
+    _point_at(browser, "h1")
+    assert _lit(browser)[0] == {"1"}
+    row.click()
+    _point_at(browser, "h1")
+    assert _lit(browser)[0] == set(), "a second click lets it go as well"
+    row.click()
+    _press(browser, "\ue00c")
+    assert _lit(browser) == (set(), "")
+
+
+def test_the_keyboard_goes_from_trial_to_trial(browser: Any) -> None:
+    browser.execute_script("document.querySelector('tbody tr[data-slot]').focus()")
+    first = _lit(browser)[0]
+    assert len(first) == 1
+    _press(browser, "\ue015")  # arrow down
+    second = _lit(browser)[0]
+    assert len(second) == 1
+    assert second != first
+    _press(browser, "\ue013")  # arrow up
+    assert _lit(browser)[0] == first
+    _press(browser, "\ue007")  # Enter
+    browser.execute_script("document.activeElement.blur()")
+    assert _lit(browser)[0] == first, "kept"
+    _press(browser, "\ue00c")
+    assert _lit(browser)[0] == set()
+
+
+def test_a_tap_lights_a_trial_up(browser: Any) -> None:
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    _press(browser, "\ue00c")
+    row = browser.find_element("css selector", 'tr[data-slot="2"]')
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", row)
+    finger = ActionBuilder(browser, mouse=PointerInput("touch", "finger"))
+    finger.pointer_action.move_to(row).pointer_down().pointer_up()
+    finger.perform()
+    assert _lit(browser)[0] == {"2"}
+    _press(browser, "\ue00c")
+    assert browser.get_log("browser") == []
 
 
 def test_the_verbs_print_without_torch(folder: Path, ledger: Ledger) -> None:
@@ -206,6 +309,22 @@ def test_the_best_adapter_is_fetched_and_checked(folder: Path, ledger: Ledger) -
     assert again.returncode == 64
     assert f"best --download: {folder}/adapter is not empty" in again.stderr
     assert "give a new or an empty folder" in again.stderr
+
+
+def test_another_trials_adapter_is_fetched_by_its_slot(
+    folder: Path, ledger: Ledger, overview: Overview
+) -> None:
+    assert overview.best is not None
+    other = next(v for v in overview.slots if v.judged and v.slot != overview.best.slot)
+    done = _job(folder, "best", "--slot", str(other.slot), "--download", str(folder / "other"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["slot"] == other.slot
+    text = (folder / "other/adapter_model.safetensors").read_text()
+    assert text == str(other.eval_loss)
+    assert _job(folder, "best", "--slot", "20").returncode == 64
+    infeasible = _job(folder, "best", "--slot", "9")
+    assert infeasible.returncode == 69
+    assert "slot 9 is infeasible and has no adapter" in infeasible.stderr
 
 
 def test_a_flipped_byte_in_the_best_adapter_is_found(copy: Path, overview: Overview) -> None:

@@ -1,16 +1,20 @@
 """A small Hugging Face hub: repositories at one commit, refusals and failures as told.
 
-Its one branch is main; it takes any full commit for its own.
+Its one branch is main; it takes any full commit for its own. What is pushed is kept.
 
 Fidelity. As the real hub answers its client (huggingface_hub 2): information about a repository,
 its tree, files by HEAD and GET with `ETag` and `X-Repo-Commit`; refusals by status with
 `X-Error-Code` and `X-Error-Message` (`hf_raise_for_status` in the client's utils/_http.py reads
 them); rate limits with `Retry-After` or `RateLimit`
-(https://huggingface.co/docs/hub/rate-limits). Left out: redirects to a CDN, Xet, ranges, tokens.
+(https://huggingface.co/docs/hub/rate-limits). For writers: repositories are made (409 where one
+is), cards checked for YAML, files asked about first (with the git oid of what is there) and sent in
+the commit or, if they are `*.safetensors`, by Git LFS; commits are kept. Left out: redirects to a
+CDN, Xet (set HF_HUB_DISABLE_XET), ranges, uploads in parts; any token but `may-not-write` may.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -18,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 COMMIT = "a" * 40
@@ -40,6 +45,9 @@ class Hub:
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refusals: dict[str, Refusal] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    private: dict[str, bool] = field(default_factory=dict)  # by `models/owner/name`
+    commits: list[str] = field(default_factory=list)  # their titles
+    blobs: dict[str, bytes] = field(default_factory=dict)  # LFS objects, by sha256
     endpoint: str = ""
 
 
@@ -76,6 +84,82 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"id": "/".join(parts[1:3]), "sha": COMMIT, "siblings": siblings}
             self._answer(200, json.dumps(info).encode(), {})
 
+    def do_POST(self) -> None:
+        path = urlsplit(self.path).path
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.asked.append(path)
+        refusal = next((r for n, r in self.hub.refusals.items() if f"/{n}/" in path), None)
+        if refusal is not None and refusal.times > 0:
+            refusal.times -= 1
+            self._answer(refusal.status, refusal.body, refusal.headers)
+        elif self.headers.get("Authorization", "").endswith("may-not-write"):
+            self._answer(
+                403, b'{"error": "no write access"}', {"X-Error-Message": "no write access"}
+            )
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path.endswith("/info/lfs/objects/batch"):
+            self._lfs(json.loads(body)["objects"])
+        else:
+            _, _, owner, repository, action, *_ = path.strip("/").split("/")
+            files = self.hub.repositories[f"models/{owner}/{repository}"]
+            if action == "preupload":
+                self._json({"files": [_mode(f["path"], files) for f in json.loads(body)["files"]]})
+            else:
+                self._commit(files, [json.loads(line) for line in body.splitlines()])
+
+    def do_PUT(self) -> None:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            data = b""
+            while size := int(self.rfile.readline(), 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.blobs[hashlib.sha256(data).hexdigest()] = data
+        self._json({})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
+        known = f"models/{name}" in self.hub.repositories
+        if not known:
+            self.hub.repositories[f"models/{name}"] = {}
+            self.hub.private[f"models/{name}"] = asked["visibility"] == "private"
+        body = {
+            "url": f"{self.hub.endpoint}/{name}",
+            "error": "You already created this model repo",
+        }
+        self._answer(409 if known else 200, json.dumps(body).encode(), {})
+
+    def _lfs(self, objects: list[dict[str, Any]]) -> None:
+        answers = []
+        for wanted in objects:
+            href = {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}"}
+            has = wanted["oid"] in self.hub.blobs
+            answers.append({**wanted, **({} if has else {"actions": {"upload": href}})})
+        self._json({"transfer": "basic", "objects": answers})
+
+    def _commit(self, files: dict[str, bytes], lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.hub.commits.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                assert line["key"] == "lfsFile", line
+                files[value["path"]] = self.hub.blobs[value["oid"]]
+        self._json({
+            "commitUrl": f"{self.hub.endpoint}/owner/name/commit/{COMMIT}", "commitOid": COMMIT,
+            "success": True,
+        })  # fmt: skip
+
+    def _json(self, content: object) -> None:
+        self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
     do_HEAD = do_GET  # noqa: N815
 
     def _file(self, data: bytes | None) -> None:
@@ -96,6 +180,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def _mode(path: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """How a file is to be sent, and the git oid of the one that is there."""
+    is_lfs, data = path.endswith(".safetensors"), files.get(path)
+    oid = None
+    if data is not None:
+        sha256 = hashlib.sha256(data).hexdigest()
+        header = b"blob %d\0" % len(data)
+        oid = sha256 if is_lfs else hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
+    mode = "lfs" if is_lfs else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from job.data.samples import SampleTable
 from tests.tiny_model import FAMILIES, make_base, make_recipe, make_table
 
 pytestmark = pytest.mark.slow
@@ -93,6 +95,36 @@ def test_every_family_as_its_own_logits_have_it_in_float64(
     assert seen[0].grad is not None
     assert _relative(chunked.detach(), plain.detach()) <= 1e-9
     assert _relative(mine.grad, seen[0].grad[0, batch.target_positions]) <= 1e-9
+
+
+@pytest.mark.parametrize("model_type", [*FAMILIES, "gpt_neox"])  # the last takes the plain way
+def test_each_sample_has_the_loss_that_it_has_alone(tmp_path: Path, model_type: str) -> None:
+    import torch
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    from job.training.attention import enable_packed_attention
+    from job.training.batching import pack
+    from job.training.loss import has_chunked_loss, sample_nll
+
+    folder = make_base(tmp_path, model_type=model_type)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    made = make_table(7, seed=5)
+    is_target = np.ones(len(made.input_ids), dtype=bool)
+    is_target[made.offsets[:-1]] = False  # all but the first: the next sample begins right behind
+    table = SampleTable(made.input_ids, is_target, made.offsets)
+    alone = []
+    with torch.no_grad():
+        for one in pack(table, range(7), 1):
+            logits = model(one.input_ids).logits[0, one.target_positions]
+            alone.append(cross_entropy(logits, one.targets, reduction="sum"))
+        if has_chunked_loss(model):
+            enable_packed_attention(model)
+        budget = 10_000 if has_chunked_loss(model) else 1
+        mine = torch.cat([sample_nll(model, batch) for batch in pack(table, range(7), budget)])
+    assert mine.dtype == torch.float64
+    assert _relative(mine, torch.stack(alone)) <= 1e-6  # the head is computed in fp32 for both
+    assert len({round(float(each), 3) for each in mine}) == 7, "no sum was spread evenly"
 
 
 def test_logits_are_never_allocated(tmp_path: Path) -> None:

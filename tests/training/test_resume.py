@@ -15,6 +15,7 @@ import pytest
 from job.data.samples import Tables
 from job.errors import PreemptedError
 from job.ledger.folders import PublishedFolder, seal_folder
+from job.ledger.records import RowLosses
 from job.training.memory import MemoryPlan
 from job.training.state import SCHEMA, TrainState, read_state, unreadable, write_state
 from tests.tiny_model import make_base, make_recipe, make_table
@@ -103,7 +104,9 @@ def _outcome(fitted: Any) -> tuple[Any, ...]:
     state = fitted.state
     lines = [json.loads(line) for line in fitted.history_path.read_text().splitlines()]
     history = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-    return fitted.status, state.step, state.curve, state.best, state.best_step, history
+    rows = RowLosses.model_validate_json(fitted.rows_path.read_text())
+    assert (rows.step, rows.loss) == (state.best_step, pytest.approx(state.best_loss, rel=1e-12))
+    return fitted.status, state.step, state.curve, state.best, state.best_step, history, rows
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +163,19 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint_to_the_same_end(
     assert len(disk.steps_kept) >= 2
     fitted = _attempt(base, disk, tmp_path / "last", StopAt(None))
     assert _outcome(fitted) == uninterrupted
+
+
+@slow
+def test_a_checkpoint_of_a_version_that_kept_no_rows_gives_none_until_the_next_best(
+    base: Path, tmp_path: Path, uninterrupted: tuple[Any, ...]
+) -> None:
+    disk = Disk(tmp_path)
+    with pytest.raises(PreemptedError):
+        _attempt(base, disk, tmp_path / "work", StopAt(55))
+    assert disk.resume_dir is not None
+    (disk.resume_dir / "rows.json").unlink()
+    fitted = _attempt(base, disk, tmp_path / "last", StopAt(1000))
+    assert _outcome(fitted) == uninterrupted, "a later step was the best"
 
 
 @slow

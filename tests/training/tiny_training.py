@@ -67,7 +67,7 @@ class InMemory:
     def on_eval(self, step: int, loss: float, is_best: bool) -> None:
         self.evals.append((step, loss, is_best))
 
-    def on_best(self) -> dict[str, Any]:
+    def on_best(self, measured: Any) -> dict[str, Any]:
         from job.training.model import adapter_state
 
         return {"adapter": adapter_state(self._trainer.model)}

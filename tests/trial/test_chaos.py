@@ -119,7 +119,8 @@ def _uninterrupted(settings: dict[str, Any], folder: Path) -> list[dict[str, Any
     return [result for result in results if result is not None]
 
 
-COURSE = ("status", "params", "eval_loss", "best_step", "steps", "curve", "adapter_sha256")
+COURSE = ("status", "params", "eval_loss", "best_step", "steps", "curve", "adapter_sha256",
+          "rows_key")  # fmt: skip
 
 
 def check_chaos(

@@ -97,7 +97,7 @@ def _facts(spec: dict[str, Any], result: dict[str, Any]) -> list[Any]:
     return parts + [
         result[key]
         for key in ("status", "eval_loss", "best_step", "steps", "curve", "params",
-                    "adapter_key", "adapter_sha256", "history_key")
+                    "adapter_key", "adapter_sha256", "rows_key", "history_key")
     ]  # fmt: skip
 
 

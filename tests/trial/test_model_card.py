@@ -58,6 +58,9 @@ def test_what_counts_is_told() -> None:
     ):
         assert word in text
     assert "eval_steps" not in text
+    assert "untuned base, in 4 bits" not in text
+    measured = adapter_card(ORIGIN, eval_loss=1.25, step=900, untuned=1.5)
+    assert "The untuned base, in 4 bits, has 1.500000." in measured
 
 
 def test_a_pipe_in_a_value_makes_no_further_column() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from job.ledger.records import RowLosses
 from tests.tiny_model import make_base
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -89,6 +91,11 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
     assert result["steps"] == 4
     assert [step for step, _ in result["curve"]] == [0, 2, 4]
     assert result["eval_loss"] == min(loss for step, loss in result["curve"] if step)
+    rows = (tmp_path / "out" / result["rows_key"]).read_bytes()
+    assert result["rows_key"].endswith(f"/rows-{hashlib.sha256(rows).hexdigest()}.json")
+    by_row = RowLosses.model_validate_json(rows)
+    assert by_row.step == result["best_step"]
+    assert by_row.loss == pytest.approx(result["eval_loss"], rel=1e-12)
     adapter = tmp_path / "out" / result["adapter_key"]
     assert {p.name for p in adapter.iterdir()} >= {
         "adapter_model.safetensors", "adapter_config.json", "manifest.json",
@@ -247,3 +254,18 @@ def test_status_shows_a_damaged_slot_beside_the_others(job: Run, tmp_path: Path)
     assert "damaged" in done.stdout
     assert "best: slot 0" in done.stdout
     assert job(JOB_COMPLETION_INDEX="1").returncode == 69
+
+
+def test_an_adapter_without_its_spec_is_never_trained_over(job: Run, tmp_path: Path) -> None:
+    assert job(JOB_COMPLETION_INDEX="0").returncode == 0
+    slots = tmp_path / "out/sweeps/card/slots"
+    adapter = tmp_path / "out" / _read(tmp_path / "out", "0000/result.json")["adapter_key"]
+    shutil.copytree(adapter, slots / "0001" / adapter.name)
+    for _ in range(2):
+        done = job(JOB_COMPLETION_INDEX="1")
+        assert done.returncode == 69
+        assert f"slot 1 is damaged: it has {adapter.name}" in done.stderr
+    assert not (slots / "0001/spec.json").exists()
+    assert job("redo", "1").returncode == 0
+    assert job(JOB_COMPLETION_INDEX="1").returncode == 0
+    assert (slots / "0001/redo-1/result.json").exists()

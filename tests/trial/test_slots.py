@@ -9,13 +9,19 @@ import pytest
 from job.errors import SettingsError, SlotError
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
-from job.ledger.records import Checkpoint
+from job.ledger.records import Checkpoint, Ended
 from job.ledger.redo import redo
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
 from job.report.overview import read_overview
 from job.settings import Settings
+from job.store.documents import create_document
 from job.store.local import LocalStore
+from job.trial.attempt import Training
+from job.trial.end import end_of, worth_working_on
+from job.trial.run import run_trial_on
 from job.trial.slots import budget_spent, check_progress, check_undrawn, slots
-from tests.ledger.documents import make_result, make_spec
+from tests.ledger.documents import NOW, make_identity, make_result, make_spec
 from tests.workers import make_inputs, start_worker, wait_for
 
 
@@ -61,7 +67,10 @@ def test_a_checkpoint_without_a_spec_is_damage_and_never_redrawn(ledger: Ledger)
 
 @pytest.mark.parametrize(
     "name",
-    ["adapter-0a/adapter_config.json", "checkpoints/1-5-0a/manifest.json", "history-0a.jsonl"],
+    [
+        *("adapter-0a/adapter_config.json", "best-0a/manifest.json", "rows-0a.json"),
+        *("checkpoints/1-5-0a/manifest.json", "history-0a.jsonl"),
+    ],
 )
 def test_an_upload_without_a_spec_is_damage_and_never_redrawn(
     ledger: Ledger, name: str, tmp_path: Path
@@ -72,6 +81,9 @@ def test_an_upload_without_a_spec_is_damage_and_never_redrawn(
     ledger.store.upload(ledger.slot(0).key(name), source)
     with pytest.raises(SlotError, match=f"damaged: it has {name} but no spec.json"):
         check_undrawn(_lease(ledger).slot)
+    with pytest.raises(SlotError, match="slot 0 is damaged"):
+        slots(_settings(num_trials=1), ledger)
+    assert slots(_settings(), ledger) == [1, 2], "the others go on"
     (view, other) = read_overview(ledger, 2).slots
     assert (view.state, view.reason) == ("damaged", f"it has {name} but no spec.json")
     assert other.state == "empty"
@@ -133,3 +145,105 @@ def test_a_recipe_of_a_newer_version_is_not_trained_as_if_it_said_less(tmp_path:
         " that drew it"
     )
     assert ledger.slot(1).is_open(), "the right image trains it"
+
+
+def _ended(ledger: Ledger, **changes: float) -> Ended:
+    ended = Ended(**{"gain": 2e-4, "gain_before": 5e-4, "results": 6, "min_gain": 1e-3} | changes)  # type: ignore[arg-type]
+    ledger.end(ended)
+    return ended
+
+
+def test_in_an_ended_sweep_only_what_is_drawn_or_begun_again_is_left(ledger: Ledger) -> None:
+    ledger.slot(1).specify(make_spec())  # in flight, preempted, or held by somebody
+    # Begun again after its spec was lost: a person wants it, and it is drawn anew.
+    create_document(ledger.store, ledger.redo_key(2, 1), {"created_at": NOW})
+    assert worth_working_on(_settings(), ledger, [0, 1, 2]) == ([0, 1, 2], None)
+    ended = _ended(ledger)
+    assert worth_working_on(_settings(), ledger, [0, 1, 2]) == ([1, 2], ended)
+    assert worth_working_on(_settings(), ledger, [0]) == ([], ended)
+    assert worth_working_on(_settings(), ledger, [1]) == ([1], None), (
+        "nothing new, nothing to judge"
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"min_gain": 0}, {"min_gain": 5e-4}, {"WANDB_SWEEP_ID": "a/b/c"}],
+    ids=["switched off", "a gain that was expected", "W&B decides"],
+)
+def test_an_end_is_overruled(ledger: Ledger, given: dict[str, object]) -> None:
+    _ended(ledger)
+    assert worth_working_on(_settings(**given), ledger, [0]) == ([0], None)
+
+
+def _flat(ledger: Ledger, num_ended: int) -> None:
+    """Make a sweep whose trials all ended at the same loss, but for the untuned model's."""
+    rate = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3}
+    metric = {"name": "eval/loss", "goal": "minimize"}
+    sweep = {"method": "bayes", "metric": metric, "parameters": {"learning_rate": rate}}
+    ledger.open_sweep(make_identity(JOB_SWEEP_FILE=sweep))
+    for number in range(num_ended):
+        slot = ledger.slot(number)
+        slot.specify(make_spec(params={"learning_rate": 1e-5 * (number + 1)}))
+        curve = ((0, 1.9), (9, 1.5)) if number == 0 else ((9, 1.5),)
+        slot.commit(make_result(slot.folder, curve=curve, gpu_seconds=60.0 * (number + 1)))
+
+
+def test_the_end_is_found_once_and_kept(ledger: Ledger) -> None:
+    settings = _settings(num_trials=8)
+    _flat(ledger, 4)
+    assert end_of(settings, ledger) is None, "four results say too little"
+    _flat(ledger, 6)
+    ended = end_of(settings, ledger)
+    assert ended is not None
+    assert (ended.results, ended.min_gain, ended.trial_gpu_seconds) == (6, 0.001, 210.0)
+    assert ledger.ended() == ended
+    _flat(ledger, 7)
+    assert end_of(settings, ledger) == ended, "what is written once stays"
+
+
+@pytest.mark.parametrize("content", [b"\0", b"[]", b'{"gain": -1}', b"{}"])
+def test_a_damaged_end_is_found_anew_and_stops_nobody(
+    ledger: Ledger, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.store.put_if_absent(f"{ledger.folder}/ended.json", content)
+    settings = _settings(num_trials=8)
+    _flat(ledger, 4)
+    assert worth_working_on(settings, ledger, [5]) == ([5], None)
+    assert "ended.json" in caplog.text
+    _flat(ledger, 6)
+    left, ended = worth_working_on(settings, ledger, [6])
+    assert left == []
+    assert ended is not None
+
+
+def test_the_end_is_judged_by_what_the_sweep_froze(ledger: Ledger) -> None:
+    """A worker with another sweep file is not to end this one; its own is refused later (64)."""
+    _flat(ledger, 6)
+    others = _settings(num_trials=8, sweep_file="/another.yaml", learning_rate=0.5)
+    assert end_of(others, ledger) is not None
+
+
+@pytest.mark.slow
+def test_an_end_that_comes_while_the_base_is_loaded_is_seen_before_the_draw(tmp_path: Path) -> None:
+    settings = Settings(**make_inputs(tmp_path) | {"completion_index": 3})
+    ledger = Ledger(LocalStore(tmp_path / "out"), "s")
+
+    def load_base(*_: object) -> None:
+        _ended(ledger)
+
+    def fit(*_: object) -> None:
+        raise AssertionError("it was trained")
+
+    training = Training(open_device=lambda _: None, load_base=load_base, fit=fit)  # type: ignore[arg-type, return-value]
+    stop = Stop(15)
+
+    def never(reason: str) -> None:
+        raise AssertionError(reason)
+
+    line = run_trial_on(ledger.store, settings, stop, training, Watchdog(stop, never))
+    assert line.startswith("slot 3: no new trial is begun, the sweep ended after 6 results")
+    assert ledger.slot(3).state() == "empty"
+    stored = ledger.slot(3).lease()
+    assert stored is not None
+    assert not stored.lease.is_held
