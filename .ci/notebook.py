@@ -58,7 +58,7 @@ def readable(notebook: nbformat.NotebookNode, folder: Path) -> None:
 def _plain(text: str, folder: Path) -> str:
     """A terminal's text without colours, bars and this machine's paths."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.replace("\r\n", "\n"))
-    text = re.sub(r"[^\n]*\r", "", text)
+    text = re.sub(r"[^\n]*\r| +$", "", text, flags=re.MULTILINE)
     for own, name in ((folder, "/content"), (ROOT, "/job")):
         text = text.replace(str(own), name)
     return re.sub(r"sha256:[0-9a-f]{12}\w*", "sha256:0123456789ab", text)

@@ -112,8 +112,9 @@ def _chaos(settings: dict[str, Any], store: Store, log_path: Path, seed: int) ->
         while _committed(store) < NUM_SLOTS:
             assert time.monotonic() < deadline, log_path.read_text()[-3000:]
             fleet.tend()
-            time.sleep(pause.uniform(0.5, 2.5))  # the mischief's own rhythm, nothing is awaited
-            fleet.harm()
+            time.sleep(pause.uniform(0.5, 3))  # the mischief's own rhythm
+            if _is_at_work(store):  # else it would only hit processes that import
+                fleet.harm()
             for slot in range(NUM_SLOTS):
                 spec = store.get(f"sweeps/s/slots/{slot:04d}/spec.json")
                 if spec is not None:
