@@ -87,7 +87,7 @@ def run_trial_on(
     open_slots = _slots_worth_a_trial(settings, definition, ledger, watch, stop)
     if isinstance(open_slots, str):
         return open_slots
-    loaded = _load(settings, definition, ledger, training, stop, watchdog)
+    loaded = _load(settings, definition, ledger, training, stop=stop, watchdog=watchdog)
     lease = acquire(
         ledger,
         open_slots,
@@ -141,6 +141,7 @@ def _load(
     definition: SweepDefinition,
     ledger: Ledger,
     training: Training,
+    *,
     stop: Stop,
     watchdog: Watchdog,
 ) -> Loaded:
