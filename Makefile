@@ -34,10 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(STAMP)  ## run a sweep of 3 trials on generated data and a generated model, on the CPU
+demo: $(STAMP)  ## run a sweep of 3 trials of a real small model (93 MB, fetched once), on the CPU
 	$(BIN)/python -m job demo
 
-test: $(STAMP)  ## run all tests (those that need a GPU are skipped without one)
+test: $(STAMP)  ## run all tests (without a GPU or a real model, those that need one are skipped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-fast: $(STAMP)  ## run the quick tests, which need no torch and train nothing

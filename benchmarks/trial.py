@@ -1,6 +1,6 @@
 """Where a trial's seconds go, and our training against a padded `transformers.Trainer`.
 
-`make bench`: one CPU thread, the demo's model shape and rows. Prints tables; asserts nothing.
+`make bench`: one CPU thread, a random model of 2.0 M parameters. Prints tables; asserts nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
 from job.data.table_parquet import read_table
 from job.demo.docstrings import write_rows
-from job.demo.generated_base import ensure_base
-from job.demo.pretraining import PretrainingPlan
-from job.demo.run import SETTINGS, SWEEP_FILE
+from job.demo.run import SETTINGS
 from job.ledger.records import Recipe
 from job.training.memory import CPU_TOKEN_BUDGET
 from job.training.model import add_adapters, load_base
 from job.training.state import TrainState
 from job.training.trainer import Trainer
+from tests.tiny_model import make_base
+from tests.tiny_tokenizer import byte_level_tokenizer
 
 ROUNDS = 5  # of each side in turn; medians are shown
 STEPS = 12  # a round; the first two are not counted
@@ -50,8 +50,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(folder / "rows.jsonl")
-        # Speed does not depend on what the weights know: 20 steps of pre-training are enough.
-        base = ensure_base(folder, plan=PretrainingPlan(num_steps=20)).model_dir
+        base = make_base(
+            folder / "base",
+            vocab_size=2048,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            max_position_embeddings=2048,
+        )
+        byte_level_tokenizer().save_pretrained(base)
         result, wall_seconds = _run_trial(folder, base)
         console.print(_phase_table(result, wall_seconds))
         (train_file,) = folder.glob("store/prepared/*/train-*.parquet")
@@ -62,11 +70,13 @@ def _run_trial(folder: Path, base: Path) -> tuple[dict[str, Any], float]:
     environ = {
         **os.environ,
         **SETTINGS,
+        "OMP_NUM_THREADS": "1",
+        "JOB_MAX_STEPS": "45",
+        "JOB_EVAL_ROWS": "96",
         "JOB_BASE_MODEL": str(base),
         "JOB_DATASET_URI": str(folder / "rows.jsonl"),
         "JOB_OUTPUT_URI": str(folder / "store"),
         "JOB_WORK_DIR": str(folder / "work"),
-        "JOB_SWEEP_FILE": str(SWEEP_FILE),
     }
     started = time.monotonic()
     subprocess.run(

@@ -419,7 +419,7 @@ VERBS = {
     ),
     "demo": Verb(
         _demo,
-        "run a small sweep on generated data and a generated model, on the CPU",
+        "run a small sweep of a real model of 135 M parameters, fetched once, on the CPU",
         "JOB_NUM_TRIALS=6 job demo",
     ),
 }

@@ -1,1 +1,1 @@
-"""`make demo`: a generated data set and base model, so that a sweep runs without GPU or account."""
+"""`make demo`: a whole sweep on a real small model, without GPU, account or bucket."""

