@@ -125,7 +125,7 @@ def test_sweep_file_has_numbers_where_yaml_readers_could_see_strings() -> None:
     assert sweep["name"] == "demo"
     assert sweep["metric"] == {"name": "eval/loss", "goal": "minimize"}
     rate = sweep["parameters"]["learning_rate"]
-    assert (rate["min"], rate["max"]) == (6e-5, 6e-3)
+    assert (rate["min"], rate["max"]) == (2e-4, 2e-2)
 
 
 def test_importing_the_demo_imports_no_torch() -> None:

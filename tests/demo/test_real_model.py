@@ -102,7 +102,7 @@ def test_no_two_trials_are_within_1_percent(demo: Demo) -> None:
     assert losses[1] > 1.01 * losses[0]
     assert losses[2] > 1.01 * losses[1]
     rates = [result["params"]["learning_rate"] for result in demo.results]
-    assert rates == pytest.approx([2e-3, 6e-3, 6e-3 / 9], rel=1e-5)
+    assert rates == pytest.approx([2e-2 / 3, 2e-2, 2e-2 / 9], rel=1e-5)
 
 
 def test_the_demo_ends_with_what_a_person_wants_to_see(demo: Demo) -> None:
