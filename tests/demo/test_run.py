@@ -1,0 +1,59 @@
+"""The demo on a base of one's own, with no network. `pytest tests/demo/test_run.py`
+
+The demo as it is, on its real model: test_real_model.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from job.errors import ExitCode
+from tests.tiny_model import make_base
+from tests.tiny_tokenizer import byte_level_tokenizer
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def _demo(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    (folder / "pip.py").write_text("raise SystemExit('nothing is to be fetched')")
+    return subprocess.run(
+        [sys.executable, "-m", "job", "demo"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}:{ROOT}", "HOME": str(folder),
+             "OMP_NUM_THREADS": "1", **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+def test_settings_in_the_environment_win_and_another_base_is_not_fetched(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    byte_level_tokenizer().save_pretrained(base)
+    make_base(base, vocab_size=600, max_position_embeddings=1024)
+    done = _demo(tmp_path, JOB_BASE_MODEL=str(base), JOB_NUM_TRIALS="1", JOB_MAX_STEPS="3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"the base model: {base}, by JOB_BASE_MODEL" in done.stdout
+    (path,) = tmp_path.glob(".demo/store/sweeps/demo-*/slots/*/result.json")
+    result = json.loads(path.read_text())
+    assert (result["base_model"], result["steps"]) == (str(base), 3)
+    assert done.stdout.count("before:") == done.stdout.count("held out:") == 3
+
+
+@pytest.mark.parametrize("number", ["0", "101", "three"])
+def test_a_wrong_number_of_trials_is_told_before_anything_is_done(
+    tmp_path: Path, number: str
+) -> None:
+    done = _demo(tmp_path, JOB_NUM_TRIALS=number)
+    assert done.returncode == ExitCode.SETTINGS
+    assert f"JOB_NUM_TRIALS: is '{number}'; allowed: 1 to 100 in the demo" in done.stderr
+    assert not (tmp_path / ".demo").exists()
