@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.ledger.records import Recipe
-from job.training.batching import MicroBatch, pack, samples_of_step
+from job.training.batching import MicroBatch, heaviest, pack, samples_of_step
 from job.training.footprint import Recompute
 from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, target_nll
@@ -127,9 +126,8 @@ class Trainer:
         return total
 
     def heaviest(self, table: SampleTable) -> MicroBatch:
-        """Pack the longest samples of `table` into one micro-batch, which takes the most memory."""
-        longest_first = np.argsort(table.lengths)[::-1].tolist()
-        return next(pack(table, longest_first, self._row_budget))
+        """Make the micro-batch that takes the most memory of all that `table` can give."""
+        return heaviest(table, self.recipe.samples_per_step, self._row_budget)
 
     def ease(self) -> bool:
         """Need less memory from now on, after a step that ran out of it; False if that cannot be.

@@ -37,7 +37,8 @@ def _trainer(
     from job.training.model import add_adapters, load_base
     from job.training.trainer import Trainer
 
-    device, recipe = torch.device("cuda", 0), make_recipe(lora_dropout=0.1)
+    device = torch.device("cuda", 0)
+    recipe = make_recipe(lora_dropout=0.1, gradient_accumulation_steps=8)
     base = load_base(str(make_base(folder, **shape)), None, device)
     return Trainer(
         add_adapters(base, recipe),
