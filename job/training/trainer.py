@@ -84,7 +84,7 @@ class Trainer:
         num_targets = table.targets_of(indices)
         # Dropout must not depend on what ran before, or a resumed trial would differ.
         torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
-        batches = pack(table, indices, self._row_budget)
+        batches = pack(table, indices, self.row_budget)
         total = self.accumulate(batches, num_targets, should_stop)
         grad_norm = self._update(state)
         train_loss = float(total) / num_targets
@@ -127,7 +127,7 @@ class Trainer:
 
     def heaviest(self, table: SampleTable) -> MicroBatch:
         """Make the micro-batch that takes the most memory of all that `table` can give."""
-        return heaviest(table, self.recipe.samples_per_step, self._row_budget)
+        return heaviest(table, self.recipe.samples_per_step, self.row_budget)
 
     def ease(self) -> bool:
         """Need less memory from now on, after a step that ran out of it; False if that cannot be.
@@ -142,6 +142,11 @@ class Trainer:
             self.set_plan(self.token_budget // 2, "all")
         else:
             return False
+        self.drop_partial_step()
+        return True
+
+    def drop_partial_step(self) -> None:
+        """Drop what a step that ran out of memory left behind, and give its memory back."""
         self.optimizer.zero_grad(set_to_none=True)
         for parameter, moments in list(self.optimizer.state.items()):
             if "exp_avg_sq" not in moments:  # the last one made: memory ran out before it
@@ -153,7 +158,6 @@ class Trainer:
             self.scaler.load_state_dict(old)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return True
 
     def evaluate(
         self, table: SampleTable, state: TrainState, should_stop: ShouldStop = never_stop
@@ -190,7 +194,7 @@ class Trainer:
         self.set_plan(saved["token_budget"], saved.get("recompute", self.recompute))
 
     @property
-    def _row_budget(self) -> int:
+    def row_budget(self) -> int:
         """The token budget of `pack`: 1 puts each sample of an unknown family into its own row."""
         return self.token_budget if self._packed else 1
 
@@ -205,7 +209,7 @@ class Trainer:
         # Summed on the device, as in a step; in fp64, so that the packing does not show.
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            for batch in pack(table, range(len(table)), self._row_budget):
+            for batch in pack(table, range(len(table)), self.row_budget):
                 should_stop()
                 total += self._nll(batch)
         return total

@@ -176,6 +176,19 @@ def test_the_plan_is_the_fastest_of_those_that_fit() -> None:
     assert plan.relative_cost == pytest.approx(min(p.relative_cost for p in fitting), abs=1e-3)
 
 
+def test_the_best_plan_of_each_other_mode_that_fits_is_a_rival() -> None:
+    plan = _plan()
+    assert [rival.recompute for rival in plan.rivals] == ["second", "all"]
+    for rival in plan.rivals:
+        assert rival.predicted.total <= FILL * T4_USABLE_BYTES
+        assert rival.relative_cost >= plan.relative_cost
+        assert rival.token_budget > plan.token_budget, "memory that is free takes longer rows"
+    assert _plan(usable_bytes=7 * 2**30).rivals == ()
+    assert _plan(usable_bytes=4 * 2**30).rivals == (), "nothing fits"
+    assert _plan(usable_bytes=None).rivals == (), "a CPU times nothing"
+    assert _plan({"model_type": "opt"}).rivals == ()
+
+
 def test_where_nothing_fits_the_smallest_is_tried() -> None:
     plan = _plan(usable_bytes=4 * 2**30)
     assert (plan.token_budget, plan.recompute, plan.warm_up) == (1024, "all", True)
