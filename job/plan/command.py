@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from job.base_model import BaseModel, resolve_base_model
+from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.data.preview import Piece, bracketed, coloured, preview
 from job.data.tokens import load_tokenizer
@@ -42,10 +42,11 @@ from job.report.overview import read_overview
 from job.settings import Settings
 from job.store import open_store, probe
 from job.store.base import Store
+from job.training.families import check_base
 from job.training.memory import MemoryPlan
 from job.training.shape import ModelShape, model_shape
-from job.trial.identity import base_revision, check_vocabulary, load_sweep, sweep_identity
-from job.trial.prepare import prepare_data
+from job.trial.identity import check_rows, load_sweep, sweep_identity
+from job.trial.prepare import find_base, prepare_data
 from job.trial.slots import check_work_dir
 
 RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
@@ -96,18 +97,14 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     yield "store"
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
-    revision = base_revision(settings, ledger)
-    base = resolve_base_model(
-        settings.base_model,
-        revision,
-        cache_dir=settings.work_dir,
-        outage_seconds=60 * settings.outage_minutes,
-    )
+    base = find_base(settings, ledger, lambda: None)
+    coverage = check_base(base.name, base.config)
+    plan.numbers["base"] = asdict(coverage)
     shape = model_shape(base.config)
-    plan.sections["base"] = describe_base(base, shape)
+    plan.sections["base"] = f"{describe_base(base, shape)}; {coverage}"
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
-    check_vocabulary(base, data)
+    check_rows(base, data)
     ledger.check_identity(sweep_identity(settings, definition, base, data))
     plan.numbers["data"] = {"digest": data.digest, **asdict(data.counts)}
     plan.sections["rows"] = describe_rows(data)

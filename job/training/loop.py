@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from job.data.samples import SampleTable, Tables
-from job.errors import GpuError
+from job.errors import GpuError, SettingsError
 from job.ledger.records import Recipe, Status
 from job.log import log
 from job.training.recorder import Recorder
@@ -44,7 +44,8 @@ def train(trainer: Trainer, tables: Tables, recorder: Recorder, ending: Ending) 
 
     What comes next is read off `recorder.state` alone, so a resumed trial goes on exactly where its
     saved state stopped. A trial that is cut short has taken a step and is evaluated once more.
-    Raises what `ending.should_stop` raises, and `GpuError` where a card that had room has none.
+    Raises what `ending.should_stop` raises, `GpuError` where a card that had room has none, and
+    `SettingsError` for a base whose loss, untuned, is no number.
     """
     recipe, state, should_stop = trainer.recipe, recorder.state, ending.should_stop
     try:
@@ -81,6 +82,11 @@ def _evaluate(
     if state.curve and state.curve[-1][0] == state.step:
         return
     loss = easing_on_oom(trainer, lambda: trainer.evaluate(table, state, should_stop))
+    if state.step == 0 and not math.isfinite(loss):
+        raise SettingsError(
+            f"JOB_BASE_MODEL: the untuned model's eval/loss is {loss}: it overflows in"
+            f" {trainer.dtype}, which every trial of this sweep would; take another base"
+        )
     is_best = _judge(loss, state)
     recorder.on_eval(state.step, loss, is_best)
     if is_best:

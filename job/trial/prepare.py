@@ -16,8 +16,9 @@ from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.store import probe
+from job.training.families import check_base
 from job.trial.attempt import Loaded, Training
-from job.trial.identity import base_revision, check_vocabulary
+from job.trial.identity import base_revision, check_rows
 
 
 def load(
@@ -34,15 +35,9 @@ def load(
     started = time.monotonic()
     device = training.open_device(settings)
     probe(ledger.store)
-    base = resolve_base_model(
-        settings.base_model,
-        base_revision(settings, ledger),
-        cache_dir=settings.work_dir,
-        outage_seconds=60 * settings.outage_minutes,
-        should_stop=stop.check,
-    )
+    base = find_base(settings, ledger, stop.check)
     data = prepare_data(settings, base, ledger, stop.check)
-    check_vocabulary(base, data)
+    check_rows(base, data)
     prepared = time.monotonic()
 
     def load_base() -> Any:
@@ -53,6 +48,18 @@ def load(
     seconds = time.monotonic() - prepared
     log.info("model: %s loaded in %.1f s", base.name, seconds)
     return Loaded(base, data, device, model, prepared - started, seconds)
+
+
+def find_base(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]) -> BaseModel:
+    """The base of the settings, checked before its weights move. Raises any `JobError`."""
+    return resolve_base_model(
+        settings.base_model,
+        base_revision(settings, ledger),
+        cache_dir=settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
+        should_stop=should_stop,
+        check=check_base,
+    )
 
 
 def prepare_data(
