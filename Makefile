@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+# Another torch than constraints.txt pins and the image ships; the oldest is 2.11.0.
+TORCH ?=
 TRL_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VENV ?= .venv
@@ -26,12 +28,13 @@ BUILD_ARGS = --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
-# A build from TORCH_INDEX (2.13.0+cpu, 2.13.0+cu126) sorts above PyPI's 2.13.0, so pip takes it.
+# A build from TORCH_INDEX (+cpu, +cu126) sorts above PyPI's of the same version, so pip takes it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	sed -e '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt >$(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(STAMP)  ## run a sweep of 3 trials on generated data and a generated model, on the CPU
