@@ -6,7 +6,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Another torch than constraints.txt pins and the image ships; the oldest is 2.11.0.
 TORCH ?=
+# Pythons of environments that have a peer of the training benchmark, where there is one.
 TRL_PYTHON ?=
+LIGER_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -76,7 +78,7 @@ bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
-	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON)
 
 bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU needed, but g++
 	$(BIN)/python -m benchmarks.counted

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from job.base_model import BaseModel, resolve_base_model
@@ -33,12 +34,19 @@ def load(
     Raises any `JobError`.
     """
     started = time.monotonic()
-    device = training.open_device(settings)
-    probe(ledger.store)
-    base = find_base(settings, ledger, stop.check)
-    data = prepare_data(settings, base, ledger, stop.check)
-    check_rows(base, data)
+    seconds_of: dict[str, float] = {}
+    with _timed(seconds_of, "device"):
+        device = training.open_device(settings)
+    with _timed(seconds_of, "store"):
+        probe(ledger.store)
+    with _timed(seconds_of, "base"):
+        base = find_base(settings, ledger, stop.check)
+    with _timed(seconds_of, "rows"):
+        data = prepare_data(settings, base, ledger, stop.check)
+        check_rows(base, data)
     prepared = time.monotonic()
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
+    log.info("prepared in %.1f s (%s)", prepared - started, parts)
 
     def load_base() -> Any:
         with watchdog.phase("loading the model"):
@@ -48,6 +56,14 @@ def load(
     seconds = time.monotonic() - prepared
     log.info("model: %s loaded in %.1f s", base.name, seconds)
     return Loaded(base, data, device, model, prepared - started, seconds)
+
+
+@contextlib.contextmanager
+def _timed(seconds_of: dict[str, float], part: str) -> Iterator[None]:
+    """Note the seconds that the block takes."""
+    started = time.monotonic()
+    yield
+    seconds_of[part] = time.monotonic() - started
 
 
 def find_base(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]) -> BaseModel:
