@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu bench-counted image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,9 +79,6 @@ bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against 
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
 	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON)
-
-bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU needed, but g++
-	$(BIN)/python -m benchmarks.counted
 
 # Docker before 23 builds with BuildKit only when told to.
 image:  ## build the container image (needs Docker)
