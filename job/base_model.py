@@ -134,11 +134,14 @@ class KnownDigests:
         """Write what is known; a work folder that cannot be written costs the next trial time."""
         if self._path is None:
             return
-        with contextlib.suppress(OSError):
+        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             draft.write_text(json.dumps(self._known))
             draft.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
 
 def _resolve_folder(name: str, folder: Path, check: Check, digests: KnownDigests) -> BaseModel:
