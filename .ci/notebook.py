@@ -42,11 +42,26 @@ def readable(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Leave out what differs from run to run for no reader's good; the report's page is large."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        kept: list[nbformat.NotebookNode] = []
         for output in cell.get("outputs", []):
-            if "text" in output:
-                text = re.sub(r"\x1b\[[0-9;]*m|.*\r", "", output["text"])
-                output["text"] = text.replace(str(folder), "/content").replace(str(ROOT), "/job")
             output.get("data", {}).pop("text/html", None)
+            if "text" in output:
+                output["text"] = _plain(output["text"], folder)
+                if kept and kept[-1].get("name") == output.get("name"):  # one stream in pieces
+                    kept[-1]["text"] += output["text"]
+                    continue
+            kept.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = kept
+
+
+def _plain(text: str, folder: Path) -> str:
+    """A terminal's text without colours, bars and this machine's paths."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.replace("\r\n", "\n"))
+    text = re.sub(r"[^\n]*\r| +$", "", text, flags=re.MULTILINE)
+    for own, name in ((folder, "/content"), (ROOT, "/job")):
+        text = text.replace(str(own), name)
+    return re.sub(r"sha256:[0-9a-f]{12}\w*", "sha256:0123456789ab", text)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def spent(overview: Overview, hourly_usd: float | None) -> str:
 
 def cost_lines(overview: Overview, hourly_usd: float | None, budget_usd: float | None) -> list[str]:
     """Say what the sweep cost so far, where, and what of it was wasted; nothing without a price."""
-    if not is_priced(overview, hourly_usd) or not overview.gpu_seconds:
+    if not overview.cost.dollars(hourly_usd):  # free, or without a price
         return []
     of_budget = "" if budget_usd is None else f" of {dollars(budget_usd)} (JOB_SWEEP_BUDGET_USD)"
     places = _listing(by_place(overview, hourly_usd), "{amount} on {name}")
