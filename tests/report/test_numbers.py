@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from job.ledger.accounts import Cost
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
-from job.ledger.records import Ended
+from job.ledger.records import AttemptProgress, Ended
 from job.report import charts
 from job.report.attempts_table import attempts_table
 from job.report.commands import describe_best
@@ -304,3 +304,22 @@ def test_the_page_is_told_of_the_slots_what_the_engine_is_told(tmp_path: Path) -
     ledger.slot(5).give_up("no progress")
     told, _ = observe(ledger, 7)
     assert observations(read_overview(ledger, 7)) == told
+
+
+def test_a_worker_of_several_is_told_behind_its_nodes_name(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    opening = AttemptProgress(worker=2, hourly_usd=0.5)
+    lease = acquire(ledger, [0], lease_seconds=60, should_stop=lambda: None, opening=opening)
+    assert lease is not None
+    lease.slot.specify(make_spec())
+    lease.open_account()
+    lease.report(node="kaggle-1", gpu="Tesla T4", gpu_seconds=7200.0)
+    lease.renew()
+    overview = read_overview(ledger, 1)
+    assert overview.slots[0].node == "kaggle-1 [2]"
+    assert overview.slots[0].gpu == "Tesla T4"
+    assert "kaggle-1 [2]" in "".join(_shown(attempts_table(ledger, 1)))
+    assert 'qlora_sweep_spent_usd_total{sweep="s"} 1\n' in to_prometheus(overview)
+    page = markdown(overview, usd_per_hour=None, budget_usd=4)
+    assert "- spent: **$1.00**" in page
+    assert "> spent: $1.00 of $4.00 (JOB_SWEEP_BUDGET_USD): $1.00 on kaggle-1\n" in page

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from job.ledger.accounts import read_accounts
 from job.ledger.ledger import Ledger
 from job.report.overview import read_overview
 from job.store import open_store
@@ -149,6 +150,9 @@ def _check(folder: Path, settings: dict[str, Any], connect: Callable[[], Store],
     overview = read_overview(ledger, NUM_SLOTS)
     prices = {str(c.hourly_usd) for view in overview.slots for c in view.charges}
     assert prices <= {str(float(price)) for price in PRICES.values()}
+    numbers = {told.worker for n in range(NUM_SLOTS) for told in read_accounts(ledger.slot(n))}
+    assert numbers & {1, 2}, "of the queue's workers at least one committed or lost an attempt"
+    assert numbers <= {None, 1, 2}
     rows = [f"{name:18} {counts[name]}" for name in sorted(counts)]
     rows.append(f"{'leases taken':18} {attempts} for {NUM_SLOTS} slots, {len(prices)} prices")
     rows.append(f"{'steps done twice':18} {done_twice} beside {NUM_SLOTS * STEPS} that count")
