@@ -18,7 +18,7 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with the pinned packages
 
-.PHONY: check-manifests smoke check-tag release-image release-manifest publish-release pin
+.PHONY: azurite check-manifests smoke check-tag release-image release-manifest publish-release pin
 
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
@@ -34,10 +34,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	touch $@
 
+# Azure's emulator; the tests that need it are skipped where npm is missing.
+AZURITE := build/azurite/node_modules/.bin/azurite-blob
+azurite: $(if $(shell command -v npm),$(AZURITE))  ## install the server for the tests of az:// (needs npm)
+
+$(AZURITE):
+	mkdir -p build/azurite && echo '{"private": true}' >build/azurite/package.json
+	npm install --prefix build/azurite --no-audit --no-fund --no-save --loglevel error azurite@3.35.0
+
 demo: $(STAMP)  ## run a sweep of 3 trials on generated data and a generated model, on the CPU
 	$(BIN)/python -m job demo
 
-test: $(STAMP)  ## run all tests (those that need a GPU are skipped without one)
+test: $(STAMP) azurite  ## run all tests (those that need a GPU are skipped without one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-fast: $(STAMP)  ## run the quick tests, which need no torch and train nothing

@@ -85,15 +85,15 @@ def resolve_base_model(
     folder = named or Path(name)
     if named or folder.exists() or name.startswith(("/", ".")):
         model = _resolve_folder(name, folder)
-    elif re.match("(s3|gs)://", name, re.IGNORECASE):
+    elif re.match("(s3|gs|az)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
         model = _resolve_bucket(name, cache_dir, outage_seconds)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         model = waited_out(lambda: _resolve_hub(name, revision), outage_seconds, should_stop)
     else:
         raise SettingsError(
-            f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"
-            " Face id (owner/name)"
+            f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://, az://) nor a"
+            " Hugging Face id (owner/name)"
         )
     return model
 

@@ -26,7 +26,7 @@ _SETTING = "JOB_DATASET_URI"
 class BucketFiles:
     """The `Source` protocol on a bucket's objects."""
 
-    bucket: str  # s3://name or gs://name
+    bucket: str  # s3://name, gs://name or az://name
     cache_dir: Path
     objects: tuple[tuple[str, ObjectInfo], ...]  # by their names below the folder, sorted
     outage_seconds: float = 1200
