@@ -45,7 +45,7 @@ FP16_UNSAFE_MODEL_TYPES = {
     "umt5": "transformers issues 4586, 9295",
 }
 # The files of a folder that from_pretrained() reads: no pickles, no code, nothing in sub-folders.
-_MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
+MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,15 @@ class BaseModel:
 
     @property
     def hub_revision(self) -> str | None:
-        """The commit for from_pretrained(); None for a folder."""
-        return None if self.revision.startswith("sha256:") else self.revision
+        """The commit for from_pretrained(); None for a folder, a staged one too."""
+        is_commit = not self.revision.startswith("sha256:")
+        return self.revision if is_commit and self.location == self.name else None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `JOB_BASE_MODEL` means a model of the hub: it is no folder here, and no bucket's."""
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
+    return bool(is_id) and not Path(name).exists()
 
 
 def resolve_base_model(
@@ -88,7 +95,7 @@ def resolve_base_model(
     elif re.match("(s3|gs|az)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
         model = _resolve_bucket(name, cache_dir, outage_seconds)
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    elif is_hub_name(name):
         model = waited_out(lambda: _resolve_hub(name, revision), outage_seconds, should_stop)
     else:
         raise SettingsError(
@@ -99,7 +106,7 @@ def resolve_base_model(
 
 
 def _resolve_folder(name: str, folder: Path) -> BaseModel:
-    config = _read_config(name, folder / "config.json")
+    config = read_config(name, folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise no_weights(str(folder), (path.name for path in folder.iterdir()))
@@ -126,7 +133,7 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseMo
     uri = f"{scheme.lower()}://{bucket}/{prefix}"
     listed = list_objects(uri, setting="JOB_BASE_MODEL", outage_seconds=outage_seconds)
     everything = {info.key.removeprefix(prefix): info for info in listed}
-    files = {file: info for file, info in everything.items() if _MODEL_FILE.fullmatch(file)}
+    files = {file: info for file, info in everything.items() if MODEL_FILE.fullmatch(file)}
     if not any(file.endswith(".safetensors") for file in files):
         raise no_weights(uri, everything)
     if "config.json" not in files:
@@ -136,7 +143,7 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseMo
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
     _download_model(uri, {"config.json": files["config.json"]}, folder, outage_seconds)
-    config = _read_config(uri, folder / "config.json")  # before gigabytes of weights
+    config = read_config(uri, folder / "config.json")  # before gigabytes of weights
     _download_model(uri, files, folder, outage_seconds)
     for file in sorted(file for file in files if file.endswith(".safetensors")):
         try:
@@ -202,10 +209,11 @@ def _resolve_hub(name: str, revision: str) -> BaseModel:
                 f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
             ) from error
         raise
-    return BaseModel(name, name, commit, _read_config(name, path))
+    return BaseModel(name, name, commit, read_config(name, path))
 
 
-def _read_config(name: str, path: Path) -> dict[str, Any]:
+def read_config(name: str, path: Path) -> dict[str, Any]:
+    """config.json of a base that this job can train. Raises `SettingsError`."""
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

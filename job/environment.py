@@ -75,10 +75,10 @@ _RULES = (
         "[!-~]+",
         "one word of printable ASCII characters, without blanks or line breaks",
     ),
-    _of(  # Azure's own rule
+    _of(
         "AZURE_STORAGE_ACCOUNT",
-        "[a-z0-9]{3,24}",
-        "an account's name alone: 3 to 24 lower-case letters and digits",
+        r"[\w-]{3,32}",
+        "an account's name alone, no address",
     ),
     _of(
         "AZURE_STORAGE_SAS_TOKEN",

@@ -22,6 +22,7 @@ ROOMS = [
     "store",
     "hub",
     "base_model",
+    "staged_base",
     "data",
     "ledger",
     "sweep",

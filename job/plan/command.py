@@ -31,6 +31,7 @@ from job.plan.forecast import (
 )
 from job.plan.sections import (
     describe_base,
+    describe_copies,
     describe_cost,
     describe_rows,
     describe_sweep,
@@ -104,7 +105,8 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
         outage_seconds=60 * settings.outage_minutes,
     )
     shape = model_shape(base.config)
-    plan.sections["base"] = describe_base(base, shape)
+    copies = describe_copies(settings, store, base)
+    plan.sections["base"] = "\n".join([describe_base(base, shape), *copies])
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
     check_vocabulary(base, data)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from job.base_model import BaseModel, resolve_base_model
+from job.base_model import BaseModel
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer
 from job.hub import waited_out
@@ -15,6 +15,7 @@ from job.log import log
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
+from job.staged_base import resolve_base
 from job.store import probe
 from job.trial.attempt import Loaded, Training
 from job.trial.identity import base_revision, check_vocabulary
@@ -34,10 +35,11 @@ def load(
     started = time.monotonic()
     device = training.open_device(settings)
     probe(ledger.store)
-    base = resolve_base_model(
+    base = resolve_base(
+        ledger.store,
         settings.base_model,
         base_revision(settings, ledger),
-        cache_dir=settings.work_dir,
+        settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
         should_stop=stop.check,
     )

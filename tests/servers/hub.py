@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif rest[:1] == ["resolve"]:
             self._file(files.get("/".join(rest[2:])))
         else:
-            siblings = [{"rfilename": path} for path in files]
+            siblings = [_sibling(path, data) for path, data in files.items()]
             info = {"id": "/".join(parts[1:3]), "sha": COMMIT, "siblings": siblings}
             self._answer(200, json.dumps(info).encode(), {})
 
@@ -96,6 +96,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def _sibling(path: str, data: bytes) -> dict[str, object]:
+    """A file as the hub tells it when asked for metadata: large ones are kept as LFS objects."""
+    told: dict[str, object] = {"rfilename": path, "size": len(data)}
+    if path.endswith(".safetensors"):
+        sha256 = hashlib.sha256(data).hexdigest()
+        told["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 134}
+    return told
 
 
 @contextmanager
