@@ -24,7 +24,7 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with the pinned packages
 
-.PHONY: check-manifests check-skypilot notebook smoke check-tag release-image release-manifest publish-release pin
+.PHONY: azurite check-manifests check-skypilot notebook smoke check-tag release-image release-manifest publish-release pin
 
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
@@ -42,10 +42,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --editable '.[dev]'
 	touch $@
 
+# Azure's emulator; the tests that need it are skipped where npm is missing.
+AZURITE := build/azurite/node_modules/.bin/azurite-blob
+azurite: $(if $(shell command -v npm),$(AZURITE))  ## install the server for the tests of az:// (needs npm)
+
+$(AZURITE):
+	mkdir -p build/azurite && echo '{"private": true}' >build/azurite/package.json
+	npm install --prefix build/azurite --no-audit --no-fund --no-save --loglevel error azurite@3.35.0
+
 demo: $(STAMP)  ## run a sweep of 3 trials of a real small model (93 MB, fetched once), on the CPU
 	$(BIN)/python -m job demo
 
-test: $(STAMP)  ## run all tests (without a GPU or a real model, those that need one are skipped)
+test: $(STAMP) azurite  ## run all tests (without a GPU or a real model, those that need one are skipped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-fast: $(STAMP)  ## run the quick tests, which need no torch and train nothing

@@ -47,7 +47,7 @@ FP16_UNSAFE_MODEL_TYPES = {
     "umt5": "transformers issues 4586, 9295",
 }
 # The files of a folder that from_pretrained() reads: no pickles, no code, nothing in sub-folders.
-_MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
+MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
 ADAPTER_FILE = "adapter_config.json"
 Check = Callable[[str, Mapping[str, Any]], object]  # of a model's name and config.json
 
@@ -63,8 +63,15 @@ class BaseModel:
 
     @property
     def hub_revision(self) -> str | None:
-        """The commit for from_pretrained(); None for a folder."""
-        return None if self.revision.startswith("sha256:") else self.revision
+        """The commit for from_pretrained(); None for a folder, a staged one too."""
+        is_commit = not self.revision.startswith("sha256:")
+        return self.revision if is_commit and self.location == self.name else None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `JOB_BASE_MODEL` means a model of the hub: it is no folder here, and no bucket's."""
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
+    return bool(is_id) and not Path(name).exists()
 
 
 def resolve_base_model(
@@ -91,15 +98,15 @@ def resolve_base_model(
     folder = named or Path(name)
     if named or folder.exists() or name.startswith(("/", ".")):
         model = _resolve_folder(name, folder, check, KnownDigests(cache_dir))
-    elif re.match("(s3|gs)://", name, re.IGNORECASE):
+    elif re.match("(s3|gs|az)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
         model = _resolve_bucket(name, cache_dir, outage_seconds, check)
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    elif is_hub_name(name):
         model = waited_out(lambda: _resolve_hub(name, revision, check), outage_seconds, should_stop)
     else:
         raise SettingsError(
-            f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"
-            " Face id (owner/name)"
+            f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://, az://) nor a"
+            " Hugging Face id (owner/name)"
         )
     return model
 
@@ -147,7 +154,7 @@ class KnownDigests:
 def _resolve_folder(name: str, folder: Path, check: Check, digests: KnownDigests) -> BaseModel:
     if (folder / ADAPTER_FILE).exists():
         raise _adapter_as_base(str(folder), folder / ADAPTER_FILE)
-    config = _read_config(name, folder / "config.json")
+    config = read_config(name, folder / "config.json")
     check(name, config)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -176,7 +183,7 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float, check: Ch
     uri = f"{scheme.lower()}://{bucket}/{prefix}"
     listed = list_objects(uri, setting="JOB_BASE_MODEL", outage_seconds=outage_seconds)
     everything = {info.key.removeprefix(prefix): info for info in listed}
-    files = {file: info for file, info in everything.items() if _MODEL_FILE.fullmatch(file)}
+    files = {file: info for file, info in everything.items() if MODEL_FILE.fullmatch(file)}
     if ADAPTER_FILE in files:
         raise _adapter_as_base(uri)
     if not any(file.endswith(".safetensors") for file in files):
@@ -188,7 +195,7 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float, check: Ch
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
     _download_model(uri, {"config.json": files["config.json"]}, folder, outage_seconds)
-    config = _read_config(uri, folder / "config.json")  # before gigabytes of weights
+    config = read_config(uri, folder / "config.json")  # before gigabytes of weights
     check(name, config)
     _download_model(uri, files, folder, outage_seconds)
     for file in sorted(file for file in files if file.endswith(".safetensors")):
@@ -260,12 +267,13 @@ def _resolve_hub(name: str, revision: str, check: Check) -> BaseModel:
                 f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
             ) from error
         raise
-    config = _read_config(name, path)
+    config = read_config(name, path)
     check(name, config)
     return BaseModel(name, name, commit, config)
 
 
-def _read_config(name: str, path: Path) -> dict[str, Any]:
+def read_config(name: str, path: Path) -> dict[str, Any]:
+    """config.json of a base that this job can train. Raises `SettingsError`."""
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -23,6 +23,7 @@ ROOMS = [
     "store",
     "hub",
     "base_model",
+    "staged_base",
     "data",
     "ledger",
     "sweep",

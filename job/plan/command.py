@@ -34,6 +34,7 @@ from job.plan.forecast import (
 )
 from job.plan.sections import (
     describe_base,
+    describe_copies,
     describe_cost,
     describe_end,
     describe_rows,
@@ -125,7 +126,8 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     base = find_base(settings, ledger, lambda: None)
     coverage = check_base(base.name, base.config)
     plan.numbers["base"] = asdict(coverage)
-    plan.sections["base"] = f"{describe_base(base, model_shape(base.config))}; {coverage}"
+    described = f"{describe_base(base, model_shape(base.config))}; {coverage}"
+    plan.sections["base"] = "\n".join([described, *describe_copies(settings, store, base)])
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
     check_rows(base, data)

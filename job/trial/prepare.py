@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from job.base_model import BaseModel, resolve_base_model
+from job.base_model import BaseModel
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer, vocabulary_digest
 from job.hub import waited_out
@@ -17,6 +17,7 @@ from job.log import log
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
+from job.staged_base import resolve_base
 from job.store import probe
 from job.training.families import check_base
 from job.trial.attempt import Loaded, Training
@@ -69,10 +70,11 @@ def _timed(seconds_of: dict[str, float], part: str) -> Iterator[None]:
 
 def find_base(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]) -> BaseModel:
     """The base of the settings, checked before its weights move. Raises any `JobError`."""
-    return resolve_base_model(
+    return resolve_base(
+        ledger.store,
         settings.base_model,
         base_revision(settings, ledger),
-        cache_dir=settings.work_dir,
+        settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
         should_stop=should_stop,
         check=check_base,
