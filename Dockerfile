@@ -40,7 +40,7 @@ RUN apt-get update \
 # leaves the expensive stage below in the cache: it depends on this file's content alone.
 FROM base AS requirements
 COPY pyproject.toml /
-RUN python3 -c 'import pathlib, tomllib; p = tomllib.loads(pathlib.Path("/pyproject.toml").read_text())["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["gcs"]))' > /requirements.txt
+RUN python3 -c 'import pathlib, tomllib; p = tomllib.loads(pathlib.Path("/pyproject.toml").read_text())["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["gcs"] + p["optional-dependencies"]["azure"]))' > /requirements.txt
 
 
 # The packages, before any source: a change of the code rebuilds and pushes only small layers.

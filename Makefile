@@ -4,8 +4,12 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+# Another torch than constraints.txt pins and the image ships; the oldest is 2.11.0.
+TORCH ?=
+# Pythons of environments that have a peer of the training benchmark, where there is one.
 TRL_PYTHON ?=
 CHOOSERS_PYTHON ?=
+LIGER_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VARIANT ?= cu126
 VENV ?= .venv
@@ -13,14 +17,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu bench-counted image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the pinned packages
 
-.PHONY: check-manifests check-skypilot notebook smoke check-tag release-image release-manifest publish-release pin
+.PHONY: azurite check-manifests check-skypilot notebook smoke check-tag release-image release-manifest publish-release pin
 
 KUBERNETES_VERSIONS := 1.30 1.33 1.37
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
@@ -29,18 +33,27 @@ BUILD_ARGS = --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
-# A build from TORCH_INDEX (2.13.0+cpu, 2.13.0+cu126) sorts above PyPI's 2.13.0, so pip takes it.
+# A build from TORCH_INDEX (+cpu, +cu126) sorts above PyPI's of the same version, so pip takes it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	sed -e '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt >$(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --editable '.[dev]'
 	touch $@
+
+# Azure's emulator; the tests that need it are skipped where npm is missing.
+AZURITE := build/azurite/node_modules/.bin/azurite-blob
+azurite: $(if $(shell command -v npm),$(AZURITE))  ## install the server for the tests of az:// (needs npm)
+
+$(AZURITE):
+	mkdir -p build/azurite && echo '{"private": true}' >build/azurite/package.json
+	npm install --prefix build/azurite --no-audit --no-fund --no-save --loglevel error azurite@3.35.0
 
 demo: $(STAMP)  ## run a sweep of 3 trials of a real small model (93 MB, fetched once), on the CPU
 	$(BIN)/python -m job demo
 
-test: $(STAMP)  ## run all tests (without a GPU or a real model, those that need one are skipped)
+test: $(STAMP) azurite  ## run all tests (without a GPU or a real model, those that need one are skipped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-fast: $(STAMP)  ## run the quick tests, which need no torch and train nothing
@@ -94,10 +107,7 @@ bench-sweep: $(STAMP)  ## print how far the engine and other choosers are from t
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep --choosers-python=$(CHOOSERS_PYTHON)
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
-	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
-
-bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU needed, but g++
-	$(BIN)/python -m benchmarks.counted
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON)
 
 # Docker before 23 builds with BuildKit only when told to.
 image:  ## build the container image, VARIANT=cu126 or cu130 (needs Docker)

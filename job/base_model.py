@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -45,7 +47,9 @@ FP16_UNSAFE_MODEL_TYPES = {
     "umt5": "transformers issues 4586, 9295",
 }
 # The files of a folder that from_pretrained() reads: no pickles, no code, nothing in sub-folders.
-_MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
+MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
+ADAPTER_FILE = "adapter_config.json"
+Check = Callable[[str, Mapping[str, Any]], object]  # of a model's name and config.json
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,15 @@ class BaseModel:
 
     @property
     def hub_revision(self) -> str | None:
-        """The commit for from_pretrained(); None for a folder."""
-        return None if self.revision.startswith("sha256:") else self.revision
+        """The commit for from_pretrained(); None for a folder, a staged one too."""
+        is_commit = not self.revision.startswith("sha256:")
+        return self.revision if is_commit and self.location == self.name else None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `JOB_BASE_MODEL` means a model of the hub: it is no folder here, and no bucket's."""
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
+    return bool(is_id) and not Path(name).exists()
 
 
 def resolve_base_model(
@@ -70,13 +81,15 @@ def resolve_base_model(
     *,
     outage_seconds: float = 1200,
     should_stop: Callable[[], None] = lambda: None,
+    check: Check = lambda _name, _config: None,
 ) -> BaseModel:
     """Find the model and its exact version.
 
     From the hub only config.json is downloaded; a bucket's files all come to `cache_dir`, which
-    later trials on this disk find there. Raises `SettingsError` if it is no model that this job
-    can train, `CredentialsError` if the hub wants a token or the bucket refuses us, `OutageError`
-    if either cannot be reached.
+    later trials on this disk find there. `check` is given the config before any weight is fetched
+    or read. Raises `SettingsError` if it is no model that this job can train, `CredentialsError` if
+    the hub wants a token or the bucket refuses us, `OutageError` if either cannot be reached, and
+    what `check` raises.
     """
     try:
         named = path_of(name)
@@ -84,22 +97,65 @@ def resolve_base_model(
         raise SettingsError(f"JOB_BASE_MODEL: {name} {error}") from error
     folder = named or Path(name)
     if named or folder.exists() or name.startswith(("/", ".")):
-        model = _resolve_folder(name, folder)
-    elif re.match("(s3|gs)://", name, re.IGNORECASE):
+        model = _resolve_folder(name, folder, check, KnownDigests(cache_dir))
+    elif re.match("(s3|gs|az)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
-        model = _resolve_bucket(name, cache_dir, outage_seconds)
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        model = waited_out(lambda: _resolve_hub(name, revision), outage_seconds, should_stop)
+        model = _resolve_bucket(name, cache_dir, outage_seconds, check)
+    elif is_hub_name(name):
+        model = waited_out(lambda: _resolve_hub(name, revision, check), outage_seconds, should_stop)
     else:
         raise SettingsError(
-            f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://) nor a Hugging"
-            " Face id (owner/name)"
+            f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://, az://) nor a"
+            " Hugging Face id (owner/name)"
         )
     return model
 
 
-def _resolve_folder(name: str, folder: Path) -> BaseModel:
-    config = _read_config(name, folder / "config.json")
+class KnownDigests:
+    """The sha256 of files that were read in full once, kept in the work folder.
+
+    A digest holds while the file's size, its times of change and its place on the volume are what
+    they were. Reading takes 1.5 s a GB (one core, 2026-11-26), at the start of every trial.
+    """
+
+    def __init__(self, work_dir: Path | None) -> None:
+        self._path = work_dir / "digests.json" if work_dir else None
+        self._known: dict[str, list[Any]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(self._path.read_bytes()) if self._path else {}
+            self._known = content if isinstance(content, dict) else {}
+
+    def sha256(self, path: Path) -> str:
+        """The digest of the file, read only if it is not known. Raises `OSError`."""
+        status, name = path.stat(), str(path.absolute())
+        # The time of a change of the inode cannot be set back, as that of the content can.
+        mark = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        known = self._known.get(name)
+        if isinstance(known, list) and known[:-1] == mark:
+            return str(known[-1])
+        digest = file_sha256(path)
+        self._known[name] = [*mark, digest]
+        return digest
+
+    def keep(self) -> None:
+        """Write what is known; a work folder that cannot be written costs the next trial time."""
+        if self._path is None:
+            return
+        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(self._known))
+            draft.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+
+
+def _resolve_folder(name: str, folder: Path, check: Check, digests: KnownDigests) -> BaseModel:
+    if (folder / ADAPTER_FILE).exists():
+        raise _adapter_as_base(str(folder), folder / ADAPTER_FILE)
+    config = read_config(name, folder / "config.json")
+    check(name, config)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise no_weights(str(folder), (path.name for path in folder.iterdir()))
@@ -109,16 +165,17 @@ def _resolve_folder(name: str, folder: Path) -> BaseModel:
         try:
             if path in weights:
                 check_weights(path)
-            sha256 = file_sha256(path)
+            sha256 = digests.sha256(path)
         except OSError as error:
             raise SettingsError(
                 f"JOB_BASE_MODEL: {path} cannot be read: {error.strerror}"
             ) from error
         digest.update(f"{path.name} {sha256}\n".encode())
+    digests.keep()
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 
-def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseModel:
+def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float, check: Check) -> BaseModel:
     """Find a bucket's model. Its revision hashes the listing, so one on this disk moves no byte."""
     scheme, _, rest = name.rstrip("/").partition("://")
     bucket, _, key = rest.partition("/")
@@ -126,7 +183,9 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseMo
     uri = f"{scheme.lower()}://{bucket}/{prefix}"
     listed = list_objects(uri, setting="JOB_BASE_MODEL", outage_seconds=outage_seconds)
     everything = {info.key.removeprefix(prefix): info for info in listed}
-    files = {file: info for file, info in everything.items() if _MODEL_FILE.fullmatch(file)}
+    files = {file: info for file, info in everything.items() if MODEL_FILE.fullmatch(file)}
+    if ADAPTER_FILE in files:
+        raise _adapter_as_base(uri)
     if not any(file.endswith(".safetensors") for file in files):
         raise no_weights(uri, everything)
     if "config.json" not in files:
@@ -136,7 +195,8 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float) -> BaseMo
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
     _download_model(uri, {"config.json": files["config.json"]}, folder, outage_seconds)
-    config = _read_config(uri, folder / "config.json")  # before gigabytes of weights
+    config = read_config(uri, folder / "config.json")  # before gigabytes of weights
+    check(name, config)
     _download_model(uri, files, folder, outage_seconds)
     for file in sorted(file for file in files if file.endswith(".safetensors")):
         try:
@@ -178,7 +238,7 @@ def _has_size(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
 
 
-def _resolve_hub(name: str, revision: str) -> BaseModel:
+def _resolve_hub(name: str, revision: str, check: Check) -> BaseModel:
     """Find a hub's model; what is in the cache at a commit in full needs no network.
 
     Offline (`HF_HUB_OFFLINE`) any revision is the one in the cache.
@@ -198,14 +258,22 @@ def _resolve_hub(name: str, revision: str) -> BaseModel:
         if told := explained(error, "JOB_BASE_MODEL", name, revision):
             raise told from error
         if isinstance(error, EntryNotFoundError):
+            adapter = None
+            with contextlib.suppress(Exception):
+                adapter = Path(hf_hub_download(name, ADAPTER_FILE, revision=commit))
+            if adapter is not None:
+                raise _adapter_as_base(name, adapter) from error
             raise SettingsError(
                 f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
             ) from error
         raise
-    return BaseModel(name, name, commit, _read_config(name, path))
+    config = read_config(name, path)
+    check(name, config)
+    return BaseModel(name, name, commit, config)
 
 
-def _read_config(name: str, path: Path) -> dict[str, Any]:
+def read_config(name: str, path: Path) -> dict[str, Any]:
+    """config.json of a base that this job can train. Raises `SettingsError`."""
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -221,7 +289,42 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
             f" ({FP16_UNSAFE_MODEL_TYPES[family]}), and a T4 has no bf16; take a Mistral, Llama,"
             " Qwen or Phi model"
         )
+    if (method := other_quantisation(config)) is not None:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {name} is quantised already, by {method}, and adapters are trained on"
+            " bitsandbytes' NF4: take the model that it was made of, or one in NF4 (-bnb-4bit)"
+        )
     return config
+
+
+def other_quantisation(config: Mapping[str, Any]) -> str | None:
+    """Name the way in which a checkpoint is quantised; None if it is not, or is in NF4.
+
+    https://huggingface.co/docs/transformers/main_classes/quantization
+    """
+    own = config.get("quantization_config") or config.get("compression_config")
+    if not own:
+        return None
+    if not isinstance(own, Mapping):
+        return "a way that its config.json does not tell"
+    method = str(own.get("quant_method") or "bitsandbytes")
+    if method not in ("bitsandbytes", "bitsandbytes_4bit"):
+        return method
+    if not (own.get("load_in_4bit") or own.get("_load_in_4bit")):
+        return "bitsandbytes' int8"
+    kind = own.get("bnb_4bit_quant_type", "fp4")  # the library's default
+    return None if kind == "nf4" else f"bitsandbytes' {kind}"
+
+
+def _adapter_as_base(where: str, path: Path | None = None) -> SettingsError:
+    """Make the error for a place that holds an adapter; its file `path` may name the base."""
+    base = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        base = json.loads(path.read_bytes()).get("base_model_name_or_path") if path else None
+    return SettingsError(
+        f"JOB_BASE_MODEL: {where} is an adapter ({ADAPTER_FILE}), not a base model: give the model"
+        f" that it belongs to{f', {base}' if base else ''}"
+    )
 
 
 _LENGTH_BYTES = 8  # of the header, little-endian, at the file's beginning

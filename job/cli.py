@@ -221,7 +221,9 @@ def _gc_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="also what slots held before a redo that is committed",
     )
-    hours = "prepared data and probes go if an earlier gc, N hours ago, found them unused (24)"
+    hours = (
+        "prepared data, bases and probes go if an earlier gc, N hours ago, found them unused (24)"
+    )
     parser.add_argument("--unused-hours", default="24", metavar="N", help=hours)
     _json_option(parser)
 
@@ -400,6 +402,20 @@ def _print_json(content: dict[str, Any]) -> None:
     print(json.dumps(content, indent=1), flush=True)
 
 
+def _stage(_options: Namespace) -> Ending:
+    from job.staged_base import stage
+    from job.trial.identity import base_revision
+
+    settings, ledger = _open_ledger()
+    return stage(
+        ledger.store,
+        settings.base_model,
+        base_revision(settings, ledger),
+        settings.work_dir,
+        60 * settings.outage_minutes,
+    )
+
+
 def _sweep(_options: Namespace) -> Ending:
     from job.trial.identity import load_sweep_file
     from job.wandb.sweeps import create_sweep, next_steps
@@ -440,6 +456,11 @@ VERBS = {
         "say what the sweep will need, take and cost; prepares its rows, needs no GPU",
         f"{_TRIAL_URIS} JOB_GPU_HOURLY_USD=0.35 job plan",
         _plan_options,
+    ),
+    "stage": Verb(
+        _stage,
+        "copy the hub's base model into the bucket once, or check the copy",
+        f"{_SWEEP_URI} job stage",
     ),
     "status": Verb(
         _status, "print the sweep's slots", f"{_SWEEP_URI} job status --watch", _status_options

@@ -35,7 +35,8 @@ def _of(names: str, values: str, needed: str) -> _Rule:
 
 _RULES = (
     _of(
-        r"AWS_ENDPOINT_URL(_\w+)?|WANDB_BASE_URL|HF_ENDPOINT|STORAGE_EMULATOR_HOST",
+        r"AWS_ENDPOINT_URL(_\w+)?|AZURE_STORAGE_SERVICE_ENDPOINT|WANDB_BASE_URL"
+        r"|HF_ENDPOINT|STORAGE_EMULATOR_HOST",
         r"(?i:https?)://[^/\s]\S*",
         "an address that begins with https:// or http://",
     ),
@@ -73,6 +74,22 @@ _RULES = (
         r"|AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN)",
         "[!-~]+",
         "one word of printable ASCII characters, without blanks or line breaks",
+    ),
+    _of(
+        "AZURE_STORAGE_ACCOUNT",
+        r"[\w-]{3,32}",
+        "an account's name alone, no address",
+    ),
+    _of(
+        "AZURE_STORAGE_SAS_TOKEN",
+        r"\??(?=.*\bsig=)[!-~]+",
+        "what Azure shows behind the question mark, such as sv=...&sig=...",
+    ),
+    _of("AZURE_STORAGE_KEY", "[A-Za-z0-9+/=]+", "an access key of the account, in base64"),
+    _of(
+        "AZURE_STORAGE_CONNECTION_STRING",
+        r"(?=.*=)[!-~ ]+",
+        "parts such as AccountName=...;AccountKey=...",
     ),
     _of("GOOGLE_APPLICATION_CREDENTIALS", r"[^{\n]+", "the path of a key file, not the key itself"),
 )

@@ -42,6 +42,7 @@ def mask_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
     for form in sorted(forms, key=len, reverse=True):  # a shorter one may be part of a longer one
         if len(form) >= _MIN_SECRET_LENGTH:
             text = text.replace(form, "***")
+    text = re.sub(r"(?<=[?&;]sig=)[^&\s\"';]+", "***", text)  # of Azure, in an address
     return re.sub(r"://[^/\s@:]+:[^/\s@]+@", "://***@", text)
 
 
@@ -123,6 +124,8 @@ def set_up_logging(log_format: str, *, worker: int | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # It warns that an optional package with a faster kernel for CPUs is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # Its chain of credentials tells in many lines what our own tells in one.
+    logging.getLogger("azure").setLevel(logging.ERROR)
     log.setLevel(logging.INFO)
 
 

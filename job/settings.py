@@ -65,8 +65,8 @@ def _check_output(uri: str) -> str:
     is_relative = "://" not in uri and not uri.startswith(("/", "file:"))
     if in_image and is_relative and uri != NOT_NEEDED:
         raise ValueError(
-            "is a relative path, which is lost with the container; give a bucket (s3://, gs://) or"
-            " the whole path of a mounted folder"
+            "is a relative path, which is lost with the container; give a bucket (s3://, gs://, az://)"
+            " or the whole path of a mounted folder"
         )
     return uri
 
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     )
     base_model_revision: str = Field("main", description="branch, tag or commit of the base")
     dataset_uri: Uri = Field(
-        description="rows: file, glob or folder (path, s3://, gs://), or a Hugging Face id"
+        description="rows: file, glob or folder (path, s3://, gs://, az://), or a Hugging Face id"
     )
     output_uri: OutputUri = Field(description="folder or bucket prefix that holds the sweep")
 

@@ -19,7 +19,7 @@ from types import FrameType
 
 from job.errors import ExitCode, SettingsError
 from job.log import log
-from job.process.gpu import visible_gpus
+from job.process.gpu import CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACE, visible_gpus
 from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
 from job.process.oom import oom_kills, oom_words
 from job.process.stop import POLL_SECONDS, sleep_until
@@ -352,6 +352,8 @@ def _trial_environ(card: str, *, num_workers: int = 1) -> dict[str, str]:
     environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # NVML's order, in which cards are counted and looked at; CUDA's own is by speed.
     environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    # Read when cuBLAS is first used: its products are then the same, bit by bit, in every process.
+    environ.setdefault(CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACE)
     if num_workers > 1:  # with more threads than cores a step takes up to ten times longer
         num_threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
         environ.setdefault("OMP_NUM_THREADS", str(num_threads))

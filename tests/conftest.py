@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from job.store.base import Store
-from tests.servers import behind_proxy, gcs, s3
+from tests.servers import azurite, behind_proxy, gcs, s3
 from tests.servers.proxy import FaultProxy
+from tests.tiers import slow
 
 # With more threads than idle cores a training step takes ten times longer.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read by cuBLAS at its first use; a GPU's kernels then give the same bits in every run.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Nothing may be fetched; a test that tries fails at once instead of waiting.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
@@ -57,15 +60,21 @@ def thin_gcs() -> Iterator[str]:
         yield endpoint
 
 
-@pytest.fixture(params=["s3", "gs"])
+@pytest.fixture(scope="session")
+def azurite_blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of one Azurite for all tests of this process."""
+    with azurite.azurite_server(tmp_path_factory.mktemp("azurite")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["s3", "gs", *slow("az")])
 def proxied(
     request: pytest.FixtureRequest,
-    moto: str,
-    thin_gcs: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Iterator[tuple[Store, FaultProxy]]:
     """A store whose every request goes through the proxy, one of each service."""
-    endpoint = {"s3": moto, "gs": thin_gcs}[request.param]
+    server = {"s3": "moto", "gs": "thin_gcs", "az": "azurite_blobs"}[request.param]
+    endpoint = request.getfixturevalue(server)
     with behind_proxy.store(request.param, endpoint, monkeypatch, tmp_path) as proxied:
         yield proxied

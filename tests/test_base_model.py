@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +139,97 @@ def test_a_weight_file_that_is_cut_off_is_named_with_what_helps(
         resolve_base_model(model, "main", tmp_path / "cache")
     again = "; fetch it again and copy it to gs://models/llama/ again"
     assert str(caught.value).endswith("; fetch it again" if place == "folder" else again)
+
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("key", "quantised", "method"),
+    [
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
+        ("quantization_config", {"quant_method": "awq", "bits": 4}, "awq"),
+        ("quantization_config", {"quant_method": "fp8"}, "fp8"),
+        ("quantization_config", {"load_in_8bit": True}, "bitsandbytes' int8"),
+        ("quantization_config", NF4 | {"bnb_4bit_quant_type": "fp4"}, "bitsandbytes' fp4"),
+        ("quantization_config", {"load_in_4bit": True}, "bitsandbytes' fp4"),
+        ("compression_config", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_is_quantised_in_another_way_is_refused_before_its_weights(
+    tmp_path: Path, key: str, quantised: dict[str, object], method: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", key: quantised}))
+    (tmp_path / "model.safetensors").mkdir()  # reading it would fail
+    with pytest.raises(SettingsError, match=rf"quantised already, by {method}, .*\(-bnb-4bit\)"):
+        resolve_base_model(str(tmp_path), "main")
+
+
+def test_a_checkpoint_in_nf4_is_taken(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "quantization_config": NF4}
+    for name, data in (FILES | {"config.json": json.dumps(config).encode()}).items():
+        (tmp_path / name).write_bytes(data)
+    assert resolve_base_model(str(tmp_path), "main").config == config
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+@pytest.mark.parametrize("beside", [{}, FILES], ids=["alone", "beside a model"])
+def test_an_adapter_is_no_base(
+    bucket: Bucket, tmp_path: Path, place: str, beside: dict[str, bytes]
+) -> None:
+    adapter = {"adapter_config.json": b'{"base_model_name_or_path": "owner/base"}'}
+    bucket.blobs.clear()
+    for file, data in (beside | adapter).items():
+        bucket.write(f"llama/{file}", data, None)
+        (tmp_path / file).write_bytes(data)
+    model = str(tmp_path) if place == "folder" else "gs://models/llama"
+    with pytest.raises(
+        SettingsError, match="is an adapter .* give the model that it belongs to"
+    ) as e:
+        resolve_base_model(model, "main", tmp_path / "cache")
+    assert str(e.value).endswith(", owner/base") == (place == "folder")
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_the_config_is_checked_before_any_weight_is_fetched_or_read(
+    bucket: Bucket, tmp_path: Path, place: str
+) -> None:
+    def refuse(name: str, config: Mapping[str, Any]) -> None:
+        raise SettingsError(f"{name}: {config['model_type']} cannot be trained")
+
+    for file, data in FILES.items():
+        (tmp_path / file).write_bytes(data)
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"cut")  # seen if it were read
+    model = str(tmp_path) if place == "folder" else "gs://models/llama"
+    with pytest.raises(SettingsError, match=f"{model}: llama cannot be trained"):
+        resolve_base_model(model, "main", tmp_path / "cache", check=refuse)
+    fetched = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert fetched == (["config.json"] if place == "bucket" else [])
+
+
+def test_a_folders_weights_are_read_once_and_again_only_if_they_changed(tmp_path: Path) -> None:
+    """A digest that is kept is believed: a false one shows that the file was not read again."""
+    folder, work, known = tmp_path / "base", tmp_path / "work", tmp_path / "work/digests.json"
+    folder.mkdir()
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+
+    def revision(work_dir: Path) -> str:
+        return resolve_base_model(str(folder), "main", work_dir).revision
+
+    true = revision(work)
+    assert revision(work) == true
+    shard = folder / "model-00001-of-00002.safetensors"
+    kept = json.loads(known.read_text())
+    assert {Path(name).name for name in kept} == {*list(FILES)[:3]}, "config and weights"
+    kept[str(shard)][-1] = "0" * 64
+    known.write_text(json.dumps(kept))
+    assert revision(work) != true, "it was not read again"
+    before = shard.stat()
+    shard.write_bytes(FILES[shard.name])
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` would
+    assert revision(work) == true, "its inode changed, so it was"
+    known.write_text('["damaged"')
+    assert revision(work) == true
+    (tmp_path / "file").touch()
+    assert revision(tmp_path / "file") == true, "a work folder that cannot be written"

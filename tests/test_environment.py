@@ -72,6 +72,11 @@ def test_what_stands_around_a_value_is_removed_and_told_without_it(
         ("AWS_SECRET_ACCESS_KEY", "secret-one\nsecret-two"),
         ("HF_TOKEN", "secret token"),
         ("WANDB_API_KEY", "schlüssel"),
+        ("AZURE_STORAGE_ACCOUNT", "https://tester.blob.core.windows.net"),
+        ("AZURE_STORAGE_SAS_TOKEN", "secret"),
+        ("AZURE_STORAGE_KEY", "secret key"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "secret"),
+        ("AZURE_STORAGE_SERVICE_ENDPOINT", "tester.blob.core.windows.net"),
         ("GOOGLE_APPLICATION_CREDENTIALS", '{"type": "service_account", "private_key": "secret"}'),
     ],
 )

@@ -423,3 +423,8 @@ def test_the_value_of_a_secret_is_not_quoted(monkeypatch: pytest.MonkeyPatch) ->
     ) as caught:
         load_settings(hf_token=1234567)  # type: ignore[arg-type]
     assert "1234567" not in str(caught.value)
+
+
+def test_the_signature_of_an_azure_address_is_masked() -> None:
+    said = "url: /a/b?sv=1&sp=r&sig=abc%2Bdef%3D&comp=list (no such host)"
+    assert mask_secrets(said, {}) == "url: /a/b?sv=1&sp=r&sig=***&comp=list (no such host)"

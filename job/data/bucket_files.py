@@ -27,7 +27,7 @@ _FIRST = " (nothing is there: copy the rows there first)"
 class BucketFiles:
     """The `Source` protocol on a bucket's objects."""
 
-    bucket: str  # s3://name or gs://name
+    bucket: str  # s3://name, gs://name or az://name
     cache_dir: Path
     objects: tuple[tuple[str, ObjectInfo], ...]  # by their names below the folder, sorted
     outage_seconds: float = 1200

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from job.errors import DataError
 
 SUPPORTED = (
-    "a path, file://, s3:// or gs:// URI of one file, a glob or a folder of .jsonl, .json, .csv, "
-    ".parquet or .arrow, or a Hugging Face dataset (owner/name)"
+    "a path, file://, s3://, gs:// or az:// URI of one file, a glob or a folder of .jsonl, .json, "
+    ".csv, .parquet or .arrow, or a Hugging Face dataset (owner/name)"
 )
 
 

@@ -35,7 +35,7 @@ def open_source(
     scheme, separator, _ = uri.partition("://")
     if not uri or "\0" in uri:
         raise SettingsError(f"JOB_DATASET_URI is not a path: give {SUPPORTED}")
-    if separator and scheme.lower() in ("s3", "gs"):
+    if separator and scheme.lower() in ("s3", "gs", "az"):
         return list_bucket(uri, cache_dir, outage_seconds)
     if match := hub_id(uri):
         name, config, revision = match.groups()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,18 +14,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from job.base_model import resolve_base_model
-from job.data.table_parquet import read_table
-from job.demo.answers import first_held_out, generate_answers
 from job.demo.base import NAME, base_folder, ensure_base
 from job.demo.docstrings import write_rows
 from job.errors import SettingsError
 from job.ledger.ledger import Ledger
+from job.ledger.records import Result
 from job.store.local import LocalStore
+from job.winner.answers import BASE, newest_answers
 
 DEMO_DIR = Path(".demo")
 NUM_TRIALS = 3
-NUM_QUESTIONS = 3
+ASKED = ("--rows", "3", "--best", "1", "--max-new-tokens", "48")
 
 # The card's settings, scaled to a model of 135 M parameters and to half a minute a trial.
 SETTINGS = {
@@ -70,7 +70,8 @@ def run_demo() -> int:
     if code:
         return code
 
-    console.print("[bold]5/5[/] what came of it: job status, job report")
+    console.print("[bold]5/5[/] what came of it: job answers, job status, job report")
+    _run_verb(environ, "answers", *ASKED, "--json", is_shown=False)
     _run_verb(environ, "status")
     _run_verb(environ, "report", "--output", str(demo_dir))
     _show(console, Ledger(LocalStore(demo_dir / "store"), sweep), num_trials, demo_dir)
@@ -110,12 +111,13 @@ def _environ(demo_dir: Path, base: str, sweep: str, num_trials: int) -> dict[str
     }
 
 
-def _run_verb(environ: dict[str, str], *words: str) -> int:
+def _run_verb(environ: dict[str, str], *words: str, is_shown: bool = True) -> int:
     """Run the job; Ctrl-C reaches a queue as well, which saves its state while we wait."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         command = [sys.executable, "-m", "job", *words]
-        return subprocess.run(command, env=environ, check=False).returncode
+        shown = None if is_shown else subprocess.DEVNULL
+        return subprocess.run(command, env=environ, stdout=shown, check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -123,7 +125,7 @@ def _run_verb(environ: dict[str, str], *words: str) -> int:
 def _show(console: Console, ledger: Ledger, num_trials: int, demo_dir: Path) -> None:
     """Print the untuned loss, the best adapter, and held-out questions' answers."""
     results = [result for _, _, result in ledger.committed(num_trials)]
-    judged = [r for r in results if r.eval_loss and r.adapter_key and r.data_digest]
+    judged = [r for r in results if r.eval_loss and r.adapter_key]
     untuned = [loss for r in results for step, loss in r.finite_curve[:1] if step == 0]
     if not judged or not untuned:
         console.print("no trial has an adapter: see the lines above")
@@ -131,22 +133,26 @@ def _show(console: Console, ledger: Ledger, num_trials: int, demo_dir: Path) -> 
     best = min(judged, key=lambda result: result.eval_loss or 0)
     assert best.eval_loss is not None
     assert best.adapter_key is not None
-    assert best.data_digest is not None
     console.print(
         f"eval/loss untuned {untuned[0]:.4f}, best {best.eval_loss:.4f}"
         f" ({best.eval_loss / untuned[0] - 1:+.0%})"
     )
     adapter_dir = Path(ledger.store.uri) / best.adapter_key
     console.print(f"adapter: {adapter_dir}\n", soft_wrap=True)
-    base = resolve_base_model(
-        best.base_model, best.base_model_revision, cache_dir=demo_dir / "work"
-    )
-    (table,) = (demo_dir / "store/prepared" / best.data_digest).glob("eval-*.parquet")
-    rows = first_held_out(demo_dir / "rows.jsonl", read_table(table), base, NUM_QUESTIONS)
-    answers = generate_answers(base, adapter_dir, [row.prompt for row in rows])
-    for row, answer in zip(rows, answers, strict=True):
-        console.print(f"[bold]{row.question}[/]", soft_wrap=True)
-        for name, text in (("before", answer.before), ("after", answer.after)):
-            console.print(f"  [dim]{name + ':':8}[/]", escape(repr(text)), soft_wrap=True)
-        console.print("  [dim]held out:[/]", escape(repr(row.answer)), soft_wrap=True)
+    _show_answers(console, ledger, best, demo_dir / "rows.jsonl")
+
+
+def _show_answers(console: Console, ledger: Ledger, best: Result, rows_path: Path) -> None:
+    """Print what the untuned base and the best adapter say to held-out questions."""
+    answers = newest_answers(ledger)
+    if answers is None:
+        console.print("no questions were answered: see the lines above")
+        return
+    rows = [json.loads(line) for line in rows_path.read_text(encoding="utf-8").splitlines()]
+    for row in answers.rows:
+        question = next(r["question"] for r in rows if r["question"] in row.prompt)
+        before, after = row.answers[BASE], row.answers[str(best.adapter_sha256)]
+        console.print(f"[bold]{escape(question)}[/]", soft_wrap=True)
+        for name, text in (("before", before), ("after", after), ("held out", row.reference)):
+            console.print(f"  [dim]{name + ':':9}[/]", escape(repr(text)), soft_wrap=True)
     console.print("What is learned is the form of the answers, not knowledge.")

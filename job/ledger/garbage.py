@@ -7,9 +7,9 @@ Why no live attempt loses anything, whatever it does meanwhile:
 - A best adapter is named by its content: a resumed attempt computes and refers to the very bytes
   that a killed one left. So adapters and histories are touched in committed slots only, where
   result.json says which one counts, and nobody can commit any more.
-- Prepared data is used before its first trial freezes the sweep that names it, and a probe lives
-  for seconds under no name. No store here tells the age of an object, so they go only if an earlier
-  gc, a day ago, found them unused as well (`gc.json` remembers).
+- Prepared data and a staged base are there before a first trial freezes the sweep that names them,
+  and a probe lives for seconds under no name. No store here tells the age of an object, so they go
+  only if an earlier gc, a day ago, found them unused as well (`gc.json` remembers).
 Documents are never deleted, and what is under a name that we do not know is left alone.
 """
 
@@ -28,6 +28,7 @@ from job.ledger.ledger import Ledger
 from job.ledger.records import Moment, Record, damage
 from job.ledger.slot import Slot
 from job.log import log
+from job.staged_base import staged_key
 from job.store.base import Store
 from job.store.documents import create_document, read_document, swap_document
 
@@ -37,7 +38,7 @@ _UPLOAD = re.compile(
     r"(checkpoints/(?P<epoch>\d+)-\d+-[0-9a-f]{64}|adapter-[0-9a-f]{64}|history-[0-9a-f]{64}\.jsonl|rows-[0-9a-f]{64}\.json)"
     r"(?=/|$)"
 )
-_UNOWNED = re.compile(r"(prepared/[0-9a-f]{64})/|(probe-[0-9a-f]{32})$")
+_UNOWNED = re.compile(r"((?:prepared|bases)/[0-9a-f]{64})/|(probe-[0-9a-f]{32})$")
 
 
 class Memory(Record):
@@ -140,16 +141,19 @@ def _unneeded_in_generation(slot: Slot, found: dict[str, int | None]) -> Iterato
 
 
 def _unused_shared(store: Store, unused_hours: float, waiting: dict[str, str]) -> Iterator[Garbage]:
-    """Find prepared data of no sweep, and probes; put those not unused for long into `waiting`."""
-    matches = (_UNOWNED.match(key) for top in ("prepared/", "probe-") for key in store.list(top))
+    """Find prepared data and bases of no sweep, and probes; put those not unused for long into
+    `waiting`.
+    """
+    matches = (
+        _UNOWNED.match(key) for top in ("prepared/", "bases/", "probe-") for key in store.list(top)
+    )
     candidates = dict.fromkeys(match[1] or match[2] for match in matches if match)
-    used = _prepared_of_sweeps(
-        store
-    )  # read after the listing, so that a sweep frozen in between is seen
+    # Read after the listing, so that a sweep frozen in between is seen.
+    used = _shared_of_sweeps(store)
     since = _remembered(store)[0].unused_since
     now = datetime.now(UTC)
     for key in candidates:
-        if used is None or key.removeprefix("prepared/") in used:
+        if used is None or key in used:
             continue
         first_seen = since.get(key, now.isoformat(timespec="seconds"))
         hours = (now - datetime.fromisoformat(first_seen)).total_seconds() / 3600
@@ -159,8 +163,8 @@ def _unused_shared(store: Store, unused_hours: float, waiting: dict[str, str]) -
             waiting[key] = first_seen
 
 
-def _prepared_of_sweeps(store: Store) -> set[str] | None:
-    """The digests of prepared data that sweeps name; None if a sweep cannot be read."""
+def _shared_of_sweeps(store: Store) -> set[str] | None:
+    """The prepared data and the bases that sweeps name; None if a sweep cannot be read."""
     used = set()
     for key in store.list("sweeps/"):
         if (match := re.fullmatch(r"sweeps/([^/]+)/sweep\.json", key)) is None:
@@ -168,14 +172,15 @@ def _prepared_of_sweeps(store: Store) -> set[str] | None:
         try:
             identity = Ledger(store, match[1]).identity()
         except SettingsError as error:
-            log.warning("prepared data is left alone: %s", error)
+            log.warning("prepared data and bases are left alone: %s", error)
             return None
         if identity is None:
             continue
         if identity.dataset.prepared is None:
-            log.warning("prepared data is left alone: %s names none", key)
+            log.warning("prepared data and bases are left alone: %s names none", key)
             return None
-        used.add(identity.dataset.prepared)
+        used.add(f"prepared/{identity.dataset.prepared}")
+        used.add(staged_key(identity.base_model_name, identity.base_model.revision or ""))
     return used
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from job.base_model import BaseModel, resolve_base_model
+from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.data.preview import Piece, bracketed, coloured, preview
 from job.data.tokens import load_tokenizer
@@ -34,6 +34,7 @@ from job.plan.forecast import (
 )
 from job.plan.sections import (
     describe_base,
+    describe_copies,
     describe_cost,
     describe_end,
     describe_rows,
@@ -48,10 +49,11 @@ from job.settings import Settings
 from job.store import open_store, probe
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
+from job.training.families import check_base
 from job.training.memory import MemoryPlan
 from job.training.shape import largest_rank, model_shape
-from job.trial.identity import base_revision, check_vocabulary, load_sweep, sweep_identity
-from job.trial.prepare import prepare_data
+from job.trial.identity import check_rows, load_sweep, sweep_identity
+from job.trial.prepare import find_base, prepare_data
 from job.trial.slots import check_work_dir
 from job.trial.warm_start import describe as describe_warm_start
 from job.trial.warm_start import read_earlier_best
@@ -121,17 +123,14 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
     earlier = read_earlier_best(settings, definition, ledger)
-    revision = base_revision(settings, ledger)
-    base = resolve_base_model(
-        settings.base_model,
-        revision,
-        cache_dir=settings.work_dir,
-        outage_seconds=60 * settings.outage_minutes,
-    )
-    plan.sections["base"] = describe_base(base, model_shape(base.config))
+    base = find_base(settings, ledger, lambda: None)
+    coverage = check_base(base.name, base.config)
+    plan.numbers["base"] = asdict(coverage)
+    described = f"{describe_base(base, model_shape(base.config))}; {coverage}"
+    plan.sections["base"] = "\n".join([described, *describe_copies(settings, store, base)])
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
-    check_vocabulary(base, data)
+    check_rows(base, data)
     ledger.check_identity(sweep_identity(settings, definition, base, data, earlier))
     plan.numbers["data"] = {"digest": data.digest, **asdict(data.counts)}
     plan.sections["rows"] = describe_rows(data)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.data.table_files import count_lines
+from job.errors import OutageError
 from job.plan.forecast import Span, Throughput, Workload
+from job.progress import size
 from job.report.gain import Outlook, gain_lines
 from job.report.importance import searched
 from job.report.notation import amount, span, trials
 from job.report.overview import Overview
 from job.settings import Settings
+from job.staged_base import find_staged, hub_files
+from job.store.base import Store
 from job.sweep.definition import SweepDefinition
 from job.sweep.stopping import MIN_ENDED
 from job.training.shape import ModelShape
@@ -29,6 +33,23 @@ def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
         return f"{base.name} at {base.revision[:19]}: {family}, a family without predictions"
     weights = amount(shape.quantised_weights + shape.plain_weights)
     return f"{base.name} at {base.revision[:19]}: {weights} weights"
+
+
+def describe_copies(settings: Settings, store: Store, base: BaseModel) -> Iterator[str]:
+    """How much of the base each worker with an empty disk fetches, and from where."""
+    if base.hub_revision is None:
+        return
+    if (staged := find_staged(store, base.name, base.hub_revision)) is not None:
+        yield f"staged: workers take its {size(staged.size_bytes)} from {store.uri}, not the hub"
+        return
+    try:
+        num_bytes = sum(file.size_bytes for file in hub_files(base.name, base.hub_revision))
+    except OutageError:  # offline, or the hub is slow: a plan without this line is still one
+        return
+    yield (
+        f"every worker with an empty disk fetches {size(num_bytes)} from the hub, up to"
+        f" {size(settings.num_trials * num_bytes)} in all; `job stage` copies it once to the bucket"
+    )
 
 
 def describe_rows(data: PreparedData) -> str:

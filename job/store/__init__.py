@@ -19,7 +19,7 @@ def open_store(
     limits: Limits | None = None,
     setting: str = "JOB_OUTPUT_URI",
 ) -> Store:
-    """The store at `JOB_OUTPUT_URI`: `s3://`, `gs://`, `file://` or a path. Touches nothing yet.
+    """The store at `JOB_OUTPUT_URI`: a bucket, `file://` or a path. Touches nothing yet.
 
     `limits`, where given, wins over `outage_seconds`. Errors name `setting`.
     """
@@ -41,9 +41,13 @@ def open_store(
         from job.store.gcs import open_gcs_store
 
         return open_gcs_store(name, prefix.strip("/"), limits, setting)
+    if name and scheme == "az":
+        from job.store.azure import open_azure_store
+
+        return open_azure_store(name, prefix.strip("/"), limits, setting)
     raise SettingsError(
-        f"{setting}: {scheme}:// is not supported;"
-        " allowed: s3://bucket/prefix, gs://bucket/prefix, file:///folder or a path"
+        f"{setting}: {scheme}:// is not supported; allowed: s3://bucket/prefix, gs://bucket/prefix,"
+        " az://container/prefix, file:///folder or a path"
     )
 
 

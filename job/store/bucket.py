@@ -54,7 +54,7 @@ class Bucket(Protocol):
 
     @property
     def uri(self) -> str:
-        """Where the bucket is: `s3://bucket` or `gs://bucket`."""
+        """Where the bucket is: `s3://bucket`, `gs://bucket` or `az://container`."""
 
     def read(self, key: str) -> Stored | None:
         """A small object and its version; None if absent."""
@@ -76,8 +76,8 @@ class Bucket(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is no error."""
 
-    def expiries(self) -> Sequence[Expiry]:
-        """Rules by which the service deletes objects by itself."""
+    def expiries(self) -> Sequence[Expiry] | None:
+        """Rules by which the service deletes objects by itself; None where it tells none."""
 
     def diagnose(self, error: Exception) -> Fault | None:
         """What one of this bucket's errors means; None if it is not the service's."""
@@ -172,7 +172,7 @@ class BucketStore:
             if self._bucket.diagnose(error) is None:
                 raise
             return None
-        return [
+        return rules and [
             rule
             for rule in rules
             if rule.prefix.startswith(self._top) or self._top.startswith(rule.prefix)

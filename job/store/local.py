@@ -34,7 +34,7 @@ _FAILING = VOLUME_FULL | {errno.EIO, errno.ESTALE, errno.EMLINK}
 # Where it has served, this node is at fault: ext4 turns read-only after an I/O error, and the next
 # node mounts it anew.
 _WRONG_OR_FAILING = {errno.EROFS, errno.ENOENT}
-_SERVED = ("prepared", "sweeps")  # folders that a trial leaves
+_SERVED = ("bases", "prepared", "sweeps")  # folders that a trial, or `job stage`, leaves
 
 
 class LocalStore:

@@ -20,15 +20,16 @@ class ObjectInfo:
 
     key: str
     size_bytes: int
-    version: str  # S3: ETag; GCS: generation
+    version: str  # S3, Azure: ETag; GCS: generation
 
 
 def list_objects(
     uri: str, *, setting: str = "JOB_DATASET_URI", outage_seconds: float = 1200
 ) -> list[ObjectInfo]:
-    """Every object whose key starts with the prefix of `s3://bucket/prefix` or `gs://…`, by key.
+    """Every object whose key starts with the prefix of `s3://bucket/prefix`, `gs://…` or `az://…`.
 
-    Folder markers (empty objects whose key ends in "/") are left out. Empty if there is none.
+    Sorted by key. Folder markers (empty objects whose key ends in "/") are left out. Empty if there
+    is none.
     Raises `SettingsError` (no such bucket), `CredentialsError` and `StoreError`.
     """
     reader, prefix = _open(uri, setting, outage_seconds)
@@ -72,9 +73,9 @@ def download_object(
 def _open(uri: str, setting: str, outage_seconds: float) -> tuple[BucketReader, str]:
     scheme, _, rest = uri.partition("://")
     name, _, prefix = rest.partition("/")
-    if not name or scheme not in ("s3", "gs"):
-        raise SettingsError(f"{setting}: allowed: s3://bucket/prefix or gs://bucket/prefix")
-    prefixes = ("AWS_", "GOOGLE_", "STORAGE_")
+    if not name or scheme not in ("s3", "gs", "az"):
+        raise SettingsError(f"{setting}: allowed: s3://bucket/prefix, gs:// or az://")
+    prefixes = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_")
     environment = tuple(sorted(v for v in os.environ.items() if v[0].startswith(prefixes)))
     return _reader(scheme, name, setting, outage_seconds, environment), prefix
 
@@ -89,6 +90,10 @@ def _reader(
         from job.store.s3 import S3Bucket
 
         return BucketReader(S3Bucket(name, limits), limits, setting)
+    if scheme == "az":
+        from job.store.azure import open_azure_bucket
+
+        return BucketReader(open_azure_bucket(name, limits, setting), limits, setting)
     from job.store.gcs import open_gcs_bucket
 
     return BucketReader(open_gcs_bucket(name, limits, setting), limits, setting)

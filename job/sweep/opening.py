@@ -96,8 +96,10 @@ def _rates(domain: FloatRange) -> list[float]:
 
 def _ends(domain: Distribution, limit: int | None = None) -> tuple[ParamValue, ParamValue]:
     """The domain's smallest value, and its largest that is not above `limit`, or the smallest."""
+    if isinstance(domain, FloatRange):  # of alpha, which has no limit
+        return domain.min, domain.max
     count = num_points(domain)
-    assert count is not None, "ranks and alphas are whole numbers"
+    assert count is not None, "only floats cannot be counted"
     rising = sorted((point(domain, index) for index in range(count)), key=float)
     allowed = [value for value in rising if limit is None or float(value) <= limit]
     return rising[0], (allowed or rising)[-1 if allowed else 0]

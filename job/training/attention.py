@@ -9,7 +9,7 @@ cannot see each other does not depend on a mask.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -26,6 +26,47 @@ def enable_packed_attention(model: Any) -> None:
     """
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     model.set_attn_implementation(PACKED_ATTENTION)
+    enable_rope_by_sample(model)
+
+
+def enable_rope_by_sample(model: Any) -> None:
+    """Have rotary embeddings that depend on the length see one sample at a time, not the row.
+
+    "longrope" takes other frequencies for a sequence over the original length, "dynamic" for each
+    longer one, and it remembers the longest. In a row, a short sample would get those of its
+    longest neighbour (eval/loss 6.020 became 5.974), and of those before it.
+    """
+    ropes = [m for m in model.modules() if _depends_on_length(getattr(m, "rope_type", None))]
+    lengths: list[int] = []
+
+    def note(_module: Any, _arguments: Any, options: dict[str, Any]) -> None:
+        lengths[:] = options["sample_lengths"]
+
+    if ropes:
+        model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    for rope in ropes:
+        rope.forward = partial(_rope_by_sample, rope, lengths)
+
+
+def _depends_on_length(rope_type: Any) -> bool:
+    """Whether transformers computes such frequencies anew in forward; a type for each kind of layer
+    may be given.
+    """
+    kinds = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
+    return any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds)
+
+
+def _rope_by_sample(
+    rope: Any, lengths: list[int], x: torch.Tensor, position_ids: torch.Tensor, *more: Any
+) -> tuple[torch.Tensor, ...]:
+    """Compute cos and sin, (1, tokens, head_dim) each, sample by sample."""
+    parts = []
+    for positions in torch.split(position_ids, lengths, dim=1):
+        if hasattr(rope, "max_seq_len_cached"):  # else it would remember the longest sample
+            rope.max_seq_len_cached = rope.original_max_seq_len
+            rope.inv_freq = rope.original_inv_freq.to(x.device)
+        parts.append(type(rope).forward(rope, x, positions, *more))
+    return tuple(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
 
 
 def packed_attention(

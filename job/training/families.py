@@ -1,14 +1,56 @@
-"""The families of models, by `model_type`, whose rows can be packed. Imports no torch."""
+"""Which bases this job can train, and which families' rows can be packed. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from job.errors import SettingsError
 
 # Families whose attention goes through transformers' attention interface with all its keyword
 # arguments, whose mask is causal (or a sliding window), and whose logits are head(backbone(x)),
 # scaled as `LogitScale` says.
 PACKED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "cohere", "cohere2")
+
+
+# Of a base's linear weights, the least share that has to be in 4 bits, and to get adapters: "4-bit
+# NF4, LoRA on all linear layers" is what a sweep promises. Mixtral's fused experts leave 3 %.
+LEAST_SHARE = 0.9
+
+
+class UntrainableError(ValueError):
+    """A base that this job cannot train as it promises; the message says why, after its name."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The shares of a base's linear weights, its head apart, that are in 4 bits and adapted."""
+
+    quantised: float
+    adapted: float
+
+    def __str__(self) -> str:
+        return f"{self.quantised:.0%} of its linear weights in 4 bits, {self.adapted:.0%} adapted"
+
+
+def check_base(name: str, config: Mapping[str, Any]) -> Coverage:
+    """Compute the shares from a config.json. Raises `SettingsError` for a base that cannot train.
+
+    Imports torch but for the families that are known to be covered in full.
+    """
+    family = config["model_type"]
+    if is_packed(family) and "quantization_config" not in config:
+        return Coverage(1.0, 1.0)
+    from job.training.coverage import coverage
+
+    try:
+        return coverage(config)
+    except UntrainableError as error:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {name} ({family}) cannot be trained: {error}; take another base, such"
+            " as a Mistral, Llama, Qwen or Phi model"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def fit(
     recorder = Recorder(trainer, keeper, work_dir, timer, inputs.card)
     infeasible = _too_large(trainer, inputs)
     if infeasible is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
-        infeasible = warm_up(trainer, inputs.tables.train, inputs.memory)
+        infeasible = warm_up(
+            trainer, inputs.tables.train, inputs.memory, should_stop=inputs.ending.should_stop
+        )
     if infeasible is not None:
         outcome = TrainOutcome("infeasible", infeasible, recorder.state)
     else:

@@ -10,9 +10,10 @@ from typing import TypeVar
 import torch
 
 from job.data.samples import SampleTable, Tables
-from job.errors import GpuError
+from job.errors import GpuError, SettingsError
 from job.ledger.records import Recipe, Status
 from job.log import log
+from job.training.device import allow_other_kernels
 from job.training.recorder import Recorder
 from job.training.state import TrainState
 from job.training.trainer import ShouldStop, Trainer, never_stop
@@ -44,7 +45,8 @@ def train(trainer: Trainer, tables: Tables, recorder: Recorder, ending: Ending) 
 
     What comes next is read off `recorder.state` alone, so a resumed trial goes on exactly where its
     saved state stopped. A trial that is cut short has taken a step and is evaluated once more.
-    Raises what `ending.should_stop` raises, and `GpuError` where a card that had room has none.
+    Raises what `ending.should_stop` raises, `GpuError` where a card that had room has none, and
+    `SettingsError` for a base whose loss, untuned, is no number.
     """
     recipe, state, should_stop = trainer.recipe, recorder.state, ending.should_stop
     try:
@@ -81,6 +83,11 @@ def _evaluate(
     if state.curve and state.curve[-1][0] == state.step:
         return
     measured = easing_on_oom(trainer, lambda: trainer.evaluate_rows(table, state, should_stop))
+    if state.step == 0 and not math.isfinite(measured.loss):
+        raise SettingsError(
+            f"JOB_BASE_MODEL: the untuned model's eval/loss is {measured.loss}: it overflows in"
+            f" {trainer.dtype}, which every trial of this sweep would; take another base"
+        )
     is_best = _judge(measured.loss, state)
     recorder.on_eval(state.step, measured.loss, is_best)
     if is_best:
@@ -122,6 +129,8 @@ def _end(
 def easing_on_oom(trainer: Trainer, action: Callable[[], T]) -> T:
     """Run `action`; whenever it runs out of GPU memory, ease the trainer's plan and run it again.
 
+    So it is with an operation that has no deterministic kernel, after which others may be used.
+
     Raises `torch.OutOfMemoryError` if the plan cannot be eased any further.
     """
     while True:
@@ -129,6 +138,10 @@ def easing_on_oom(trainer: Trainer, action: Callable[[], T]) -> T:
             return action()
         except torch.OutOfMemoryError as error:
             failure = str(error).partition("\n")[0]
+        except RuntimeError as error:
+            if not allow_other_kernels(error):
+                raise
+            continue
         # Outside the handler: inside it the traceback keeps the failed step's tensors alive.
         if not trainer.ease():
             raise torch.OutOfMemoryError(failure)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from job.training.families import is_packed
@@ -46,10 +46,16 @@ class MemoryPlan:
     usable_bytes: int | None = None
     warm_up: bool = False  # try the heaviest micro-batch before the first step
     relative_cost: float = math.nan  # time of a token; 1 is a forward pass without dequantising
+    rivals: tuple[MemoryPlan, ...] = ()  # fit as well; the warm-up times them against this one
+
+    @property
+    def words(self) -> str:
+        """The plan itself, without what is predicted of it."""
+        layers = {"none": "no layer", "second": "every second layer", "all": "all layers"}
+        return f"{self.token_budget} tokens a micro-batch, {layers[self.recompute]} recomputed"
 
     def __str__(self) -> str:
-        layers = {"none": "no layer", "second": "every second layer", "all": "all layers"}
-        text = f"{self.token_budget} tokens a micro-batch, {layers[self.recompute]} recomputed"
+        text = self.words
         if self.predicted is None:
             return text
         limit = "" if self.usable_bytes is None else f" of {_gib(self.usable_bytes)}"
@@ -66,8 +72,11 @@ def plan_memory(
     per_device_train_batch_size: int,
     usable_bytes: int | None,
 ) -> MemoryPlan:
-    """Choose the fastest plan whose predicted peak fits `usable_bytes` (None stands for a CPU).
+    """Choose the plan of least predicted cost whose peak fits `usable_bytes` (None: a CPU).
 
+    The cost is a T4's by its data sheet; on a card that its host keeps waiting the order is another
+    (an H100: 1.5 times as fast with the costliest of three). So the best plan of each other
+    recompute mode comes with it, as a rival that the warm-up times.
     On a CPU memory is no concern and nothing is recomputed. A family whose memory cannot be
     predicted gets room for `per_device_train_batch_size` longest samples, with all layers
     recomputed. Where no plan fits, it is the smallest one, which the warm-up then tries.
@@ -84,7 +93,10 @@ def plan_memory(
     fitting = [plan for plan in plans if _peak(plan) <= FILL * usable_bytes]
     if not fitting:
         return min(plans, key=_peak)
-    return min(fitting, key=lambda plan: (round(plan.relative_cost, 3), _peak(plan)))
+    fitting.sort(key=lambda plan: (round(plan.relative_cost, 3), _peak(plan)))
+    best_of_mode = {plan.recompute: plan for plan in reversed(fitting)}
+    first, *rivals = sorted(best_of_mode.values(), key=fitting.index)
+    return replace(first, rivals=tuple(rivals))
 
 
 def list_plans(

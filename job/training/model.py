@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from job.base_model import other_quantisation
 from job.errors import (
     GpuError,
     JobError,
@@ -27,14 +28,17 @@ from job.hub import explained
 from job.ledger.records import Recipe
 from job.log import log
 from job.training.attention import enable_packed_attention
-from job.training.families import PACKED_FAMILIES
+from job.training.families import PACKED_FAMILIES, is_packed
 from job.training.footprint import EVERY_N_LAYERS, Recompute
 from job.training.gpu_faults import is_gpu_fault
 from job.training.layers import enable_lean_layers
 from job.training.lora import enable_lean_lora
 from job.training.loss import has_chunked_loss
-from job.training.precision import compute_dtype, normalise_dtype
+from job.training.precision import autocast, compute_dtype, normalise_dtype
 from job.training.recipe import derive_seed
+
+# Of the largest logit: above fp16's rounding, below what a token does that sees the one after it.
+TOLERANCE = 2e-3
 
 
 def load_base(
@@ -62,8 +66,8 @@ def load_base(
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        elif not _is_4_bit(own):
-            raise ValueError("it is quantised already, but not in bitsandbytes' 4 bits")
+        elif (method := other_quantisation({"quantization_config": own})) is not None:
+            raise ValueError(f"it is quantised already, by {method}, not in bitsandbytes' NF4")
         with _collected_warnings(report):
             model, loading = AutoModelForCausalLM.from_pretrained(
                 location,
@@ -76,6 +80,8 @@ def load_base(
             )
         if missing := sorted(loading["missing_keys"]) + sorted(loading["mismatched_keys"]):
             raise ValueError(f"its files lack {missing[0]} (and {len(missing) - 1} more)")
+        if getattr(model, "peft_config", None):
+            raise ValueError("an adapter lies beside it, which transformers loads as well")
     except torch.OutOfMemoryError as error:
         raise GpuError(
             f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
@@ -89,7 +95,49 @@ def load_base(
     normalise_dtype(model, dtype)
     model.requires_grad_(False)
     model.config.use_cache = False
-    return model.eval()
+    model.eval()
+    if not is_packed(model.config.model_type):
+        _try_family(location, model)
+    return model
+
+
+@torch.no_grad()
+def _try_family(location: str, model: Any) -> None:
+    """Show eight tokens to a model of a family that no test of ours knows, as training will.
+
+    Raises `SettingsError` if it fails, if a token sees those after it, or if positions that are
+    given, as they are in training, are other than those that the model counts itself.
+    """
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(3, 11, device=device)[None] % model.get_input_embeddings().num_embeddings
+    given = {"position_ids": torch.arange(8, device=device)[None], "use_cache": False}
+    changed = ids.clone()
+    changed[0, -1] = ids[0, 0]
+    try:
+        with autocast(device, compute_dtype(device)):
+            logits = model(input_ids=ids, **given).logits.float()
+            counted = model(input_ids=ids, use_cache=False).logits.float()
+            other = model(input_ids=changed, **given).logits.float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if is_gpu_fault(error):
+            raise
+        first_line = str(error).strip().partition("\n")[0]
+        raise _untrainable(location, model, f"its forward pass fails: {first_line}") from error
+    limit = TOLERANCE * float(logits.abs().max())
+    if float((logits - other)[:, :-1].abs().max()) > limit:
+        raise _untrainable(location, model, "its tokens see those after them")
+    if float((logits - counted).abs().max()) > limit:
+        raise _untrainable(location, model, "it counts positions in a way of its own")
+
+
+def _untrainable(location: str, model: Any, why: str) -> SettingsError:
+    family = model.config.model_type
+    return SettingsError(
+        f"JOB_BASE_MODEL: {location} ({family}) cannot be trained: {why}; take another base, such"
+        " as a Mistral, Llama, Qwen or Phi model"
+    )
 
 
 @contextlib.contextmanager
@@ -131,13 +179,6 @@ def _load_error(location: str, error: Exception, report: str = "") -> JobError:
 def _hub_error(location: str, error: Exception) -> JobError | None:
     """What the error says of the hub; None for a folder, and where it says nothing of it."""
     return None if Path(location).is_dir() else explained(error, "JOB_BASE_MODEL", location)
-
-
-def _is_4_bit(quantization_config: dict[str, Any]) -> bool:
-    return (
-        quantization_config.get("quant_method") == "bitsandbytes"
-        and quantization_config.get("load_in_4bit") is True
-    )
 
 
 def add_adapters(model: Any, recipe: Recipe) -> Any:

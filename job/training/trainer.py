@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from job.data.samples import SampleTable
 from job.ledger.records import Recipe
-from job.training.batching import MicroBatch, pack, samples_of_step
+from job.training.batching import MicroBatch, heaviest, pack, samples_of_step
 from job.training.footprint import Recompute
 from job.training.gpu_faults import out_of_memory_by_one_name
 from job.training.loss import has_chunked_loss, sample_nll, target_nll
@@ -100,7 +100,7 @@ class Trainer:
         num_targets = table.targets_of(indices)
         # Dropout must not depend on what ran before, or a resumed trial would differ.
         torch.manual_seed(derive_seed(self.recipe.seed, "step", state.step))
-        batches = pack(table, indices, self._row_budget)
+        batches = pack(table, indices, self.row_budget)
         total = self.accumulate(batches, num_targets, should_stop)
         grad_norm = self._update(state)
         train_loss = float(total) / num_targets
@@ -142,9 +142,8 @@ class Trainer:
         return total
 
     def heaviest(self, table: SampleTable) -> MicroBatch:
-        """Pack the longest samples of `table` into one micro-batch, which takes the most memory."""
-        longest_first = np.argsort(table.lengths)[::-1].tolist()
-        return next(pack(table, longest_first, self._row_budget))
+        """Make the micro-batch that takes the most memory of all that `table` can give."""
+        return heaviest(table, self.recipe.samples_per_step, self.row_budget)
 
     def ease(self) -> bool:
         """Need less memory from now on, after a step that ran out of it; False if that cannot be.
@@ -159,6 +158,11 @@ class Trainer:
             self.set_plan(self.token_budget // 2, "all")
         else:
             return False
+        self.drop_partial_step()
+        return True
+
+    def drop_partial_step(self) -> None:
+        """Drop what a step that ran out of memory left behind, and give its memory back."""
         self.optimizer.zero_grad(set_to_none=True)
         for parameter, moments in list(self.optimizer.state.items()):
             if "exp_avg_sq" not in moments:  # the last one made: memory ran out before it
@@ -170,7 +174,6 @@ class Trainer:
             self.scaler.load_state_dict(old)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return True
 
     def evaluate(
         self, table: SampleTable, state: TrainState, should_stop: ShouldStop = never_stop
@@ -212,7 +215,7 @@ class Trainer:
         self.set_plan(saved["token_budget"], saved.get("recompute", self.recompute))
 
     @property
-    def _row_budget(self) -> int:
+    def row_budget(self) -> int:
         """The token budget of `pack`: 1 puts each sample of an unknown family into its own row."""
         return self.token_budget if self._packed else 1
 
@@ -226,7 +229,7 @@ class Trainer:
         self.model.eval()
         causal_lm, parts = self.model.get_base_model(), []
         with torch.no_grad(), autocast(self.device, self.dtype):
-            for batch in pack(table, range(len(table)), self._row_budget):
+            for batch in pack(table, range(len(table)), self.row_budget):
                 should_stop()
                 parts.append(sample_nll(causal_lm, batch.to(self.device)))
         # Read back once: in fp64, so that the packing does not show.

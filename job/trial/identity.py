@@ -151,12 +151,27 @@ def base_revision(settings: Settings, ledger: Ledger) -> str:
     return frozen if is_same and is_commit else settings.base_model_revision
 
 
-def check_vocabulary(base: BaseModel, data: PreparedData) -> None:
-    """Refuse a tokenizer that knows more tokens than the model: it would index past its table."""
+# Names of the number of positions in a config.json, by family.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+
+
+def check_rows(base: BaseModel, data: PreparedData) -> None:
+    """Refuse rows with tokens or positions that the model does not know. Raises `SettingsError`.
+
+    A tokenizer that knows more tokens would index past its table, and so would rows that are longer
+    than learned positions reach; rotary ones go on silently where nothing was trained.
+    """
     vocab_size = base.config.get("vocab_size")
     highest = max(int(table.input_ids.max()) for table in (data.train, data.eval))
     if isinstance(vocab_size, int) and highest >= vocab_size:
         raise SettingsError(
             f"JOB_BASE_MODEL: {base.name}: its tokenizer gives token {highest}, but its model has"
             f" only {vocab_size}; the two do not belong together"
+        )
+    longest = max(int(table.lengths.max()) for table in (data.train, data.eval))
+    known = [base.config[name] for name in POSITIONS if isinstance(base.config.get(name), int)]
+    if known and longest > known[0]:
+        raise SettingsError(
+            f"JOB_MAX_SEQ_LENGTH: a row has {longest} tokens, but {base.name} knows {known[0]}"
+            f" positions; set it to {known[0]}"
         )

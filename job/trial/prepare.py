@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from job.base_model import BaseModel, resolve_base_model
+from job.base_model import BaseModel
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.tokens import load_tokenizer, vocabulary_digest
 from job.hub import waited_out
@@ -16,9 +17,11 @@ from job.log import log
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
+from job.staged_base import resolve_base
 from job.store import probe
+from job.training.families import check_base
 from job.trial.attempt import Loaded, Training
-from job.trial.identity import base_revision, check_vocabulary
+from job.trial.identity import base_revision, check_rows
 
 
 def load(
@@ -33,18 +36,19 @@ def load(
     Raises any `JobError`.
     """
     started = time.monotonic()
-    device = training.open_device(settings)
-    probe(ledger.store)
-    base = resolve_base_model(
-        settings.base_model,
-        base_revision(settings, ledger),
-        cache_dir=settings.work_dir,
-        outage_seconds=60 * settings.outage_minutes,
-        should_stop=stop.check,
-    )
-    data = prepare_data(settings, base, ledger, stop.check)
-    check_vocabulary(base, data)
+    seconds_of: dict[str, float] = {}
+    with _timed(seconds_of, "device"):
+        device = training.open_device(settings)
+    with _timed(seconds_of, "store"):
+        probe(ledger.store)
+    with _timed(seconds_of, "base"):
+        base = find_base(settings, ledger, stop.check)
+    with _timed(seconds_of, "rows"):
+        data = prepare_data(settings, base, ledger, stop.check)
+        check_rows(base, data)
     prepared = time.monotonic()
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
+    log.info("prepared in %.1f s (%s)", prepared - started, parts)
 
     def load_base() -> Any:
         with watchdog.phase("loading the model"):
@@ -54,6 +58,27 @@ def load(
     seconds = time.monotonic() - prepared
     log.info("model: %s loaded in %.1f s", base.name, seconds)
     return Loaded(base, data, device, model, prepared - started, seconds)
+
+
+@contextlib.contextmanager
+def _timed(seconds_of: dict[str, float], part: str) -> Iterator[None]:
+    """Note the seconds that the block takes."""
+    started = time.monotonic()
+    yield
+    seconds_of[part] = time.monotonic() - started
+
+
+def find_base(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]) -> BaseModel:
+    """The base of the settings, checked before its weights move. Raises any `JobError`."""
+    return resolve_base(
+        ledger.store,
+        settings.base_model,
+        base_revision(settings, ledger),
+        settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
+        should_stop=should_stop,
+        check=check_base,
+    )
 
 
 def prepare_data(

@@ -83,26 +83,11 @@ def run_trial_on(
     definition, sweep = load_sweep(settings, store, stop.check)
     ledger = Ledger(store, sweep)
     catch_up(settings, ledger, stop.check)
-    open_slots, ended = worth_working_on(settings, ledger, slots(settings, ledger))
-    if ended is not None and not open_slots:
-        warn_of_other_settings(settings, definition, ledger)
-        tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
-        return ended_line(settings, ended, name=slot_name(settings, sweep))
     watch = LeaseWatch(settings.lease_seconds)
-    if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
-        warn_of_other_settings(settings, definition, ledger)
-        return nothing_to_do(settings, ledger)
-    open_slots = drawable(settings, ledger, open_slots, stop.check)
-    if not open_slots:
-        return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
-    earlier = read_earlier_best(settings, definition, ledger)
-    # Loaded before anything is frozen: a base that cannot be loaded must not become a sweep's own.
-    loaded = load(settings, ledger, training, stop, watchdog)
-    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data, earlier))
-    if earlier is not None:
-        log.info("warm start: %s", describe(earlier, definition, settings))
-    stop.check()
-
+    open_slots = _slots_worth_a_trial(settings, definition, ledger, watch, stop)
+    if isinstance(open_slots, str):
+        return open_slots
+    loaded = _load(settings, definition, ledger, training, stop=stop, watchdog=watchdog)
     lease = acquire(
         ledger,
         open_slots,
@@ -116,13 +101,7 @@ def run_trial_on(
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         lease.open_account()
-        tell_of_slot(settings, lease)
-        try:
-            check_progress(lease)
-        except SlotError as error:
-            tell_of_slot(settings, lease, given_up=str(error))
-            tell_if_done(settings, ledger)
-            raise
+        _check_progress(settings, lease)
         drawn = _drawn(settings, definition, lease, loaded, stop)
         if isinstance(drawn, str):
             return drawn
@@ -134,6 +113,60 @@ def run_trial_on(
         except JobError as error:
             attempt.mirror.fail(error)
             raise
+
+
+def _slots_worth_a_trial(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    watch: LeaseWatch,
+    stop: Stop,
+) -> list[int] | str:
+    """The open slots to work on, known before anything is loaded; or the last line without one."""
+    name = slot_name(settings, ledger.sweep)
+    open_slots, ended = worth_working_on(settings, ledger, slots(settings, ledger))
+    if ended is not None and not open_slots:
+        warn_of_other_settings(settings, definition, ledger)
+        tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
+        return ended_line(settings, ended, name=name)
+    if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
+        warn_of_other_settings(settings, definition, ledger)
+        return nothing_to_do(settings, ledger)
+    gives = drawable(settings, ledger, open_slots, stop.check)
+    return gives or f"{name}: never drawn, the W&B sweep gives no more trials"
+
+
+def _load(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    training: Training,
+    *,
+    stop: Stop,
+    watchdog: Watchdog,
+) -> Loaded:
+    """Load all that a trial needs, then freeze the sweep's identity, or check ours against it.
+
+    In this order: a base that cannot be loaded must not become a sweep's own.
+    """
+    earlier = read_earlier_best(settings, definition, ledger)
+    loaded = load(settings, ledger, training, stop, watchdog)
+    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data, earlier))
+    if earlier is not None:
+        log.info("warm start: %s", describe(earlier, definition, settings))
+    stop.check()
+    return loaded
+
+
+def _check_progress(settings: Settings, lease: HeldLease) -> None:
+    """Close a slot whose attempts make no progress, and tell people. Raises `SlotError` then."""
+    tell_of_slot(settings, lease)
+    try:
+        check_progress(lease)
+    except SlotError as error:
+        tell_of_slot(settings, lease, given_up=str(error))
+        tell_if_done(settings, lease.slot.ledger)
+        raise
 
 
 def _drawn(

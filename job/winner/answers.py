@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from job.base_model import resolve_base_model
 from job.data.samples import SampleTable
 from job.data.tokens import load_tokenizer
 from job.errors import CredentialsError, SettingsError, SlotError
@@ -25,6 +24,7 @@ from job.ledger.records import AnsweringModel, AnswerRow, Answers, Result
 from job.log import log
 from job.progress import CountProgress
 from job.settings import Settings
+from job.staged_base import resolve_base
 from job.store.base import Store
 from job.store.documents import create_document, read_document, swap_document
 from job.winner.adapter import download
@@ -120,8 +120,12 @@ def _generate(
     from job.training.generation import generate, load_models
 
     result = next(iter(by_name.values()))[1]
-    base = resolve_base_model(
-        result.base_model, result.base_model_revision, cache_dir=settings.work_dir
+    base = resolve_base(
+        kept.store,
+        result.base_model,
+        result.base_model_revision,
+        settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
     )
     tokenizer = load_tokenizer(base.location, base.hub_revision)
     device = any_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from job.data.chat import Chat, Message
 from job.data.formats import UnusableRowError
 from job.data.templates import load_template
-from job.data.tokens import TOO_LONG, Sample, encode, load_tokenizer, tokenizer_fingerprint
+from job.data.tokens import (
+    TOO_LONG,
+    Sample,
+    encode,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_digest,
+)
 from job.errors import SettingsError
 from tests.tiny_tokenizer import (
     LLAMA3,
@@ -160,6 +167,14 @@ def test_the_fingerprint_is_of_what_decides_the_ids() -> None:
     )
     tokenizer.add_tokens(["Paris"])
     assert tokenizer_fingerprint(tokenizer) != before
+
+
+def test_a_vocabulary_is_the_same_whatever_is_added_for_a_chat() -> None:
+    plain, chat, other = byte_level_tokenizer(), byte_level_tokenizer(), sentencepiece_tokenizer()
+    chat.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    assert tokenizer_fingerprint(plain) != tokenizer_fingerprint(chat)
+    assert vocabulary_digest(plain) == vocabulary_digest(chat)
+    assert vocabulary_digest(plain) != vocabulary_digest(other)
 
 
 @pytest.mark.slow  # AutoTokenizer imports torch

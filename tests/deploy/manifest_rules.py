@@ -33,8 +33,11 @@ T4_LABELS = {
     ("node.kubernetes.io/instance-type", "g4dn.xlarge"),
     ("node.kubernetes.io/instance-type", "Standard_NC4as_T4_v3"),
 }
-# Not the job's own settings, but read by boto3.
-OTHER_VARIABLES = {"AWS_REGION", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"}
+# Not the job's own settings, but read by boto3 and Azure's SDK.
+OTHER_VARIABLES = {
+    "AWS_REGION", "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_STORAGE_ACCOUNT",
+    "AZURE_TENANT_ID",
+}  # fmt: skip
 
 
 class Manifests:

@@ -103,7 +103,7 @@ def check_volumes_are_mounted(manifests: Manifests) -> Iterator[str]:
 
 def check_rows_and_results_are_in_reach(manifests: Manifests) -> Iterator[str]:
     paths = [mount["mountPath"] for mount in manifests.container["volumeMounts"]]
-    scheme = r"file:///data/.|(s3|gs)://[^/]"
+    scheme = r"file:///data/.|(s3|gs|az)://[^/]"
     for name in ("JOB_DATASET_URI", "JOB_OUTPUT_URI"):
         uri = manifests.settings.get(name, "")
         if not re.match(scheme, uri) or (uri.startswith("file:") and "/data" not in paths):

@@ -86,7 +86,7 @@ def test_cloud_asks_for_spot_and_leaves_the_grace_it_gives(overlay: str) -> None
     assert SPOT[overlay] in manifests.pod["nodeSelector"].items()
     assert "nvidia.com/gpu.product" not in manifests.pod["nodeSelector"]
     assert int(manifests.settings["JOB_GRACE_SECONDS"]) <= NOTICE[overlay]
-    scheme = "gs://" if overlay == "gke" else "s3://"
+    scheme = {"gke": "gs://", "aks": "az://"}.get(overlay, "s3://")
     assert all(manifests.settings[f"JOB_{n}_URI"].startswith(scheme) for n in ("DATASET", "OUTPUT"))
 
 
@@ -108,17 +108,28 @@ def test_network_lets_nothing_in_and_names_https_and_identity_out(overlay: str) 
     assert link_local == [["169.254.0.0/16"]]
 
 
-def test_aks_pod_holds_a_token_for_aws_and_none_for_the_cluster() -> None:
+def test_aks_pod_holds_a_token_for_entra_id_and_none_for_the_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     manifests = rendered("aks")
     (volume,) = [v for v in manifests.pod["volumes"] if "projected" in v]
     (source,) = volume["projected"]["sources"]
     token = source["serviceAccountToken"]
-    assert token["audience"] == "sts.amazonaws.com"
+    assert token["audience"] == "api://AzureADTokenExchange"
     assert token["expirationSeconds"] >= 600  # the API server's least
     (mount,) = [m for m in manifests.container["volumeMounts"] if m["name"] == volume["name"]]
     path = f"{mount['mountPath']}/{token['path']}"
-    assert manifests.settings["AWS_WEB_IDENTITY_TOKEN_FILE"] == path
+    assert manifests.settings["AZURE_FEDERATED_TOKEN_FILE"] == path
     assert mount["readOnly"] is True
+    identity = pytest.importorskip("azure.identity")
+    from azure.core.exceptions import ClientAuthenticationError
+
+    for name, value in manifests.settings.items():
+        if name.startswith("AZURE_"):
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ClientAuthenticationError) as caught:
+        identity.DefaultAzureCredential().get_token("https://storage.azure.com/.default")
+    assert path in str(caught.value), "the SDK finds the identity by these very variables"
 
 
 @pytest.mark.parametrize("overlay", ["gke", *slow("aks", "eks-karpenter", "eks-nodegroup")])

@@ -194,7 +194,7 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
         "sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "end", "warning",
         "warning", "advice", "advice",
     ]  # fmt: skip
-    assert "7.25 B weights" in done.stdout
+    assert "7.25 B weights; 100% of its linear weights in 4 bits, 100% adapted" in done.stdout
     sample = done.stdout.partition("sample     ")[2].partition("\nmemory")[0]
     assert re.fullmatch(
         r"<\|im_start\|>user\n {11}\d+\+\d+\?<\|im_end\|>\n {11}<\|im_start\|>assistant\n"
@@ -228,3 +228,23 @@ def test_the_exit_code_is_the_trials(inputs: dict[str, str]) -> None:
     assert wrong.stdout.splitlines()[0].startswith("sweep"), "what is right is shown first"
     refused = _plan(inputs, JOB_OUTPUT_URI="ftp://host/folder")
     assert refused.returncode == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "falcon"}, "only 0% of its linear weights can be held in 4 bits"),
+        (MISTRAL_7B | {"quantization_config": {"quant_method": "gptq"}}, "already, by gptq"),
+        (MISTRAL_7B | {"max_position_embeddings": 8}, "knows 8 positions; set it to 8"),
+    ],
+)  # fmt: skip
+def test_a_base_that_cannot_train_is_refused_by_the_plan(
+    inputs: dict[str, str], tmp_path: Path, config: dict[str, Any], says: str
+) -> None:
+    for file in Path(inputs["JOB_BASE_MODEL"]).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = _plan(inputs, JOB_BASE_MODEL=str(tmp_path))
+    assert done.returncode == 64
+    assert says in " ".join(done.stderr.split())

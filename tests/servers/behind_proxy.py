@@ -12,7 +12,7 @@ import pytest
 from job.store import open_store
 from job.store.base import Store
 from job.store.retries import Limits
-from tests.servers import s3
+from tests.servers import azurite, s3
 from tests.servers.proxy import FaultProxy, proxy_to
 
 LIMITS = Limits(
@@ -28,6 +28,11 @@ RETRYING_LIMITS = dataclasses.replace(LIMITS, attempts=3)
 LARGE_BYTES = 9_000_000  # in parts
 
 
+def write_verb(store: Store) -> str:
+    """What the first line of a write begins with; only GCS writes with POST."""
+    return "POST " if store.uri.startswith("gs") else "PUT "
+
+
 @contextmanager
 def store(
     scheme: str, endpoint: str, monkeypatch: pytest.MonkeyPatch, folder: Path
@@ -36,4 +41,5 @@ def store(
     with proxy_to(endpoint) as proxy:
         s3.use(monkeypatch, proxy.endpoint)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint)
+        azurite.use(monkeypatch, proxy.endpoint)
         yield open_store(f"{scheme}://{s3.BUCKET}/{folder.name}", limits=LIMITS), proxy

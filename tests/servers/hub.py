@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif rest[:1] == ["resolve"]:
             self._file(files.get("/".join(rest[2:])))
         else:
-            siblings = [{"rfilename": path} for path in files]
+            siblings = [_sibling(path, data) for path, data in files.items()]
             info = {"id": "/".join(parts[1:3]), "sha": COMMIT, "siblings": siblings}
             self._answer(200, json.dumps(info).encode(), {})
 
@@ -192,6 +192,15 @@ def _mode(path: str, files: dict[str, bytes]) -> dict[str, Any]:
         oid = sha256 if is_lfs else hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
     mode = "lfs" if is_lfs else "regular"
     return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+
+
+def _sibling(path: str, data: bytes) -> dict[str, object]:
+    """A file as the hub tells it when asked for metadata: large ones are kept as LFS objects."""
+    told: dict[str, object] = {"rfilename": path, "size": len(data)}
+    if path.endswith(".safetensors"):
+        sha256 = hashlib.sha256(data).hexdigest()
+        told["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 134}
+    return told
 
 
 @contextmanager

@@ -23,10 +23,17 @@ def free_port() -> int:
 @contextmanager
 def running(module: str, *arguments: str, port: int, log_path: Path) -> Iterator[None]:
     """`python -m module arguments` until the block ends; its output goes to `log_path`."""
+    with running_command([sys.executable, "-m", module, *arguments], port, log_path, None):
+        yield
+
+
+@contextmanager
+def running_command(
+    command: list[str], port: int, log_path: Path, environ: dict[str, str] | None
+) -> Iterator[None]:
+    """A command until the block ends; with this environment, where it is not None."""
     with log_path.open("wb") as log_file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdout=log_file, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, stdout=log_file, stderr=subprocess.STDOUT, env=environ)
     try:
         _wait_for(process, port, log_path)
         yield

@@ -20,9 +20,9 @@ from job.errors import CredentialsError, DataError, JobError, SettingsError, Sto
 from job.log import mask_secrets
 from job.store import open_store
 from job.store.objects import download_object, list_objects
-from job.store.retries import Limits
+from job.store.retries import Action, Limits, Retries
 from tests.runbook import check_row
-from tests.servers import s3
+from tests.servers import azurite, s3
 from tests.servers.behind_proxy import SHORT_LIMITS
 from tests.servers.proxy import Fault, FaultProxy, proxy_to
 
@@ -170,6 +170,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     with proxy_to("http://127.0.0.1:9") as proxy:  # the port of "discard": nothing is behind it
         s3.use(monkeypatch, proxy.endpoint)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint)
+        azurite.use(monkeypatch, proxy.endpoint)
         yield proxy
 
 
@@ -333,6 +334,152 @@ def test_gcss_sentence_decides(server: FaultProxy, row: Row) -> None:
     with pytest.raises(JobError) as caught:
         store.put_if_absent("doc.json", b"1")
     _check(caught.value, row)
+
+
+# https://learn.microsoft.com/rest/api/storageservices/: blob-service-error-codes,
+# common-rest-api-error-codes, sas-error-codes; and beside the rows
+_UNSIGNED = (
+    "Server failed to authenticate the request. Make sure the value of Authorization header is"
+    " formed correctly including the signature."
+)
+AZURE = [
+    # The clock. https://github.com/Azure/azure-sdk-for-js/issues/5433
+    Row(
+        403, "AuthenticationFailed", _UNSIGNED, StoreError, "this node's clock is wrong",
+        "Request date header too old: 'Fri, 04 Oct 2019 18:02:12 GMT'",
+    ),
+    Row(
+        403, "AuthenticationFailed", _UNSIGNED, CredentialsError, "new AZURE_STORAGE_SAS_TOKEN",
+        "Signature not valid in the specified time frame: Start [Mon, 01 Jan 2024 00:00:00 GMT] -"
+        " Expiry [Tue, 02 Jan 2024 00:00:00 GMT] - Current [Wed, 03 Jan 2024 00:00:00 GMT]",
+    ),
+    Row(
+        403, "AuthenticationFailed", _UNSIGNED, CredentialsError, "Storage Blob Data Contributor",
+        "The MAC signature found in the HTTP request 'x' is not the same as any other.",
+    ),
+    Row(
+        403, "AuthorizationPermissionMismatch",
+        "This request is not authorized to perform this operation using this permission.",
+        CredentialsError, "Storage Blob Data Contributor",
+    ),
+    Row(
+        403, "AuthorizationFailure", "This request is not authorized to perform this operation.",
+        CredentialsError, "the account's firewall",
+    ),
+    Row(
+        403, "KeyBasedAuthenticationNotPermitted",
+        "Key based authentication is not permitted on this storage account.",
+        CredentialsError, "unset AZURE_STORAGE_CONNECTION_STRING",
+    ),
+    Row(
+        403, "UnauthorizedBlobOverwrite",
+        "This request is not authorized to perform blob overwrites.",
+        CredentialsError, "only create is not enough",
+    ),
+    Row(
+        403, "InsufficientAccountPermissions", "Write operations are not allowed.",
+        CredentialsError, "refused",
+    ),
+    Row(
+        403, "KeyVaultEncryptionKeyNotFound",
+        "The key vault key is not found to unwrap the encryption key.",
+        CredentialsError, "Key Vault Crypto Service Encryption User",
+    ),
+    # 409 and 412 that are no rival's
+    Row(
+        409, "BlobImmutableDueToPolicy",
+        "This operation is not permitted as the blob is immutable due to a policy.",
+        SettingsError, "without an immutability policy",
+    ),
+    Row(
+        409, "BlobArchived", "This operation is not permitted on an archived blob.",
+        SettingsError, "move it to the hot or cool tier",
+    ),
+    Row(
+        409, "ContainerDisabled",
+        "The specified container has been disabled by the administrator.",
+        StoreError, "refuses the request",
+    ),
+    Row(
+        412, "LeaseIdMissing",
+        "There is currently a lease on the blob and no lease ID was specified in the request.",
+        StoreError, "az storage blob lease break",
+    ),
+    # Room and pace. https://github.com/Azure/azure-storage-azcopy/issues/2331
+    Row(503, "ServerBusy", "Operations per second is over the account limit.", StoreError, "busy"),
+    Row(
+        409, "BlockCountExceedsLimit",
+        "The uncommitted block count cannot exceed the maximum limit of 100,000 blocks.",
+        StoreError, "delete that blob by hand",
+    ),
+    # Names
+    Row(
+        404, "ContainerNotFound", "The specified container does not exist.",
+        SettingsError, "create the container first",
+    ),
+    Row(
+        400, "InvalidResourceName", "The specified resource name contains invalid characters.",
+        SettingsError, "cannot be a container's name",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", AZURE, ids=lambda row: f"{row.code}-{row.more[:20]}")
+def test_azures_code_decides(server: FaultProxy, row: Row) -> None:
+    pytest.importorskip("azure.storage.blob")
+    detail = f"<AuthenticationErrorDetail>{row.more}</AuthenticationErrorDetail>"
+    sentence = f"{row.sentence}\nRequestId:1\nTime:2026-01-01T00:00:00.0000000Z"
+    server.faults = [
+        Fault(
+            "status",
+            status=row.status,
+            body=f"<Error><Code>{row.code}</Code><Message>{sentence}</Message>{detail}</Error>",
+        )
+    ]
+    store = open_store("az://trials/x", limits=SHORT_LIMITS)
+    with pytest.raises(JobError) as caught:
+        store.put_if_absent("doc.json", b"1")
+    _check(caught.value, row._replace(sentence=row.more or row.sentence))
+    assert row.sentence.rstrip(".")[:40] in str(caught.value)
+    assert "RequestId" not in str(caught.value)
+
+
+_ENTRA = "WorkloadIdentityCredential: Microsoft Entra ID error '(invalid_request) "
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "way_out"),
+    [
+        # https://github.com/Azure/azure-sdk-for-python/issues/44488
+        (_ENTRA + "AADSTS700024: Client assertion is not within its valid time range.",
+         StoreError, "this node's clock is wrong"),
+        # https://github.com/Azure/azure-workload-identity/issues/340
+        (_ENTRA + "AADSTS70021: No matching federated identity record found for this.",
+         CredentialsError, "use workload identity"),
+        # The next two as the SDK says them where there is no network and no identity
+        ("EnvironmentCredential: Authentication failed: Failed to resolve 'login'", StoreError,
+         "Entra ID cannot be reached"),
+        ("AzureCliCredential: Azure CLI not found on path", CredentialsError, "none was found"),
+    ],
+)  # fmt: skip
+def test_entra_ids_words_decide(words: str, error: type[JobError], way_out: str) -> None:
+    exceptions = pytest.importorskip("azure.core.exceptions")
+    from job.store.azure_faults import diagnose
+
+    unavailable = "ManagedIdentityCredential: ManagedIdentityCredential authentication unavailable."
+    report = f"DefaultAzureCredential failed.\nAttempted credentials:\n\t{unavailable}\n\t{words}"
+
+    def refuse() -> None:
+        raise exceptions.ClientAuthenticationError(message=report)
+
+    retries = Retries(
+        SHORT_LIMITS, "JOB_OUTPUT_URI", diagnose=lambda e: diagnose(e, "c"), renew=lambda: None
+    )
+    with pytest.raises(error, match=way_out) as caught:
+        retries.run("az://c/x", Action.READ, refuse)
+    assert "ManagedIdentityCredential" not in str(caught.value)
+    if "AADSTS" in words:
+        check_row(words, caught.value.exit_code)
 
 
 @pytest.mark.parametrize(

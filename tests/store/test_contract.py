@@ -16,7 +16,7 @@ from job.store import open_store, probe
 from job.store.base import Store
 from job.store.documents import create_document, read_document, swap_document
 from job.store.retries import Limits
-from tests.servers import emulator, gcs, s3
+from tests.servers import azurite, emulator, gcs, s3
 from tests.tiers import slow
 
 LIMITS = Limits(outage_seconds=20, credentials_seconds=1, read_seconds=10, pause_seconds=0.05)
@@ -25,7 +25,10 @@ Opener = Callable[[str], Store]  # a new store, with a client of its own, under 
 
 @pytest.fixture(scope="module")
 def servers(
-    moto: str, thin_gcs: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    moto: str,
+    thin_gcs: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], str]]:
     """The URI of a kind of store; starts Swift and the emulator once, when first asked for."""
     starts = {"swift": s3.swift_server, "gcs-emulator": emulator.gcs_emulator}
@@ -33,6 +36,9 @@ def servers(
         started = {"moto": moto, "gcs": thin_gcs}
 
         def endpoint(kind: str) -> str:
+            if kind == "azurite":
+                azurite.use(patch, request.getfixturevalue("azurite_blobs"))
+                return f"az://{s3.BUCKET}"
             if kind not in started:
                 server = starts[kind](tmp_path_factory.mktemp(kind))
                 started[kind] = stack.enter_context(server)
@@ -52,13 +58,13 @@ def _opener(kind: str, servers: Callable[[str], str], folder: Path) -> Opener:
     return lambda prefix: open_store(f"{uri}/{folder.name}/{prefix}", limits=LIMITS)
 
 
-@pytest.fixture(params=["local", "moto", "gcs"])
+@pytest.fixture(params=["local", "moto", "gcs", *slow("azurite")])
 def conditional(request, servers, tmp_path) -> Opener:  # type: ignore[no-untyped-def]
     """A store that keeps the whole contract."""
     return _opener(request.param, servers, tmp_path)
 
 
-@pytest.fixture(params=["local", "moto", "gcs", *slow("swift", "gcs-emulator")])
+@pytest.fixture(params=["local", "moto", "gcs", *slow("azurite", "swift", "gcs-emulator")])
 def basic(request, servers, tmp_path) -> Opener:  # type: ignore[no-untyped-def]
     """A store that keeps at least the promises about whole objects."""
     return _opener(request.param, servers, tmp_path)
@@ -129,7 +135,7 @@ def test_a_document_can_be_created_again_after_a_delete(conditional: Opener) -> 
     assert store.put_if_absent("a.json", b"2")
 
 
-@pytest.mark.parametrize("conditional", ["local", *slow("moto", "gcs")], indirect=True)
+@pytest.mark.parametrize("conditional", ["local", *slow("moto", "gcs", "azurite")], indirect=True)
 def test_of_twelve_racing_clients_one_creates_and_one_swaps(conditional: Opener) -> None:
     rounds = 5
     store = conditional("race")
@@ -195,7 +201,7 @@ def test_a_long_list_comes_in_pages(servers: Callable[[str], str], tmp_path: Pat
     assert list(store.list("")) == [f"{number:04d}" for number in range(gcs.PAGE + 5)]
 
 
-@pytest.mark.parametrize("kind", ["moto", "gcs", *slow("swift")])
+@pytest.mark.parametrize("kind", ["moto", "gcs", *slow("azurite", "swift")])
 def test_a_missing_bucket_names_the_setting(servers: Callable[[str], str], kind: str) -> None:
     scheme = servers(kind).partition("://")[0]
     with pytest.raises(SettingsError, match=rf"^JOB_OUTPUT_URI: {scheme}://absent.*no bucket"):

@@ -17,15 +17,21 @@ from job.store import open_store, probe
 from job.store.base import Store
 from job.store.documents import create_document, swap_document
 from tests.servers import s3
-from tests.servers.behind_proxy import LARGE_BYTES, LIMITS, RETRYING_LIMITS, SHORT_LIMITS
+from tests.servers.behind_proxy import (
+    LARGE_BYTES,
+    LIMITS,
+    RETRYING_LIMITS,
+    SHORT_LIMITS,
+    write_verb,
+)
 from tests.servers.proxy import Fault, FaultProxy, proxy_to
 
 
 def test_writes_whose_answers_are_lost_are_our_own(proxied: tuple[Store, FaultProxy]) -> None:
     store, proxy = proxied
     store = open_store(store.uri, limits=RETRYING_LIMITS)
-    # S3 writes with PUT, GCS with POST. The repeated write meets our own object and is refused.
-    lost = Fault("drop answer", times=1, match=f"{'PUT' if 's3' in store.uri else 'POST'} ")
+    # The repeated write meets our own object and is refused.
+    lost = Fault("drop answer", times=1, match=write_verb(store))
     version, ours = "", 0
     for number in range(10):
         proxy.faults = [dataclasses.replace(lost)]
@@ -43,7 +49,7 @@ def test_writes_whose_answers_are_lost_are_our_own(proxied: tuple[Store, FaultPr
 def test_the_probe_survives_lost_answers(proxied: tuple[Store, FaultProxy]) -> None:
     store, proxy = proxied
     for skipped in range(4):  # each of its writes in turn
-        first_line = "PUT " if "s3" in store.uri else "POST "
+        first_line = write_verb(store)
         proxy.faults = [
             Fault("slow", times=skipped, match=first_line),
             Fault("drop answer", times=1, match=first_line),

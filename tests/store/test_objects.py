@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from job.errors import SettingsError, StoreError
 from job.store.objects import ObjectInfo, download_object, list_objects
-from tests.servers import gcs, s3
+from tests.servers import azurite, gcs, s3
 from tests.servers.proxy import Fault, proxy_to
 from tests.tiers import slow
 
@@ -29,16 +30,25 @@ class Service:
     def write(self, key: str, data: bytes) -> None:
         if self._google:
             self._google.write(key, data, None)
+        elif self.uri.startswith("az"):
+            from azure.storage.blob import ContainerClient
+
+            name = "AZURE_STORAGE_CONNECTION_STRING"
+            with ContainerClient.from_connection_string(os.environ[name], s3.BUCKET) as container:
+                container.upload_blob(key, data, overwrite=True)
         else:
             boto3.session.Session().client("s3").put_object(Bucket=s3.BUCKET, Key=key, Body=data)
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
+@pytest.fixture(scope="module", params=["s3", "gs", *slow("az")])
 def service(request: pytest.FixtureRequest, moto: str) -> Iterator[Service]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "s3":
             s3.use(patch, moto)
             yield Service("s3", None)
+        elif request.param == "az":
+            azurite.use(patch, request.getfixturevalue("azurite_blobs"))
+            yield Service("az", None)
         else:
             with gcs.gcs_server(s3.BUCKET) as (endpoint, bucket):
                 patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
@@ -89,9 +99,15 @@ def test_progress_adds_up_to_the_size_even_when_a_try_breaks_off(
     data = os.urandom(size_bytes)
     service.write("progress/x", data)
     (info,) = list_objects(f"{service.uri}/progress/x")
-    variable = "AWS_ENDPOINT_URL_S3" if service.uri.startswith("s3") else "STORAGE_EMULATOR_HOST"
-    with proxy_to(os.environ[variable]) as proxy:
-        monkeypatch.setenv(variable, proxy.endpoint)
+    variable = {
+        "s3": "AWS_ENDPOINT_URL_S3",
+        "gs": "STORAGE_EMULATOR_HOST",
+        "az": "AZURE_STORAGE_CONNECTION_STRING",
+    }[service.uri[:2]]
+    before = os.environ[variable]
+    (endpoint,) = re.findall(r"http://[\w.:]+", before)
+    with proxy_to(endpoint) as proxy:
+        monkeypatch.setenv(variable, before.replace(endpoint, proxy.endpoint))
         proxy.faults = [Fault("reset in body", times=1, match="GET")]
         arrived: list[int] = []
         download_object(service.uri, info, tmp_path / "row", arrived.append)

@@ -113,3 +113,14 @@ def test_warm_start_takes_the_second_place_and_nothing_else() -> None:
     }
     for slot in (0, 2):
         assert wide(slot, [], warm_start=known) == wide(slot, [])
+
+
+def test_an_alpha_that_is_a_range_of_floats_has_ends_too() -> None:
+    space = {"learning_rate": RATE, "lora_alpha": {"min": 8.0, "max": 64.5}}
+    definition, told = sweep_of("bayes", space), []  # type: ignore[var-annotated]
+    for slot in range(7):
+        params = ask(definition, slot, seen(*told))
+        assert params is not None
+        told.append(observe(params, 1.2 - 0.01 * slot))
+    assert [params["lora_alpha"] for params, *_ in told[:4]] == [64.5, 64.5, 64.5, 8.0]
+    assert len({tuple(params.items()) for params, *_ in told}) == 7

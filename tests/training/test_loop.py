@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from job.errors import GpuError
+from job.errors import GpuError, SettingsError
 from tests.tiny_model import make_base, make_recipe, make_table
 from tests.training.tiny_training import InMemory, make_trainer, never_stop, train_on_tables
 
@@ -98,6 +98,21 @@ def test_a_nan_diverges_and_keeps_no_bad_adapter(base: Path) -> None:
     outcome = train_on_tables(trainer)
     assert (outcome.status, outcome.state.step) == ("diverged", 1)
     assert outcome.state.best is None
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_an_untuned_model_whose_loss_is_no_number_is_the_settings_fault(
+    base: Path, loss: float
+) -> None:
+    """Every trial of the sweep would meet it; later ones no longer evaluate at step 0."""
+    trainer = make_trainer(base, make_recipe())
+    nll, row_nll = trainer._nll, trainer._row_nll
+    trainer._nll = lambda batch: nll(batch) * loss
+    trainer._row_nll = lambda table, should_stop: row_nll(table, should_stop) * loss
+    with pytest.raises(SettingsError, match="the untuned model's eval/loss is (nan|inf): it overf"):
+        train_on_tables(trainer)
+    trainer.recipe = make_recipe(eval_steps=(5, 20))
+    assert train_on_tables(trainer).status == "diverged", "another trial's step 0 was a number"
 
 
 def test_twenty_skipped_steps_in_a_row_diverge(base: Path) -> None:

@@ -84,11 +84,11 @@ def test_the_predicted_peak_is_the_traced_one_within_5_percent(
     model, recipe, config = loaded
     shape = model_shape(config)
     assert shape is not None
-    trainer = Trainer(model, recipe, device=torch.device("cpu"), token_budget=10_000)
+    trainer = Trainer(model, recipe, device=torch.device("cpu"), token_budget=sum(lengths))
     batch = trainer.heaviest(_table(lengths))
     assert batch.num_tokens == sum(lengths)
     for mode in modes:
-        trainer.set_plan(10_000, mode)
+        trainer.set_plan(sum(lengths), mode)
         trainer.take_step([batch], TrainState())  # gradients and moments are there
         standing = storage_bytes(model, trainer.optimizer)
         traced = standing + peak_bytes(lambda: trainer.take_step([batch, batch], TrainState()))
@@ -174,6 +174,19 @@ def test_the_plan_is_the_fastest_of_those_that_fit() -> None:
     assert totals[1024, "none"] < totals[2048, "none"]
     fitting = [p for p in plans if p.predicted and p.predicted.total <= FILL * T4_USABLE_BYTES]
     assert plan.relative_cost == pytest.approx(min(p.relative_cost for p in fitting), abs=1e-3)
+
+
+def test_the_best_plan_of_each_other_mode_that_fits_is_a_rival() -> None:
+    plan = _plan()
+    assert [rival.recompute for rival in plan.rivals] == ["second", "all"]
+    for rival in plan.rivals:
+        assert rival.predicted.total <= FILL * T4_USABLE_BYTES
+        assert rival.relative_cost >= plan.relative_cost
+        assert rival.token_budget > plan.token_budget, "memory that is free takes longer rows"
+    assert _plan(usable_bytes=7 * 2**30).rivals == ()
+    assert _plan(usable_bytes=4 * 2**30).rivals == (), "nothing fits"
+    assert _plan(usable_bytes=None).rivals == (), "a CPU times nothing"
+    assert _plan({"model_type": "opt"}).rivals == ()
 
 
 def test_where_nothing_fits_the_smallest_is_tried() -> None:

@@ -28,7 +28,8 @@ def _trainer(base: Path, *, fits: Any = lambda num_tokens, recompute: True) -> A
     from job.training.model import add_adapters, load_base
     from job.training.trainer import Trainer
 
-    cpu, recipe = torch.device("cpu"), make_recipe(lora_dropout=0.1, warmup_ratio=0.0)
+    cpu = torch.device("cpu")
+    recipe = make_recipe(lora_dropout=0.1, warmup_ratio=0.0, gradient_accumulation_steps=4)
     trainer = Trainer(
         add_adapters(load_base(str(base), None, cpu), recipe),
         recipe,
@@ -81,8 +82,7 @@ def test_the_heaviest_micro_batch_is_rehearsed(base: Path) -> None:
     trainer = _trainer(base, fits=lambda n, _: seen.append(n) or True)
     table = make_table(40, seed=1)
     warm_up(trainer, table, MemoryPlan(BUDGET, warm_up=True))
-    assert len(seen) == 2
-    assert BUDGET - int(table.lengths.max()) < seen[0] == seen[1] <= BUDGET
+    assert seen == [BUDGET, BUDGET], "no micro-batch of the budget is heavier"
     warm_up(trainer, table, MemoryPlan(BUDGET))
     assert len(seen) == 2, "no rehearsal was asked for"
 
@@ -106,6 +106,128 @@ def test_a_sample_that_fits_in_no_plan_is_infeasible_with_the_reason(base: Path)
     trainer = _trainer(base, fits=lambda n, mode: n < 10)
     reason = warm_up(trainer, make_table(40, 1), MemoryPlan(BUDGET, warm_up=True))
     assert reason == "the longest sample does not fit the GPU's memory: planted"
+
+
+PLAN = MemoryPlan(BUDGET, warm_up=True, rivals=(MemoryPlan(120, "second"), MemoryPlan(60, "all")))
+
+
+class FakeClock:
+    """A clock that only forward passes move: by seconds for each, and seconds for each token."""
+
+    def __init__(self, **seconds: tuple[float, float]) -> None:
+        self.now = 0.0
+        self._seconds = seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+    def forward(self, num_tokens: int, mode: str) -> bool:
+        each, per_token = self._seconds[mode]
+        self.now += each + num_tokens * per_token
+        return True
+
+
+SLOW_HOST = {"none": (1.0, 0.001), "second": (0.05, 0.001), "all": (0.5, 0.001)}
+SLOW_CARD = {"none": (0.0, 0.1), "second": (0.0, 0.2), "all": (0.0, 0.3)}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fastest"),
+    [(SLOW_HOST, (120, "second")), (SLOW_CARD, (BUDGET, "none"))],
+    ids=["slow host", "slow card"],
+)
+def test_the_clock_decides_between_plans_that_fit(
+    base: Path,
+    seconds: dict[str, tuple[float, float]],
+    fastest: tuple[int, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import torch
+
+    from job.training.warmup import warm_up
+
+    clock = FakeClock(**seconds)
+    trainer, plain = _trainer(base, fits=clock.forward), _trainer(base)
+    random_before = torch.get_rng_state()
+    with caplog.at_level("INFO", logger="job"):
+        assert warm_up(trainer, make_table(40, 1), PLAN, clock=clock) is None
+    assert (trainer.token_budget, trainer.recompute) == fastest
+    said = [line for line in caplog.messages if line.startswith("speed: ")]
+    rates = [float(line.split()[-2]) for line in said]
+    assert len(rates) == 3
+    assert rates == sorted(rates, reverse=True)
+    assert said[0].startswith(f"speed: {fastest[0]} tokens a micro-batch")
+    assert caplog.messages[-1].startswith(f"plan: {fastest[0]} tokens a micro-batch")
+    assert torch.equal(torch.get_rng_state(), random_before)
+    plain.set_plan(*fastest)
+    losses, adapter = _steps(trainer, 2)
+    expected, expected_adapter = _steps(plain, 2)
+    assert losses == expected
+    assert all(torch.equal(adapter[name], expected_adapter[name]) for name in adapter)
+
+
+def test_rates_are_those_of_the_same_real_samples_after_one_micro_batch_that_is_not_timed(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from job.training.batching import samples_of_step
+    from job.training.warmup import TIMED_STEPS, warm_up
+
+    seen: list[tuple[str, int]] = []
+    clock = FakeClock(**SLOW_CARD)
+
+    def note(num_tokens: int, mode: str) -> bool:
+        seen.append((mode, num_tokens))
+        return clock.forward(num_tokens, mode)
+
+    trainer, table = _trainer(base, fits=note), make_table(40, 1)
+    with caplog.at_level("INFO", logger="job"):
+        warm_up(trainer, table, PLAN, clock=clock)
+    steps = [samples_of_step(trainer.recipe, 40, step) for step in range(TIMED_STEPS)]
+    tokens = int(sum(table.lengths[indices].sum() for indices in steps))
+    for mode in ("second", "all"):  # the plan that is taken meets the heaviest rows, too
+        first, *timed = [n for m, n in seen if m == mode]
+        assert sum(timed) == tokens
+        assert timed[0] == first
+    assert "speed: 200 tokens a micro-batch, no layer recomputed: 10 tokens/s" in caplog.messages
+
+
+def test_a_plan_whose_rows_or_whose_heaviest_step_do_not_fit_gives_way_to_the_next_fastest(
+    base: Path,
+) -> None:
+    from job.training.warmup import warm_up
+
+    def plan_of(does_fit: Any) -> tuple[int, str]:
+        clock = FakeClock(**SLOW_CARD)
+        trainer = _trainer(base, fits=lambda n, m: clock.forward(n, m) and does_fit(n, m))
+        assert warm_up(trainer, make_table(40, 1), PLAN, clock=clock) is None
+        return trainer.token_budget, trainer.recompute
+
+    assert plan_of(lambda n, mode: mode != "none") == (120, "second")
+    heaviest = {"none": BUDGET, "second": 120, "all": 60}
+    assert plan_of(lambda n, mode: mode == "all" or n < heaviest[mode]) == (60, "all")
+    assert plan_of(lambda n, mode: mode == "all" and n < 60) == (50, "all"), "none fits: eased"
+
+
+def test_a_plan_without_rivals_is_not_timed_and_a_warm_up_ends_when_told_to(base: Path) -> None:
+    import torch
+
+    from job.errors import PreemptedError
+    from job.training.warmup import warm_up
+
+    def never() -> float:
+        raise AssertionError("nobody asked for the time")
+
+    trainer, alone = _trainer(base), MemoryPlan(BUDGET, warm_up=True)
+    assert warm_up(trainer, make_table(40, 1), alone, clock=never) is None
+    before = trainer.snapshot().weights
+
+    def stop() -> None:
+        raise PreemptedError("told to end")
+
+    with pytest.raises(PreemptedError):
+        warm_up(trainer, make_table(40, 1), PLAN, should_stop=stop)
+    after = trainer.snapshot().weights
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def _fit_with(base: Path, folder: Path, failure: Exception) -> Any:

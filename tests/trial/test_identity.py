@@ -6,13 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from job.errors import SettingsError
 from job.ledger.ledger import Ledger
 from job.settings import Settings
 from job.store.local import LocalStore
 from job.sweep.definition import load_definition
-from job.trial.identity import CARD_SWEEP_FILE, sweep_identity, warn_of_other_settings
+from job.trial.identity import (
+    CARD_SWEEP_FILE,
+    check_rows,
+    sweep_identity,
+    warn_of_other_settings,
+)
 
 
 def test_a_finished_sweep_says_what_it_was_not_made_with(
@@ -35,3 +42,20 @@ def test_a_finished_sweep_says_what_it_was_not_made_with(
     ):
         assert line in caplog.text
     assert "JOB_MAX_STEPS" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])
+def test_rows_longer_than_the_base_has_positions_are_refused_with_what_to_set(name: str) -> None:
+    def rows(*lengths: int) -> Any:
+        return SimpleNamespace(lengths=np.array(lengths), input_ids=np.array([7]))
+
+    base: Any = SimpleNamespace(name="mine", config={name: 512, "vocab_size": 100})
+    check_rows(base, SimpleNamespace(train=rows(512, 3), eval=rows(9)))  # type: ignore[arg-type]
+    for train, held_out in ((rows(513), rows(9)), (rows(9), rows(513))):
+        data: Any = SimpleNamespace(train=train, eval=held_out)
+        with pytest.raises(
+            SettingsError, match="a row has 513 tokens, but mine knows 512 .* to 512"
+        ):
+            check_rows(base, data)
+    base.config = {}  # ALiBi has no end
+    check_rows(base, SimpleNamespace(train=rows(9000), eval=rows(9)))  # type: ignore[arg-type]

@@ -1,0 +1,266 @@
+"""A base staged once, taken by every worker, never wrong. `pytest tests/test_staged_base.py`
+
+The hub is tests/servers/hub.py. What asks it runs in a process of its own, because the client reads
+its variables at import; a worker's process has a HOME, and so a cache, of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from job.ledger.garbage import collect
+from job.ledger.ledger import Ledger
+from job.progress import size
+from job.staged_base import find_staged, staged_key
+from job.store.local import LocalStore
+from tests.ledger.documents import make_identity
+from tests.servers.hub import COMMIT, Hub, hub_server
+from tests.test_weights import weights
+
+ROOT = Path(__file__).parent.parent
+NAME = "owner/model"
+TAKE = """
+import sys
+from pathlib import Path
+from job.log import set_up_logging
+from job.staged_base import resolve_base
+from job.store.local import LocalStore
+set_up_logging("text")
+out, name, revision, work = sys.argv[1:]
+base = resolve_base(LocalStore(Path(out)), name, revision, Path(work),
+                    outage_seconds=0.5, should_stop=lambda: None)
+print(base.location, base.revision, base.hub_revision)
+"""
+FILES = {
+    "config.json": json.dumps({"model_type": "llama"}).encode(),
+    "model-00001-of-00002.safetensors": weights(b"x"),
+    "model-00002-of-00002.safetensors": weights(b"y"),
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": "model-00001-of-00002.safetensors",
+                        "b": "model-00002-of-00002.safetensors"}}
+    ).encode(),
+    "tokenizer.json": b"{}",
+}  # fmt: skip
+LEFT_OUT = ["consolidated.safetensors", "pytorch_model.bin", "README.md", "original/x.safetensors"]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with hub_server() as hub:
+        left_out = {name: weights(b"z") for name in LEFT_OUT}
+        hub.repositories[f"models/{NAME}"] = {**FILES, **left_out}
+        yield hub
+
+
+class Place:
+    """A bucket, and machines with empty disks."""
+
+    def __init__(self, folder: Path, hub: Hub) -> None:
+        self.folder, self.hub = folder, hub
+        self.store = LocalStore(folder / "out")
+        self.key = staged_key(NAME, COMMIT)
+
+    def environ_of(self, machine: str, **environ: str) -> dict[str, str]:
+        home = self.folder / machine
+        home.mkdir(exist_ok=True)
+        return {
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(home),
+            "HF_HOME": str(home / "hf"), "HF_ENDPOINT": self.hub.endpoint, **environ,
+        }  # fmt: skip
+
+    def stage(self, machine: str = "laptop", **environ: str) -> subprocess.CompletedProcess[str]:
+        settings = {
+            "JOB_BASE_MODEL": NAME, "JOB_OUTPUT_URI": str(self.folder / "out"),
+            "JOB_SWEEP_NAME": "s", "JOB_OUTAGE_MINUTES": "0.01",
+            "JOB_WORK_DIR": str(self.folder / machine), **environ,
+        }  # fmt: skip
+        return _run([sys.executable, "-m", "job", "stage"], self.environ_of(machine, **settings))
+
+    def take(
+        self, machine: str = "worker", revision: str = COMMIT, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        work = self.folder / machine / "work"
+        arguments = [str(self.folder / "out"), NAME, revision, str(work)]
+        return _run([sys.executable, "-c", TAKE, *arguments], self.environ_of(machine, **environ))
+
+    def object(self, file: str) -> Path:
+        return self.folder / "out" / self.key / file
+
+
+def _run(command: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environ, cwd="/", capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path, hub: Hub) -> Place:
+    return Place(tmp_path, hub)
+
+
+@pytest.mark.slow
+def test_a_staged_base_is_taken_by_a_worker_that_reaches_no_hub(place: Place) -> None:
+    done = place.stage()
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"5 files sent, 0 were there, every sha256 holds; with JOB_BASE_MODEL_REVISION={COMMIT}"
+        in (done.stderr + done.stdout)
+    )
+    staged = find_staged(place.store, NAME, COMMIT)
+    assert staged is not None
+    assert set(staged.files) == set(FILES), "one copy of the weights, nothing that is not loaded"
+    place.hub.asked.clear()
+    taken = place.take()
+    assert taken.returncode == 0, taken.stderr
+    location, revision, hub_revision = taken.stdout.split()
+    assert (revision, hub_revision) == (COMMIT, "None"), "the sweep's identity stays the hub's"
+    assert {path.name: path.read_bytes() for path in Path(location).iterdir()} == FILES
+    assert place.hub.asked == []
+    inodes = [path.stat().st_ino for path in sorted(Path(location).iterdir())]
+    again = place.take()
+    assert "from" not in again.stderr, "what is on this disk is not fetched again"
+    assert inodes == [path.stat().st_ino for path in sorted(Path(location).iterdir())]
+
+
+@pytest.mark.slow
+def test_main_is_asked_of_the_hub_and_then_taken_from_the_bucket(place: Place) -> None:
+    place.stage()
+    place.hub.asked.clear()
+    taken = place.take(revision="main")
+    assert taken.stdout.split()[1:] == [COMMIT, "None"]
+    assert not any("safetensors" in path for path in place.hub.asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "missing", "manifest", "names"])
+def test_what_is_not_as_written_is_left_and_the_hub_asked(place: Place, damage: str) -> None:
+    place.stage()
+    shard = place.object("model-00002-of-00002.safetensors")
+    manifest = place.object("manifest.json")
+    if damage == "flipped":
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "manifest":
+        manifest.write_text('{"files": 3}')
+    else:
+        manifest.write_text(manifest.read_text().replace("tokenizer.json", "../tokenizer.json"))
+    taken = place.take()
+    assert taken.stdout.split() == [NAME, COMMIT, COMMIT], taken.stderr
+    assert "job stage" in taken.stderr or "is damaged" in taken.stderr
+    assert not list((place.folder / "worker").rglob(".part-*"))
+    if damage in ("flipped", "missing"):
+        mended = place.stage()
+        assert "1 files sent, 4 were there" in mended.stderr + mended.stdout
+        assert place.take(machine="another").stdout.split()[2] == "None"
+
+
+@pytest.mark.slow
+def test_staging_goes_on_where_an_earlier_one_ended(place: Place) -> None:
+    """Two files are there, one of them cut by a store that is no store of ours; no manifest."""
+    for file in ("config.json", "model-00001-of-00002.safetensors"):
+        (place.folder / "f").write_bytes(FILES[file][: None if "config" in file else 50])
+        place.store.upload(f"{place.key}/{file}", place.folder / "f")
+    assert place.take().stdout.split() == [NAME, COMMIT, COMMIT], "not whole: nobody takes it"
+    done = place.stage()
+    assert "4 files sent, 1 were there" in done.stderr + done.stdout
+    assert place.take(machine="another").stdout.split()[2] == "None"
+    assert "0 files sent, 5 were there" in (again := place.stage()).stderr + again.stdout
+
+
+@pytest.mark.slow
+def test_two_at_once_leave_one_whole_copy(place: Place) -> None:
+    done: list[subprocess.CompletedProcess[str]] = []
+    threads = [
+        threading.Thread(target=lambda m=machine: done.append(place.stage(m)))
+        for machine in ("laptop", "desktop")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    assert place.take().stdout.split()[2] == "None"
+
+
+@pytest.mark.slow
+def test_what_the_hubs_cache_holds_is_not_fetched_from_the_bucket(place: Place) -> None:
+    place.stage()
+    taken = place.take(machine="laptop")
+    assert taken.stdout.split() == [NAME, COMMIT, COMMIT]
+    assert "from" not in taken.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environ", "code", "says"),
+    [
+        ({"JOB_BASE_MODEL": "s3://bucket/model"}, 64, "is no model of the Hugging Face hub"),
+        ({"JOB_BASE_MODEL": "owner/absent"}, 64, "neither a path here nor on the Hugging Face hub"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, 74, "cannot be reached"),
+    ],
+)
+def test_what_cannot_be_staged_is_told(
+    place: Place, environ: dict[str, str], code: int, says: str
+) -> None:
+    done = place.stage(**environ)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert list(place.store.list("bases/")) == []
+
+
+def test_gc_leaves_a_sweeps_base_and_takes_one_that_none_uses(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep(
+        make_identity(
+            JOB_BASE_MODEL={"revision": COMMIT}, _base_model=NAME, JOB_DATASET_URI={"prepared": "a"}
+        )
+    )
+    used, unused = staged_key(NAME, COMMIT), staged_key(NAME, "b" * 40)
+    for key in (used, unused):
+        for file in ("model.safetensors", "manifest.json"):
+            ledger.store.put_if_absent(f"{key}/{file}", b"x")
+    said: list[str] = []
+    for hours in (24.0, 0.0):
+        collect(ledger, dry_run=False, old_generations=False, unused_hours=hours, say=said.append)
+    assert [line.split(":")[0].split()[-1] for line in said] == [unused, unused]
+    assert "kept for now" in said[0]
+    assert {key.rpartition("/")[0] for key in ledger.store.list("bases/")} == {used}
+
+
+SAY = """
+import sys
+from pathlib import Path
+from job.plan.sections import describe_copies
+from job.base_model import resolve_base_model
+from job.settings import load_settings
+from job.store.local import LocalStore
+settings, _ = load_settings()
+base = resolve_base_model(sys.argv[1], "main", Path("unused"), outage_seconds=0.5)
+print(*describe_copies(settings, LocalStore(Path(settings.output_uri)), base), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_plan_says_what_staging_would_save_and_that_it_is_done(place: Place) -> None:
+    environ = place.environ_of(
+        "laptop", JOB_DATASET_URI="x", JOB_OUTPUT_URI=str(place.folder / "out"), JOB_NUM_TRIALS="12"
+    )
+    before = _run([sys.executable, "-c", SAY, NAME], environ)
+    num_bytes = sum(map(len, FILES.values()))
+    assert f"fetches {size(num_bytes)} from the hub, up to {size(12 * num_bytes)}" in before.stdout
+    place.stage()
+    after = _run([sys.executable, "-c", SAY, NAME], environ)
+    assert after.stdout.startswith(f"staged: workers take its {size(num_bytes)} from "), (
+        after.stderr
+    )
