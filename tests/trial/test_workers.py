@@ -108,15 +108,16 @@ class Fleet:
 
 def _chaos(settings: dict[str, Any], store: Store, log_path: Path, seed: int) -> Counter[str]:
     fleet, pause = Fleet(settings, log_path, seed), random.Random(seed + 1)
-    deadline = time.monotonic() + LIMIT_SECONDS
+    deadline, next_harm = time.monotonic() + LIMIT_SECONDS, 0.0
     specs: dict[int, bytes] = {}
     try:
         while not all(_result(store, slot) for slot in range(NUM_SLOTS)):
             assert time.monotonic() < deadline, log_path.read_text()[-3000:]
             fleet.tend()
-            time.sleep(pause.uniform(0.5, 2))  # the mischief's own rhythm
-            if _is_at_work(store):  # else it would only hit processes that import
-                fleet.harm()
+            time.sleep(0.2)
+            if time.monotonic() > next_harm and _is_at_work(store):
+                fleet.harm()  # a process that trains, more likely than one that imports
+                next_harm = time.monotonic() + pause.uniform(1, 3)  # the mischief's own rhythm
             for slot in range(NUM_SLOTS):
                 spec = store.get(f"sweeps/s/slots/{slot:04d}/spec.json")
                 if spec is not None:
