@@ -146,18 +146,14 @@ def test_the_release_builds_every_variant_and_names_the_default_one() -> None:
 RENOVATE = json.loads((ROOT / ".github/renovate.json").read_text())
 
 
-def test_renovate_finds_every_pin_of_torch() -> None:
-    (manager,) = RENOVATE["customManagers"]
-    (expression,) = manager["matchStrings"]
-    pattern = re.compile(expression.replace("(?<", "(?P<"))
-    pins = set()
-    for name in ("Makefile", "constraints.txt"):
-        text = (ROOT / name).read_text()
-        found = pattern.findall(text)
-        assert len(found) == len(re.findall(r"\btorch==", text)) >= 1, name
-        pins |= set(found)
-    assert len(pins) == 1, "one version of torch everywhere"
-    assert any(re.search(path[1:-1], "Makefile") for path in manager["managerFilePatterns"])
+def test_renovate_finds_the_pin_of_torch_and_every_other() -> None:
+    (pattern,) = RENOVATE["pip_requirements"]["managerFilePatterns"]
+    assert re.search(pattern[1:-1], "constraints.txt")
+    pins = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert len(pins) == 1
+    for name in ("Makefile", "pyproject.toml", "Dockerfile"):
+        stated = re.findall(r"^[^#\n]*\btorch==(\d[\d.]*)", (ROOT / name).read_text(), re.MULTILINE)
+        assert not stated, f"{name}: a second pin would be left behind"
 
 
 def test_renovate_keeps_each_variant_on_its_cuda() -> None:
