@@ -48,7 +48,8 @@ azurite: $(if $(shell command -v npm),$(AZURITE))  ## install the server for the
 
 $(AZURITE):
 	mkdir -p build/azurite && echo '{"private": true}' >build/azurite/package.json
-	npm install --prefix build/azurite --no-audit --no-fund --no-save --loglevel error azurite@3.35.0
+	npm install --prefix build/azurite --no-audit --no-fund --no-save --loglevel error azurite@3.35.0 \
+		|| echo "Azurite could not be installed: tests of az:// are skipped"
 
 demo: $(STAMP)  ## run a sweep of 3 trials of a real small model (93 MB, fetched once), on the CPU
 	$(BIN)/python -m job demo

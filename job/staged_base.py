@@ -126,6 +126,8 @@ def find_staged(store: Store, name: str, commit: str) -> Staged | None:
     try:
         document = read_document(store, key)
         staged = None if document is None else Staged.model_validate(document.content)
+        if staged and (staged.base_model, staged.revision) != (name, commit):
+            raise ValueError(f"is of {staged.base_model} at {staged.revision}")
         for file in staged.files if staged else ():
             if not MODEL_FILE.fullmatch(check_key(file)):
                 raise ValueError(f"names a file {file!r}")

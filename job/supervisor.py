@@ -114,7 +114,8 @@ class Supervisor:
         # Of two workers that are killed at once, each has a kill of its own.
         kills_before = max(child.oom_kills_before, self._oom_kills_told)
         starved = status == -signal.SIGKILL and oom_kills() > kills_before
-        self._oom_kills_told = kills_before + starved
+        if starved:  # another's end says nothing of a kill that was counted before it began
+            self._oom_kills_told = kills_before + 1
         code, words = self._exit_code(status, hung=child.monitor.found_silent, starved=starved)
         return Ended(child.process.pid, code, words)
 

@@ -140,7 +140,7 @@ def test_main_is_asked_of_the_hub_and_then_taken_from_the_bucket(place: Place) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["flipped", "missing", "manifest", "names"])
+@pytest.mark.parametrize("damage", ["flipped", "missing", "manifest", "names", "another"])
 def test_what_is_not_as_written_is_left_and_the_hub_asked(place: Place, damage: str) -> None:
     place.stage()
     shard = place.object("model-00002-of-00002.safetensors")
@@ -153,6 +153,8 @@ def test_what_is_not_as_written_is_left_and_the_hub_asked(place: Place, damage: 
         shard.unlink()
     elif damage == "manifest":
         manifest.write_text('{"files": 3}')
+    elif damage == "another":
+        manifest.write_text(manifest.read_text().replace(NAME, "owner/other"))
     else:
         manifest.write_text(manifest.read_text().replace("tokenizer.json", "../tokenizer.json"))
     taken = place.take()

@@ -4,7 +4,7 @@ A read timeout limits the silence between two bytes, not the time of a whole ans
 connection counts the bytes that went through it, both ways, and the seconds it made us wait for
 them; too few for too long ends the request in the thread that waits, as a stall would. So no
 watchdog is needed, and no thread stays behind. The connections are urllib3's, which
-`job/store/transport.py` gives to boto3 and to Google's SDK.
+`job/store/transport.py` gives to boto3, Google's SDK and Azure's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The transport adapter of the `requests` library whose connections keep a minimum pace.
 
-Both SDKs send through it by public means. Google's SDK sends by a `requests` session, in which
-adapters are mounted. botocore documents the event `before-send`: an answer that its handler returns
-is taken as the service's, and `Sender` is such a handler.
+All SDKs send through it by public means. Google's and Azure's send by a `requests` session, in
+which adapters are mounted. botocore documents the event `before-send`: an answer that its handler
+returns is taken as the service's, and `Sender` is such a handler.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers.utils import logging
 
 from job.training.gpu_faults import gpu_faults_told, out_of_memory_by_one_name
 from job.training.model import load_base
@@ -31,7 +32,12 @@ def load_models(
     model = load_base(location, revision, device)
     num_bytes = 4 * model.num_parameters()
     if device.type == "cpu" and num_bytes <= memory_bytes:
-        model = model.dequantize(dtype=torch.float32)
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # it warns of what is asked for here
+        try:
+            model = model.dequantize(dtype=torch.float32)
+        finally:
+            logging.set_verbosity(level)
     for name, folder in adapters.items():
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)

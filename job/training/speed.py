@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from job.data.samples import SampleTable
 from job.ledger.records import Recipe
@@ -40,6 +41,7 @@ def measured_on_this_cpu(
     }
     shape = model_shape(shallow)
     assert shape is not None, "a family whose shape is not known"
+    logging.disable_progress_bar()  # of one file of random weights
     folded = SampleTable(table.input_ids % VOCABULARY, table.is_target, table.offsets)
     with tempfile.TemporaryDirectory(prefix="shallow-") as folder, torch.random.fork_rng([]):
         random = AutoConfig.for_model(shallow.pop("model_type"), **shallow)

@@ -19,7 +19,7 @@ from job.errors import DataError, SettingsError, StoreError
 from job.store.local import LocalStore
 from tests.data.test_build import ROWS, settings_for, write_lines
 from tests.data.test_prepared import assert_same, prepare_in
-from tests.servers import s3
+from tests.servers import azurite, s3
 from tests.servers.gcs import Bucket, gcs_server
 
 
@@ -188,6 +188,24 @@ def test_s3_gives_the_same_rows(moto: str, tmp_path: Path, monkeypatch: pytest.M
     assert data.counts.rows_read == len(ROWS)
     versions = open_source(settings.dataset_uri, tmp_path).versions()
     assert all(version.version.startswith("s3:") for version in versions)
+
+
+@pytest.mark.slow
+def test_azure_gives_the_same_rows(
+    azurite_blobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azure.storage.blob import ContainerClient
+
+    azurite.use(monkeypatch, azurite_blobs)
+    connection = azurite.connection_string(azurite_blobs)
+    with ContainerClient.from_connection_string(connection, s3.BUCKET) as container:
+        container.upload_blob("y/0.jsonl", as_lines(ROWS[:150]))
+        container.upload_blob("y/1.jsonl", as_lines(ROWS[150:]))
+    settings = settings_for(Path("unused"), dataset_uri=f"AZ://{s3.BUCKET}/y")
+    data = prepare_in(settings, LocalStore(tmp_path / "store"), tmp_path / "disk")
+    assert data.counts.rows_read == len(ROWS)
+    versions = open_source(settings.dataset_uri, tmp_path).versions()
+    assert all(version.version.startswith("az:") for version in versions)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from job.store import open_store
 from job.store.base import Store
 from job.store.documents import read_document
 from job.store.local import LocalStore
-from tests.servers import s3
+from tests.servers import azurite, s3
 from tests.workers import LEASE_SECONDS, check_accounts, make_inputs, start_worker
 
 pytestmark = pytest.mark.slow
@@ -180,3 +180,17 @@ def test_chaos_on_an_s3_server_commits_every_slot_once(
     table = check_chaos(settings, partial(open_store, uri), tmp_path / "calm", 0)
     with capsys.disabled():
         print(f"\n  chaos on an S3 server\n  {table}")
+
+
+def test_chaos_on_azurite_commits_every_slot_once(
+    azurite_blobs: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = make_inputs(tmp_path) | {"lease_seconds": 1.5}
+    azurite.use(monkeypatch, azurite_blobs)
+    uri = f"az://{s3.BUCKET}/{tmp_path.name}"
+    table = check_chaos(settings, partial(open_store, uri), tmp_path / "calm", 0)
+    with capsys.disabled():
+        print(f"\n  chaos on Azurite\n  {table}")
