@@ -25,6 +25,7 @@ from job.ledger.ledger import Ledger
 from job.ledger.records import MergeLosses, Result
 from job.log import log
 from job.settings import Settings
+from job.staged_base import resolve_base
 from job.winner.adapter import download, make_new, unwritable
 from job.winner.held_out import held_out_data, judged_rows
 from job.winner.merged_card import merged_card
@@ -116,8 +117,12 @@ def _merge(
 ) -> MergeLosses:
     from job.training.device import any_device, weight_memory_bytes
 
-    base = resolve_base_model(
-        result.base_model, result.base_model_revision, cache_dir=settings.work_dir
+    base = resolve_base(
+        ledger.store,
+        result.base_model,
+        result.base_model_revision,
+        settings.work_dir,
+        outage_seconds=60 * settings.outage_minutes,
     )
     own = _with_16_bits(base, original, onto, settings)
     rows = judged_rows(ledger, held_out_data(ledger, settings.work_dir))
