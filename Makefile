@@ -5,13 +5,14 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 TRL_PYTHON ?=
+CHOOSERS_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-gpu bench-counted image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu bench-counted image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,9 @@ check-manifests: $(STAMP)  ## check Dockerfile, manifests and workflows with the
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
+
+bench-sweep: $(STAMP)  ## print how far the engine and other choosers are from the best point
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep --choosers-python=$(CHOOSERS_PYTHON)
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
 	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)

@@ -70,7 +70,7 @@ def _parse() -> argparse.Namespace:
 
 def _rows(num_rows: int, *, num_texts: int) -> Iterator[dict[str, str]]:
     """Rows of 1.7 kB, all different by a number; fewer texts are quicker to make."""
-    rng = random.Random(17)  # noqa: S311
+    rng = random.Random(17)
     words = " ".join(TEXTS).split()  # which the small tokenizer knows, as a real one knows English
     texts: list[str] = []
     for number in range(num_rows):
@@ -164,7 +164,7 @@ def _formats(lines: Path, folder: Path) -> dict[str, Path]:
     raw = lines.read_bytes().splitlines(keepends=True)
     rows = pa.Table.from_pylist([json.loads(line) for line in raw])
     pq.write_table(rows, formats["Parquet"], row_group_size=10_000)
-    random.Random(1).shuffle(raw)  # noqa: S311
+    random.Random(1).shuffle(raw)
     for number in range(NUM_SHARDS):
         shard = b"".join(raw[number::NUM_SHARDS])
         for kind, packed in (

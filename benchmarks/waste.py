@@ -53,7 +53,7 @@ def measure(
         "checkpoint_minutes": INTERVAL_SECONDS / 60, "evals_per_trial": 2,
     }  # fmt: skip
     store = LocalStore(folder / "out")
-    draw = random.Random(seed)  # noqa: S311  # when to kill, nothing secret
+    draw = random.Random(seed)  # when to kill, nothing secret
     kills = done = 0
     seconds = 0.0
     log = folder / "steps"

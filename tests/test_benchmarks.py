@@ -1,4 +1,4 @@
-"""The training benchmark runs, smallest of all. `pytest tests/test_benchmarks.py`"""
+"""The benchmarks run, smallest of all. `pytest tests/test_benchmarks.py`"""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ def test_both_sides_train_and_the_table_has_their_ratio() -> None:
     job = next(row for row in rows if row[:1] == ["job"])
     assert float(job[1]) > 0
     assert any(row[:1] == ["transformers.Trainer,"] for row in rows)
+
+
+def test_choosers_meet_the_same_losses_and_the_engine_is_ahead_of_random_search() -> None:
+    from benchmarks.lora_worlds import worlds
+    from benchmarks.sweep import built_in, regrets
+
+    by_name = {world.name: world for world in worlds("two")}
+    ours = regrets(list(built_in("two", 1, 4, "bayes")), by_name)
+    chance = regrets(list(built_in("two", 1, 4, "random")), by_name)
+    assert ours.shape == chance.shape == (len(by_name), 4)
+    assert (ours >= -0.5).all(), "the best point is the best"
+    assert ours[:, -1].mean() < chance[:, -1].mean() / 2
 
 
 def test_rows_have_the_lengths_that_the_benchmark_names() -> None:

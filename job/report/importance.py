@@ -35,12 +35,23 @@ def importances(overview: Overview) -> list[Importance]:
     judged = overview.comparable
     if definition is None or len(judged) < MIN_TRIALS:
         return []
-    losses = _ranks([view.eval_loss or 0.0 for view in judged])
-    found = [
-        Importance(name, _explained(domain, [view.params.get(name) for view in judged], losses))
-        for name, domain in searched(definition.parameters).items()
-    ]
+    losses = [view.eval_loss or 0.0 for view in judged]
+    shares = explained_shares(definition.parameters, [view.params for view in judged], losses)
+    found = [Importance(name, share) for name, share in shares.items()]
     return sorted(found, key=lambda importance: -importance.share)
+
+
+def explained_shares(
+    domains: Mapping[str, Distribution],
+    points: Sequence[Mapping[str, Any]],
+    losses: Sequence[float],
+) -> dict[str, float]:
+    """The share of the variance of the losses' ranks that each searched parameter explains."""
+    ranks = _ranks(losses)
+    return {
+        name: _explained(domain, [params.get(name) for params in points], ranks)
+        for name, domain in searched(domains).items()
+    }
 
 
 def searched(parameters: Mapping[str, Distribution]) -> dict[str, Distribution]:

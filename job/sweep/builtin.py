@@ -1,8 +1,12 @@
 """The built-in engine: the parameters for a slot, from what the sweep's other slots have said.
 
 Pure functions: the same (definition, sweep, slot, observations) give the same point, in whatever
-process. Optuna's GP may differ between CPUs in last bits; 6 significant digits hide nearly all of
-that, and a slot's first written spec decides anyway.
+process and whatever order the observations come in. Another CPU may differ in a float's last bits;
+points have 6 significant digits, gains are compared by as many, and a slot's first written spec
+decides anyway.
+
+`bayes` goes through an opening (a ladder of learning rates, and a probe of small adapters), then
+asks a Gaussian process which untried point is expected to improve most on the best.
 """
 
 from __future__ import annotations
@@ -11,37 +15,21 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
 
 from job.sweep.definition import SweepDefinition
 from job.sweep.distributions import (
     Distribution,
-    FloatRange,
+    Params,
     ParamValue,
     contains,
-    nearest,
     num_points,
     point,
     quantile,
-    rounded,
 )
-from job.sweep.gaussian_process import gp_point
+from job.sweep.observations import Observation, is_better, tell
+from job.sweep.opening import Opening
 
-Params: TypeAlias = dict[str, ParamValue]
-
-# A GP fitted to one loss knows nothing of its scale.
-MIN_TOLD_FOR_GP = 2
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What is known so far of another slot of the sweep."""
-
-    slot: int
-    params: Mapping[str, ParamValue]
-    status: str  # completed | truncated | stopped | diverged | infeasible | running
-    eval_loss: float | None
+MIN_TOLD_FOR_GP = 2  # one loss says nothing of the scale of losses
 
 
 def suggest(
@@ -52,95 +40,91 @@ def suggest(
     observations: Sequence[Observation],
     step0_loss: float | None,
     defaults: Mapping[str, ParamValue],
+    largest_rank: int | None = None,
+    warm_start: Mapping[str, ParamValue] | None = None,
 ) -> Params | None:
     """The parameters for `slot`; None when the sweep has nothing left to try.
 
     `sweep` is the sweep's name and seeds every draw together with `slot`; `step0_loss` is the
     eval/loss of the untrained adapter, nats a token; `defaults` are the settings' values, used by
-    the learning-rate ladder for what the sweep names besides the rate.
+    the opening for what the sweep names besides rate, rank and alpha. No adapter of a higher
+    `lora_r` than `largest_rank` may be uploaded. `warm_start` is another sweep's best point.
 
     Nothing is left past `run_cap`, past the last point of a grid, or when another slot has every
     point of a countable space: a repeated trial costs hours and says little.
     """
     if definition.run_cap is not None and slot >= definition.run_cap:
         return None
-    # W&B sorts the names too; and a mapping that has been through JSON may have changed its order.
-    domains = dict(sorted(definition.parameters.items()))
+    domains = _domains(definition)
     if definition.method == "grid":
         return _point_at(domains, slot)
-    others = sorted((o for o in observations if o.slot != slot), key=lambda o: o.slot)
-    wanted: Params | None = None
-    if definition.method == "bayes":
-        ladder = learning_rate_ladder(domains, defaults)
-        if slot < len(ladder):
-            wanted = ladder[slot]
-        elif slot > len(ladder):  # the slot just after the ladder is drawn at random
-            wanted = _learned_point(domains, others, step0_loss, seed=_hash(sweep, slot) % 2**32)
+    others = _by_slot(observations, but=slot)
     taken = {_key(domains, o.params) for o in others}
-    if wanted is not None and _key(domains, wanted) not in taken:
-        return wanted
+    if definition.method == "bayes":
+        opening = Opening(domains, defaults, largest_rank=largest_rank, warm_start=warm_start)
+        wanted = opening.point(slot, others, step0_loss)
+        if wanted is not None and _key(domains, wanted) not in taken:
+            return wanted
+        best = _most_promising(domains, others, step0_loss, seed=_hash(sweep, slot))
+        if best is not None:
+            return best[0]
     return _fresh_point(domains, sweep, slot, taken)
 
 
-def learning_rate_ladder(
-    domains: Mapping[str, Distribution], defaults: Mapping[str, ParamValue]
-) -> list[Params]:
-    """The first trials of `bayes`: a third, all and a ninth of the highest learning rate.
+def expected_gain(
+    definition: SweepDefinition,
+    *,
+    sweep: str,
+    observations: Sequence[Observation],
+    step0_loss: float | None,
+) -> float | None:
+    """The nats of eval/loss that one more trial is expected to gain: the most of any untried point.
 
-    The rate decides most of a LoRA trial's loss, so three rates, the other hyper-parameters at
-    their defaults, tell a GP more than random points do. Rates below the range are dropped; there
-    is no ladder where `learning_rate` is not searched on a log scale.
+    None where the engine cannot say: a sweep that is not `bayes`, too few trials that have ended,
+    none that is better than the untrained adapter, or no point left. It overstates the gain five-
+    to tenfold, since the best of many guesses is one that flatters; it orders sweeps well.
     """
-    rate = domains.get("learning_rate")
-    if not (isinstance(rate, FloatRange) and rate.log):
-        return []
-    usual = {name: nearest(domain, defaults.get(name)) for name, domain in domains.items()}
-    rates = [rate.max / share for share in (3, 1, 9) if rate.max / share >= rate.min]
-    return [usual | {"learning_rate": rounded(rate, value)} for value in rates]
-
-
-def told_losses(
-    observations: Sequence[Observation], step0_loss: float | None
-) -> list[tuple[Observation, float]]:
-    """The loss the GP is told for each slot that has ended.
-
-    It is no worse than the untrained adapter's loss: how far above it a bad learning rate ends says
-    nothing about the good ones, and would flatten them for the GP. A diverged or infeasible slot
-    counts as that loss; while it is unknown, as the worst loss told, or it is left out.
-    """
-    ended = [o for o in observations if o.status != "running"]
-    limit = math.inf if step0_loss is None else step0_loss
-    measured = {o.slot: _loss(o) for o in ended}
-    told = {slot: min(loss, limit) for slot, loss in measured.items() if loss is not None}
-    worst = step0_loss if step0_loss is not None else max(told.values(), default=None)
-    losses = ((o, told.get(o.slot, worst)) for o in ended)
-    return [(o, loss) for o, loss in losses if loss is not None]
-
-
-def _loss(observation: Observation) -> float | None:
-    if observation.status in {"diverged", "infeasible"} or observation.eval_loss is None:
+    if definition.method != "bayes":
         return None
-    return observation.eval_loss if math.isfinite(observation.eval_loss) else None
+    others = _by_slot(observations)
+    seed = _hash(sweep, "gain", len(others))
+    best = _most_promising(_domains(definition), others, step0_loss, seed=seed)
+    return None if best is None else best[1]
 
 
-def _learned_point(
+def _most_promising(
     domains: Mapping[str, Distribution],
     others: Sequence[Observation],
     step0_loss: float | None,
     *,
     seed: int,
-) -> Params | None:
-    """The GP's suggestion; None while too few slots have ended to fit one."""
+) -> tuple[Params, float] | None:
+    """The untried point that is expected to gain most, and how much, nats.
+
+    None while the losses say nothing: fewer than two, or none below the untrained adapter's.
+    """
     known = [o for o in others if all(contains(d, o.params.get(n)) for n, d in domains.items())]
-    told = told_losses(known, step0_loss)
-    if len(told) < MIN_TOLD_FOR_GP:
+    told = tell(known, step0_loss)
+    if len(told) < MIN_TOLD_FOR_GP or not any(is_better(o, step0_loss) for o in known):
         return None
-    return gp_point(
+    from job.sweep.search import most_promising  # numpy and scipy, 0.3 s
+
+    return most_promising(
         domains,
-        ended=[(o.params, loss) for o, loss in told],
+        told,
         running=[o.params for o in known if o.status == "running"],
+        tried=[o.params for o in others],
         seed=seed,
     )
+
+
+def _domains(definition: SweepDefinition) -> dict[str, Distribution]:
+    """The parameters by name: W&B sorts them too, and JSON may have changed their order."""
+    return dict(sorted(definition.parameters.items()))
+
+
+def _by_slot(observations: Sequence[Observation], *, but: int | None = None) -> list[Observation]:
+    return sorted((o for o in observations if o.slot != but), key=lambda o: o.slot)
 
 
 def _fresh_point(

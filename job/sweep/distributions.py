@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 ParamValue: TypeAlias = bool | int | float | str
+Params: TypeAlias = dict[str, ParamValue]  # of one trial, by name
 
 # Suggested floats keep 6 significant digits: 9.28688e-05 reads well in a table, and the last bits,
 # in which the log, exp and BLAS of two machines may differ, are gone.

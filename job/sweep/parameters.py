@@ -39,7 +39,7 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
 }
 KEYS = ("distribution", "value", "values", "probabilities", "min", "max", "q")
 
-# A longer list of numbers than this is a mistake, and Optuna would lay it out in memory.
+# A longer list of numbers than this is a mistake.
 MAX_POINTS = 10_000
 
 

@@ -55,6 +55,15 @@ class ModelShape:
         return self.num_layers * lora_r * sum(i + o for i, o in self.matrices)
 
 
+def largest_rank(config: Mapping[str, Any], max_adapter_bytes: float) -> int | None:
+    """The highest `lora_r` whose adapter, saved in fp16, is not above the limit.
+
+    None for a family that is not in `PLANNED_FAMILIES`, whose adapters are not known beforehand.
+    """
+    shape = model_shape(config)
+    return None if shape is None else int(max_adapter_bytes // (2 * shape.adapter_weights(1)))
+
+
 def model_shape(config: Mapping[str, Any]) -> ModelShape | None:
     """Read the shape off a config.json; None for a family that is not in `PLANNED_FAMILIES`."""
     family = config.get("model_type")

@@ -17,8 +17,9 @@ from job.ledger.records import Recipe, Spec
 from job.ledger.slot import Slot
 from job.log import log
 from job.settings import Settings
-from job.sweep.builtin import Observation, suggest
+from job.sweep.builtin import suggest
 from job.sweep.definition import SweepDefinition
+from job.sweep.observations import Observation
 from job.training.recipe import plan_evaluations, plan_steps
 from job.wandb.agent import AgentRun, draw
 from job.wandb.sweeps import SweepPath, wait_until_running
@@ -54,6 +55,7 @@ def draw_for(
     definition: SweepDefinition,
     data: PreparedData,
     *,
+    largest_rank: int | None,
     should_stop: Callable[[], None],
 ) -> Drawn | None:
     """Ask the engine for the slot's parameters and freeze them; None if it has no more.
@@ -71,6 +73,7 @@ def draw_for(
         observations=observations,
         step0_loss=step_0_loss,
         defaults=settings.hyperparameters,
+        largest_rank=largest_rank,
     )
     if params is None:
         return None

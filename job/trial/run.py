@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import job
-from job.data.prepared import PreparedData
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError, SlotError
 from job.ledger.accounts import now
 from job.ledger.folders import publish_history
@@ -23,8 +22,9 @@ from job.settings import Settings
 from job.store import open_store
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
+from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
-from job.trial.attempt import Attempt, Training, begin_attempt
+from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
 from job.trial.prepare import load
@@ -89,7 +89,7 @@ def run_trial_on(
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         lease.open_account()
         check_progress(lease)
-        drawn = _drawn(settings, definition, lease, loaded.data, stop)
+        drawn = _drawn(settings, definition, lease, loaded, stop)
         if isinstance(drawn, str):
             return drawn
         attempt = begin_attempt(
@@ -106,7 +106,7 @@ def _drawn(
     settings: Settings,
     definition: SweepDefinition,
     lease: HeldLease,
-    data: PreparedData,
+    loaded: Loaded,
     stop: Stop,
 ) -> Drawn | str:
     """The slot's frozen spec, drawn now if it was not yet; or a line why no trial is begun."""
@@ -117,7 +117,14 @@ def _drawn(
     check_undrawn(lease)
     if (spent := budget_spent(settings, slot.ledger)) is not None:
         return f"slot {slot.number}: {spent}, no new trial is begun"
-    drawn = draw_for(slot, settings, definition, data, should_stop=stop.check)
+    drawn = draw_for(
+        slot,
+        settings,
+        definition,
+        loaded.data,
+        largest_rank=largest_rank(loaded.base.config, settings.max_adapter_mb * 1e6),
+        should_stop=stop.check,
+    )
     return drawn or f"slot {slot.number}: never drawn, the sweep has no point left"
 
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.sweep.builtin import Observation, Params, suggest, told_losses
+from job.sweep.builtin import suggest
 from job.sweep.definition import SweepDefinition, load_definition, parse_definition
-from job.sweep.distributions import contains, num_points
+from job.sweep.distributions import Params, contains, num_points
+from job.sweep.observations import Observation
 
 ROOT = Path(__file__).parents[2]
 CARD = load_definition(ROOT / "job" / "sweep" / "sweep.yaml")
@@ -46,6 +47,7 @@ def ask(
     *,
     sweep: str = "s",
     step0_loss: float | None = STEP0_LOSS,
+    **others: Any,
 ) -> Params | None:
     return suggest(
         definition,
@@ -54,6 +56,7 @@ def ask(
         observations=observations,
         step0_loss=step0_loss,
         defaults=DEFAULTS,
+        **others,
     )
 
 
@@ -114,7 +117,15 @@ DROPOUTS = st.sampled_from(
 SCHEDULERS = st.sampled_from([{"values": ["cosine", "linear"]}, {"value": "constant"}])
 SPACES = st.fixed_dictionaries(
     {"learning_rate": RATES},
-    optional={"lora_r": RANKS, "lora_dropout": DROPOUTS, "lr_scheduler": SCHEDULERS},
+    optional={
+        "lora_r": RANKS,
+        "lora_alpha": RANKS,
+        "lora_dropout": DROPOUTS,
+        "lr_scheduler": SCHEDULERS,
+        "weight_decay": st.just({"distribution": "log_uniform_values", "min": 1.0e-3, "max": 0.1}),
+        "gradient_accumulation_steps": st.just({"values": [4, 8]}),
+        "max_grad_norm": st.just({"values": [0.3, 1.0]}),
+    },
 )
 
 
@@ -132,36 +143,7 @@ def test_first_bayes_points_lie_in_the_domain(space: dict[str, Any], slot: int) 
     assert_in_domain(definition, ask(definition, slot))
 
 
-def test_ladder_is_a_third_all_and_a_ninth_of_the_highest_rate_at_the_defaults() -> None:
-    usual = {"gradient_accumulation_steps": 4, "lora_dropout": 0.05, "weight_decay": 0.01}
-    for slot, rate in enumerate([6.66667e-5, 2.0e-4, 2.22222e-5]):
-        assert ask(CARD, slot) == usual | {"learning_rate": rate}
-
-
-def test_ladder_takes_the_nearest_allowed_value_where_a_default_is_not_allowed() -> None:
-    space = {"learning_rate": RATE, "lora_r": {"values": [64, 32]}, "lora_alpha": {"value": 64}}
-    first = ask(sweep_of("bayes", space), 0)
-    assert first is not None
-    assert (first["lora_r"], first["lora_alpha"]) == (32, 64)
-
-
 RATE = {"distribution": "log_uniform_values", "min": 5.0e-6, "max": 2.0e-4}
-
-
-def test_ladder_drops_rates_below_the_range_and_goes_on_at_random() -> None:
-    definition = sweep_of("bayes", {"learning_rate": RATE | {"min": 1.0e-4}})
-    assert ask(definition, 0) == {"learning_rate": 2.0e-4}
-    drawn = ask(definition, 1)
-    assert drawn == ask(sweep_of("random", {"learning_rate": RATE | {"min": 1.0e-4}}), 1)
-
-
-def test_there_is_no_ladder_without_a_log_scale() -> None:
-    space = {"learning_rate": {"min": 1.0e-5, "max": 1.0e-3}}
-    assert ask(sweep_of("bayes", space), 0) == ask(sweep_of("random", space), 0)
-
-
-def test_slot_after_the_ladder_is_random_whatever_was_seen() -> None:
-    assert ask(CARD, 3) == ask(CARD, 3, [observed(0, 1.0), observed(1, 1.1)])
 
 
 def observed(slot: int, loss: float | None, status: str = "completed") -> Observation:
@@ -225,22 +207,3 @@ def test_grid_is_every_combination_once_in_wandbs_order_then_none() -> None:
     ]
     assert points == expected
     assert ask(definition, 12) is None
-
-
-def test_told_loss_is_never_above_the_untrained_one() -> None:
-    seen = [
-        observed(0, 1.2),
-        observed(1, 3.0, "truncated"),
-        observed(2, 1.1, "diverged"),
-        observed(3, None, "infeasible"),
-        observed(4, None, "running"),
-        observed(5, math.nan, "stopped"),
-    ]
-    told = {o.slot: loss for o, loss in told_losses(seen, 1.4)}
-    assert told == {0: 1.2, 1: 1.4, 2: 1.4, 3: 1.4, 5: 1.4}
-
-
-def test_failed_trials_count_as_the_worst_loss_while_the_untrained_one_is_unknown() -> None:
-    seen = [observed(0, 1.2), observed(1, 3.0), observed(2, None, "diverged")]
-    assert {o.slot: loss for o, loss in told_losses(seen, None)} == {0: 1.2, 1: 3.0, 2: 3.0}
-    assert told_losses(seen[2:], None) == []

@@ -1,139 +1,140 @@
-"""What is suggested after the ladder: pytest tests/sweep/test_gaussian_process.py"""
+"""The Gaussian process, against closed forms: pytest tests/sweep/test_gaussian_process.py"""
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict
-from statistics import mean
-from typing import Any
+import math
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.special import gamma, kv
+from scipy.stats import multivariate_normal, norm
 
-from job.sweep.builtin import Observation
-from tests.sweep.test_builtin import (
-    CARD,
-    DEFAULTS,
-    ROOT,
-    SPACES,
-    WIDE,
-    ask,
-    assert_in_domain,
-    loss_of,
-    observed,
-    sweep_of,
-    trials,
+from job.sweep import gaussian_process as gp
+from job.sweep.gaussian_process import Draws, LengthPrior
+
+RATE = LengthPrior((0.6, 0.6), 0.5)
+OTHER = LengthPrior((5.0, 1.0), 0.8)
+
+
+def one_draw(*, lengths: tuple[float, ...] = (1.0,), scale: float = 1.0, noise: float) -> Draws:
+    return Draws(np.array([lengths]), np.array([scale]), np.array([noise]))
+
+
+def apart(*left: float, to: tuple[float, ...]) -> gp.Array:
+    """The gaps between points on one axis."""
+    return np.abs(np.array(left)[:, None] - np.array(to)[None, :])[..., None]
+
+
+@pytest.mark.parametrize("distance", [1e-6, 0.3, 1.0, 4.0])
+def test_matern_is_the_general_one_with_bessel_functions_at_five_halves(distance: float) -> None:
+    nu = 2.5  # Rasmussen and Williams, equation 4.14
+    at = math.sqrt(2 * nu) * distance
+    general = 2 ** (1 - nu) / gamma(nu) * at**nu * kv(nu, at)
+    assert gp.matern52(np.array(distance)) == pytest.approx(general, rel=1e-6)
+
+
+def test_posterior_of_two_points_is_the_one_worked_out_by_hand() -> None:
+    noise, gap = 0.5, 0.7
+    process = gp.told(
+        one_draw(noise=noise), apart(0, gap, to=(0, gap)), np.array([1.0, -2.0]), np.zeros(2)
+    )
+    level = gp.CONSTANT_SD**2
+    near = (1 + math.sqrt(5) * gap + 5 * gap**2 / 3) * math.exp(-math.sqrt(5) * gap) + level
+    own, total = 1 + level + noise**2 + gp.JITTER, 1 + level
+    # [own near; near own]^-1 = [own -near; -near own] / (own^2 - near^2)
+    determinant = own**2 - near**2
+    first = (own * 1.0 - near * -2.0) / determinant
+    second = (own * -2.0 - near * 1.0) / determinant
+    mean, sd = process.predict(apart(0, gap, to=(0,)))
+    assert mean[0, 0] == pytest.approx(total * first + near * second)
+    explained = (own * total**2 - 2 * near * total * near + own * near**2) / determinant
+    assert sd[0, 0] == pytest.approx(math.sqrt(total - explained))
+
+
+def test_far_from_every_point_only_the_level_is_known() -> None:
+    process = gp.told(one_draw(noise=0.1), apart(0, to=(0,)), np.array([1.0]), np.zeros(1))
+    level = gp.CONSTANT_SD**2
+    mean, sd = process.predict(apart(0, to=(1e6,)))
+    variance = 1 + level + 0.01 + gp.JITTER
+    assert mean[0, 0] == pytest.approx(level / variance)
+    assert sd[0, 0] == pytest.approx(math.sqrt(1 + level - level**2 / variance))
+
+
+def test_an_unsure_loss_moves_the_mean_less() -> None:
+    def mean(unsure: float) -> float:
+        draws, losses = one_draw(noise=0.1), np.array([1.0])
+        process = gp.told(draws, apart(0, to=(0,)), losses, np.array([unsure]))
+        return float(process.predict(apart(0, to=(0,)))[0][0, 0])
+
+    assert mean(0.0) == pytest.approx(1.25 / (1.26 + gp.JITTER))
+    assert mean(2.0) == pytest.approx(1.25 / (5.26 + gp.JITTER))
+
+
+def test_marginal_likelihood_is_scipys_multivariate_normal_density() -> None:
+    draws = gp.prior_draws([RATE, OTHER], seed=3, num_draws=8)
+    random = np.random.default_rng(0)
+    places, losses = random.random((6, 2)), random.normal(size=6)
+    gaps = np.abs(places[:, None] - places[None, :])
+    covariance = gp.covariance(draws, gaps)
+    covariance += draws.noise[:, None, None] ** 2 * np.eye(6)
+    found = gp.log_marginal_likelihood(np.linalg.cholesky(covariance), losses)
+    expected = [multivariate_normal(np.zeros(6), each).logpdf(losses) for each in covariance]
+    assert found == pytest.approx(np.array(expected))
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "best"), [(0.0, 1.0, 0.0), (1.0, 0.5, 0.2), (-1.0, 2.0, 0.5)]
 )
+def test_expected_improvement_is_the_integral(mean: float, sd: float, best: float) -> None:
+    def gained(loss: float) -> float:
+        return (best - loss) * float(norm.pdf(loss, mean, sd))
+
+    expected, _ = quad(gained, mean - 12 * sd, best)
+    found = gp.expected_improvement(np.array(mean), np.array(sd), np.array(best))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.slow
-@settings(max_examples=5, deadline=None, derandomize=True)
-@given(SPACES, st.lists(st.floats(0.5, 3.0), min_size=2, max_size=6))
-def test_gp_points_lie_in_the_domain(space: dict[str, Any], losses: list[float]) -> None:
-    definition = sweep_of("bayes", space)
-    seen: list[Observation] = []
-    for slot, loss in enumerate(losses):
-        params = ask(definition, slot)
-        assert params is not None
-        seen.append(Observation(slot, params, "completed", loss))
-    later = ask(definition, 9, seen)
-    if later is not None:  # None: a countable space may be used up
-        assert_in_domain(definition, later)
+def test_expected_improvement_without_doubt_is_the_difference_or_nothing() -> None:
+    found = gp.expected_improvement(np.array([0.2, 0.9]), np.zeros(2), np.array(0.5))
+    assert found == pytest.approx(np.array([0.3, 0.0]))
 
 
-@pytest.mark.slow
-def test_gp_tries_every_point_of_a_small_space_once_then_nothing_is_left() -> None:
-    space = {"lora_r": {"values": [8, 16, 32]}, "lora_alpha": {"values": [16, 32]}}
-    definition = sweep_of("bayes", space)
-    seen: list[Observation] = []
-    for slot in range(6):  # the first point is by far the best: the GP would like it again
-        params = ask(definition, slot, seen)
-        assert params is not None
-        seen.append(Observation(slot, params, "completed", 1.3 if slot else 1.0))
-    assert len({tuple(o.params.values()) for o in seen}) == 6
-    assert ask(definition, 6, seen) is None
-
-
-@pytest.mark.slow
-def test_gp_is_the_same_in_another_process_told_in_another_order_and_silent() -> None:
-    states = [("completed", 1.1), ("completed", 1.2), ("diverged", None), ("running", None)]
-    seen = [observed(slot, loss, status) for slot, (status, loss) in enumerate(states)]
-    code = """
-import json, sys
-from job.sweep.builtin import Observation, suggest
-from job.sweep.definition import load_definition
-definition = load_definition("job/sweep/sweep.yaml")
-seen = [Observation(**told) for told in json.loads(sys.argv[1])]
-print(json.dumps(suggest(definition, slot=5, sweep="s", observations=seen, step0_loss=1.4,
-                         defaults=json.loads(sys.argv[2]))))
-"""
-    told = json.dumps([asdict(o) for o in reversed(seen)])
-    elsewhere = run_python(code, told, json.dumps(DEFAULTS), hash_seed="123")
-    assert json.loads(elsewhere) == ask(CARD, 5, seen)
-
-
-def test_engine_imports_neither_optuna_nor_torch_before_the_gp() -> None:
-    code = (
-        "import sys, job.sweep.builtin, job.sweep.definition\n"
-        "heavy = {'optuna', 'torch', 'scipy', 'numpy', 'pydantic', 'wandb'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+def test_weights_are_the_heaviest_marginal_likelihoods() -> None:
+    draws = gp.prior_draws([RATE], seed=1)
+    gaps, losses = apart(0, 0.3, 0.9, to=(0, 0.3, 0.9)), np.array([1.2, -0.7, -0.5])
+    process = gp.told(draws, gaps, losses, np.zeros(3))
+    covariance = gp.covariance(draws, gaps)
+    covariance += (draws.noise[:, None, None] ** 2 + gp.JITTER) * np.eye(3)
+    evidence = np.exp(
+        [multivariate_normal(np.zeros(3), each).logpdf(losses) for each in covariance]
     )
-    assert run_python(code, hash_seed="0") == "[]"
+    heaviest = np.sort(evidence)[-gp.NUM_KEPT :]
+    assert np.sort(process.weights) == pytest.approx(heaviest / heaviest.sum())
+    assert process.weights.sum() == pytest.approx(1.0)
 
 
-def run_python(code: str, *arguments: str, hash_seed: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *arguments],
-        env=os.environ | {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.strip()
+def test_prior_draws_have_the_medians_and_spreads_of_their_priors() -> None:
+    draws = gp.prior_draws([RATE, OTHER], seed=7, num_draws=4096)
+    halves = draws.lengths[:2048, 1], draws.lengths[2048:, 1]
+    assert [float(np.median(half)) for half in halves] == pytest.approx([5.0, 1.0], rel=0.05)
+    assert np.median(draws.lengths[:, 0]) == pytest.approx(0.6, rel=0.05)
+    assert np.log(draws.lengths[:, 0]).std() == pytest.approx(0.5, rel=0.05)
+    assert np.median(draws.scale) == pytest.approx(1.2, rel=0.05)
+    assert np.log(draws.noise).std() == pytest.approx(0.8, rel=0.05)
 
 
-@pytest.mark.slow
-def test_parallel_running_slots_get_different_points() -> None:
-    # Three slots have ended; eight ask one after another while none of the eight ends.
-    seen = [observed(slot, loss) for slot, loss in enumerate([1.02, 1.05, 1.08])]
-    for slot in range(4, 12):
-        params = ask(CARD, slot, seen)
-        assert_in_domain(CARD, params)
-        assert params is not None
-        assert params not in [o.params for o in seen]
-        seen.append(Observation(slot, params, "running", None))
-    rates = sorted(float(o.params["learning_rate"]) for o in seen[3:])
-    assert rates[-1] / rates[0] > 3, "running slots push each other apart"
+def test_a_latin_hypercube_has_one_point_in_each_slice_of_every_axis() -> None:
+    points = gp.latin_hypercube(128, 6, np.random.default_rng(0))
+    for axis in points.T:
+        assert sorted((axis * 128).astype(int)) == list(range(128))
+    assert not np.array_equal(np.argsort(points[:, 0]), np.argsort(points[:, 1]))
 
 
-@pytest.mark.slow
-def test_gp_finds_the_rate_and_random_search_does_not() -> None:
-    names = [f"sweep-{index}" for index in range(4)]
-    random_search = sweep_of("random", CARD.to_json()["parameters"])
-    regret = {
-        label: 1000 * mean(min(map(_clean, trials(definition, name, 10))) - 1.0 for name in names)
-        for label, definition in (("gp", CARD), ("random", random_search))
-    }  # milli-nats above the optimum
-    assert regret["gp"] < 0.2, regret  # the ladder alone, with its 6.7e-5, leaves 0.37
-    assert regret["gp"] < regret["random"] / 2, regret
-
-
-def _clean(observation: Observation) -> float:
-    return loss_of(observation.params)
-
-
-@pytest.mark.slow
-def test_diverged_rates_are_avoided() -> None:
-    # All above 1e-4 diverges: of the GP's points, few may go there.
-    seen: list[Observation] = []
-    for slot in range(10):
-        params = ask(WIDE, slot, seen)
-        assert params is not None
-        diverges = float(params["learning_rate"]) > 1e-4
-        status, loss = ("diverged", None) if diverges else ("completed", loss_of(params))
-        seen.append(Observation(slot, params, status, loss))
-    assert sum(o.status == "diverged" for o in seen[4:]) <= 2
+def test_a_running_point_is_believed_to_end_as_expected_and_makes_its_place_sure() -> None:
+    draws = one_draw(noise=0.1)
+    both = apart(0, 1, to=(0, 1))
+    before = gp.told(draws, both[:1, :1], np.array([1.0]), np.zeros(1))
+    mean, sd = before.predict(both[:1, 1:])
+    after = gp.believing(before, both, np.zeros(2), mean)
+    mean_after, sd_after = after.predict(both[:, 1:])
+    assert mean_after[0, 0] == pytest.approx(mean[0, 0]), "what is believed teaches nothing"
+    assert sd_after[0, 0] < 0.11 < sd[0, 0]

@@ -14,7 +14,7 @@ import pytest
 from job.data.samples import SampleTable
 from job.training.footprint import FP16_CUDA, FP32_CPU, Recompute, Work, footprint
 from job.training.memory import FILL, T4_USABLE_BYTES, Samples, list_plans, plan_memory
-from job.training.shape import model_shape
+from job.training.shape import largest_rank, model_shape
 from tests.tiny_model import make_base, make_recipe
 from tests.training.memory_trace import peak_bytes, storage_bytes
 
@@ -206,3 +206,12 @@ def test_a_cpu_recomputes_nothing_and_rehearses_nothing() -> None:
     plan = _plan(usable_bytes=None)
     assert (plan.recompute, plan.warm_up) == ("none", False)
     assert math.isnan(plan.relative_cost)
+
+
+def test_largest_rank_is_the_last_whose_adapter_is_within_the_limit() -> None:
+    shape = model_shape(MISTRAL_7B)
+    assert shape is not None
+    limit = 2 * shape.adapter_weights(16)  # bytes in fp16
+    assert [largest_rank(MISTRAL_7B, limit + more) for more in (-1, 0, 1)] == [15, 16, 16]
+    assert largest_rank(MISTRAL_7B, 200e6) == 38, "32 is 168 MB"
+    assert largest_rank({"model_type": "gpt_neox"}, 200e6) is None
