@@ -193,7 +193,7 @@ def _flops_of_a_token(config: dict[str, Any]) -> float:
     """Model FLOP: forward and back through frozen weights; nothing recomputed, head included."""
     if (shape := model_shape(config)) is None:
         raise ValueError(f"no FLOP count for {config['model_type']}")
-    return 4.0 * (shape.quantised_weights + shape.vocabulary * shape.hidden / 2)  # half are targets
+    return 4.0 * (shape.linear_weights + shape.vocabulary * shape.hidden / 2)  # half are targets
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from job.file_uri import path_of
 PREFIX = "JOB_"
 NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
 _UNLESS_SWEPT = "used where the sweep does not name it"
+QUANTIZATION_PATTERN = r"nf4|none|mixed(:\w+(,\w+)*)?"
+QUANTIZATION_WORDS = "nf4, none, mixed, or mixed: and matrices, as mixed:down_proj,v_proj"
 
 
 def _check_uri(uri: str) -> str:
@@ -99,6 +101,12 @@ def _check_prompt_template(template: str) -> str:
     return template
 
 
+def _check_quantization(text: str) -> str:
+    if not re.fullmatch(QUANTIZATION_PATTERN, text):
+        raise ValueError(f"is {text!r:.80}; allowed: {QUANTIZATION_WORDS}")
+    return text
+
+
 Uri = Annotated[str, AfterValidator(_check_uri)]
 OutputUri = Annotated[Uri, AfterValidator(_check_output)]
 LocalPath = Annotated[Path, AfterValidator(_check_path)]
@@ -166,6 +174,11 @@ class Settings(BaseSettings):
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description=_UNLESS_SWEPT)
     max_grad_norm: Positive = Field(1.0, description=_UNLESS_SWEPT)
+    quantization: Annotated[str, AfterValidator(_check_quantization)] = Field(
+        "nf4",
+        description=f"the base in 4 bits (nf4), in 16 (none), or matrices of it in 16 (mixed);"
+        f" {_UNLESS_SWEPT}",
+    )
 
     max_steps: Count = Field(1500, description="optimizer steps of a trial, at most")
     num_epochs: Positive = Field(1, description="passes over the training rows, at most")
@@ -251,6 +264,7 @@ HYPERPARAMETER_FIELDS = (
     "lr_scheduler",
     "warmup_ratio",
     "max_grad_norm",
+    "quantization",
 )
 
 # Settings that can change eval/loss: the first trial freezes them in sweep.json.

@@ -24,10 +24,17 @@ from job.ledger.ledger import Ledger
 from job.plan import warnings
 from job.plan.forecast import (
     Throughput,
+    Workload,
     throughput_of_trials,
     throughput_on_a_t4,
     throughput_on_this_cpu,
-    trial_seconds,
+)
+from job.plan.precisions import (
+    Precision,
+    describe_precisions,
+    forecast,
+    modes_to_show,
+    precision_of,
 )
 from job.plan.sections import (
     describe_base,
@@ -36,18 +43,20 @@ from job.plan.sections import (
     describe_sweep,
     describe_trial,
 )
-from job.plan.workload import Costliest, memory_of, workload_of
+from job.plan.workload import memory_of, usable_bytes_of, workload_of
 from job.progress import size
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.store import open_store, probe
 from job.store.base import Store
+from job.sweep.definition import SweepDefinition
 from job.training.families import check_base
 from job.training.memory import MemoryPlan
-from job.training.shape import ModelShape, model_shape
+from job.training.shape import model_shape
 from job.trial.identity import check_rows, load_sweep, sweep_identity
-from job.trial.prepare import find_base, prepare_data
+from job.trial.prepare import find_base, mixed_of_sweep, prepare_data
 from job.trial.slots import check_work_dir
+from job.trial.weights import Costliest, quantizations
 
 RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
 
@@ -97,8 +106,9 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     yield "store"
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
-    base = find_base(settings, ledger, lambda: None)
-    coverage = check_base(base.name, base.config)
+    base = find_base(settings, definition, ledger, lambda: None)
+    *_, heaviest = quantizations(settings, definition)
+    coverage = check_base(base.name, base.config, heaviest)
     plan.numbers["base"] = asdict(coverage)
     shape = model_shape(base.config)
     plan.sections["base"] = f"{describe_base(base, shape)}; {coverage}"
@@ -113,31 +123,55 @@ def _sections(settings: Settings, plan: Plan) -> Iterator[str]:
     plan.sections["sample"] = bracketed(plan.sample)
     yield "sample"
     costliest = Costliest.of(settings, definition)
-    memory = memory_of(settings, base, data, costliest)
+    mixed = _mixed(settings, definition, ledger, base, data)
+    quantization = mixed if mixed and heaviest == "mixed" else heaviest
+    memory = memory_of(settings, base, data, costliest, quantization)
     plan.sections["memory"] = str(memory)
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
     plan.warnings += warnings.of_memory(memory)
     if shape is not None:
+        current = precision_of(settings, base, data, costliest, quantization)
+        throughput = _throughput(settings, ledger, current)
+        modes = modes_to_show(base, quantization, mixed)
+        others = [precision_of(settings, base, data, costliest, mode) for mode in modes]
         work = workload_of(settings, data, costliest)
-        throughput = _throughput(settings, ledger, shape, memory)
-        span = trial_seconds(work, throughput, memory.recompute)
-        plan.numbers |= {
-            "trial_seconds": asdict(span),
-            "pace": asdict(throughput),
-            "work": asdict(work),
-        }
-        plan.sections["trial"] = describe_trial(work, throughput, span)
-        yield "trial"
-        plan.sections["in all"] = describe_cost(settings, span)
-        yield "in all"
+        yield from _trial_sections(
+            settings, plan, work, current=current, throughput=throughput, others=others
+        )
         checkpoint_bytes = 12 * shape.adapter_weights(
             costliest.lora_r
         )  # weights and two moments, in fp32
-        plan.warnings += warnings.of_time(settings, span)
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
     plan.warnings += warnings.of_rows(settings, data)
     plan.warnings += warnings.of_few(settings, definition)
+
+
+def _trial_sections(
+    settings: Settings,
+    plan: Plan,
+    work: Workload,
+    *,
+    current: Precision,
+    throughput: Throughput,
+    others: list[Precision],
+) -> Iterator[str]:
+    """A trial's hours and price in the sweep's precision, and beside it in the others."""
+    own = forecast(current, current, throughput, work)
+    plan.numbers |= {
+        "trial_seconds": asdict(own.taken),
+        "pace": asdict(throughput),
+        "work": asdict(work),
+    }
+    plan.sections["trial"] = describe_trial(work, throughput, own.taken)
+    yield "trial"
+    plan.sections["in all"] = describe_cost(settings, own.taken)
+    yield "in all"
+    found = [forecast(other, current, throughput, work) for other in others]
+    plan.numbers["precisions"] = [one.numbers() for one in found]
+    plan.sections["precision"] = describe_precisions(found, own)
+    yield "precision"
+    plan.warnings += warnings.of_time(settings, own.taken)
 
 
 def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:
@@ -161,17 +195,31 @@ def _try_store(store: Store) -> float:
     return RATE_PROBE_BYTES / seconds
 
 
-def _throughput(
-    settings: Settings, ledger: Ledger, shape: ModelShape, memory: MemoryPlan
-) -> Throughput:
+def _mixed(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    base: BaseModel,
+    data: PreparedData,
+) -> str | None:
+    """What a plain `mixed` is, or would be, in this sweep; None where that cannot be predicted."""
+    is_asked = "mixed" in quantizations(settings, definition)
+    if not is_asked and model_shape(base.config) is None:
+        return None
+    usable = usable_bytes_of(settings)
+    return mixed_of_sweep(settings, definition, ledger, base, data, usable_bytes=usable)
+
+
+def _throughput(settings: Settings, ledger: Ledger, precision: Precision) -> Throughput:
     """The throughput of the sweep's committed trials; without one, an estimate."""
     views = read_overview(ledger, settings.num_trials).slots
     measured = [v.tokens_per_second for v in views if v.judged and v.tokens_per_second]
     if measured:
         return throughput_of_trials(measured)
     if settings.device == "cpu":
-        return throughput_on_this_cpu(shape)
-    return throughput_on_a_t4(shape, memory.recompute)
+        return throughput_on_this_cpu(precision.shape).times(precision.speed)
+    estimate = throughput_on_a_t4(precision.shape, precision.memory.recompute)
+    return estimate.times(precision.speed)
 
 
 def _memory_numbers(memory: MemoryPlan) -> dict[str, Any]:

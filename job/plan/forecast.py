@@ -34,6 +34,9 @@ class Throughput:
     fast: float
     basis: str
 
+    def times(self, factor: float) -> Throughput:
+        return Throughput(self.slow * factor, self.fast * factor, self.basis)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -89,7 +92,7 @@ def trial_seconds(work: Workload, throughput: Throughput, recompute: Recompute) 
 
 
 def _flop_per_token(shape: ModelShape, recompute: Recompute) -> float:
-    weights = shape.quantised_weights + shape.vocabulary * shape.hidden  # the head is a product too
+    weights = shape.linear_weights + shape.vocabulary * shape.hidden  # the head is a product too
     return 2 * weights * (2 + RECOMPUTED_SHARE[recompute])
 
 

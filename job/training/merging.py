@@ -16,16 +16,26 @@ from job.training.model import load_base
 MAX_SHARD = "4GB"  # of a weight file
 
 
-def merge_adapter(location: str, revision: str | None, adapter: Path, folder: Path) -> None:
+def merge_adapter(
+    location: str,
+    revision: str | None,
+    adapter: Path,
+    folder: Path,
+    *,
+    quantization: str = "nf4",
+) -> None:
     """Write base + adapter to `folder` as fp16 safetensors, with the tokenizer.
 
-    The base is quantised to 4 bits and back, as it was in training: the adapter also corrects
-    rounding errors, which the original 16-bit weights do not have. Runs on the CPU and takes a
-    little over 2 bytes of memory for each parameter. Raises what `load_base` raises, and
-    `OutageError` if the volume of `folder` is full.
+    The base is what it was in training: what was in 4 bits is quantised and back, as the adapter
+    also corrects rounding errors, which the original 16-bit weights do not have. Runs on the CPU
+    and takes a little over 2 bytes of memory for each parameter. Raises what `load_base` raises,
+    and `OutageError` if the volume of `folder` is full.
     """
-    model = load_base(location, revision, torch.device("cpu"))
-    model = model.dequantize(dtype=torch.float16).to(torch.float16)
+    cpu = torch.device("cpu")
+    model = load_base(location, revision, cpu, quantization=quantization)
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = model.dequantize(dtype=torch.float16)
+    model = model.to(torch.float16)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.config.dtype = torch.float16
     merged.config.use_cache = True  # off for training only

@@ -74,9 +74,17 @@ def load_sweep_file(settings: Settings) -> SweepDefinition:
 
 
 def sweep_identity(
-    settings: Settings, definition: SweepDefinition, base: BaseModel, data: PreparedData
+    settings: Settings,
+    definition: SweepDefinition,
+    base: BaseModel,
+    data: PreparedData,
+    *,
+    mixed: str | None = None,
 ) -> Identity:
-    """All that can change eval/loss, by the name under which a person can change it."""
+    """All that can change eval/loss, by the name under which a person can change it.
+
+    `mixed` is what a plain `mixed` of JOB_QUANTIZATION is for the whole sweep.
+    """
     content = {
         **_named_by_settings(settings, definition),
         "JOB_BASE_MODEL": {"revision": base.revision},
@@ -86,6 +94,7 @@ def sweep_identity(
         "_base_model_revision": settings.base_model_revision,
         "_code_version": job.__version__,
         "_created_at": now(),
+        **({} if mixed is None else {"_mixed": mixed}),
     }
     return Identity.model_validate(content)
 

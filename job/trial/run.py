@@ -72,8 +72,10 @@ def run_trial_on(
     if not open_slots:
         return f"{slot_name(settings, sweep)}: never drawn, the W&B sweep gives no more trials"
     # Loaded before anything is frozen: a base that cannot be loaded must not become a sweep's own.
-    loaded = load(settings, ledger, training, stop, watchdog)
-    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data))
+    loaded = load(settings, definition, ledger, training, stop=stop, watchdog=watchdog)
+    ledger.open_sweep(
+        sweep_identity(settings, definition, loaded.base, loaded.data, mixed=loaded.mixed)
+    )
     stop.check()
 
     lease = acquire(
@@ -188,6 +190,7 @@ def _result(attempt: Attempt, fitted: Fit, history_key: str) -> Result:
         {
             **training_result(fitted, attempt.clock),
             "params": attempt.spec.params,
+            "quantization": attempt.spec.recipe.quantization,
             "wandb_run_id": attempt.spec.wandb_run_id,
             "attempts": attempt.lease.epoch,
             "data_digest": attempt.loaded.data.digest,

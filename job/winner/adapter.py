@@ -71,7 +71,13 @@ def _merge(store: Store, slot: int, result: Result, folder: Path, work_dir: Path
         adapter = Path(name) / "adapter"
         download(store, slot, result, adapter, option=_MERGE)
         try:
-            merge_adapter(base.location, base.hub_revision, adapter, folder)
+            merge_adapter(
+                base.location,
+                base.hub_revision,
+                adapter,
+                folder,
+                quantization=result.quantization,
+            )
         except Exception as error:  # safetensors and tokenizers have errors of their own for it
             # If no file was written yet, it is the volume of the base that is full.
             if is_volume_full(error) and any(folder.iterdir()):
