@@ -4,15 +4,19 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+# Another torch than constraints.txt pins and the image ships; the oldest is 2.11.0.
+TORCH ?=
+# Pythons of environments that have a peer of the training benchmark, where there is one.
 TRL_PYTHON ?=
 CHOOSERS_PYTHON ?=
+LIGER_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu bench-counted image clean
+.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,12 +31,13 @@ BUILD_ARGS = --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
-# A build from TORCH_INDEX (2.13.0+cpu, 2.13.0+cu126) sorts above PyPI's 2.13.0, so pip takes it.
+# A build from TORCH_INDEX (+cpu, +cu126) sorts above PyPI's of the same version, so pip takes it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	sed -e '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt >$(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(STAMP)  ## run a sweep of 3 trials on generated data and a generated model, on the CPU
@@ -77,10 +82,7 @@ bench-sweep: $(STAMP)  ## print how far the engine and other choosers are from t
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep --choosers-python=$(CHOOSERS_PYTHON)
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
-	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON)
-
-bench-counted: $(STAMP)  ## count what a T4 would compute, move and hold; no GPU needed, but g++
-	$(BIN)/python -m benchmarks.counted
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON)
 
 # Docker before 23 builds with BuildKit only when told to.
 image:  ## build the container image (needs Docker)

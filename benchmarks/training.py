@@ -14,26 +14,35 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pynvml
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.shapes import SHAPES, log_normal_rows, make_recipe, write_model
+from job.process.gpu import CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACE
 from job.training.batching import samples_of_step
 from job.training.shape import model_shape
 
 NOT_COUNTED = 2  # of a side's steps: the first are slow
+# The job as it is; without deterministic kernels, which shows their price; and with the plan that
+# the memory model takes, not timed against its rivals.
 NAMES = {
     "job": "job",
+    "any kernels": "job, kernels not deterministic",
+    "untimed": "job, plan not timed",
     "trainer": "transformers.Trainer, padded",
     "trl": "TRL SFTTrainer, packing",
+    "liger": "transformers.Trainer + Liger, pairs of like length",
 }
+PEERS = ("trl", "liger")  # each in an environment of its own
 
 
 def main() -> None:
@@ -44,6 +53,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--gpu-memory-gb", type=float, default=None)
     parser.add_argument("--trl-python", default="", help="a Python that has TRL (trl_peer.py)")
+    parser.add_argument("--liger-python", default="", help="one with Liger (liger_peer.py)")
     arguments = parser.parse_args()
     console = Console(width=120, highlight=False)
     sustained = sustained_flops(torch.device(arguments.device))
@@ -101,7 +111,8 @@ def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustain
         is_target=table.is_target,
         offsets=table.offsets,
     )
-    sides = ["job", "trainer", *(["trl"] if arguments.trl_python else [])]
+    sides = ["job", *(["any kernels", "untimed"] if arguments.device == "cuda" else []), "trainer"]
+    sides += [peer for peer in PEERS if getattr(arguments, f"{peer}_python")]
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):  # in turn, so that a slow minute hits all
         for side in sides:
@@ -116,18 +127,22 @@ def _run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
     options = [str(folder), "--device", arguments.device]
     if arguments.gpu_memory_gb:
         options += ["--gpu-memory-gb", str(arguments.gpu_memory_gb)]
-    if side == "trl":
-        # -P: not our wandb.py and data.py in place of the packages that TRL imports.
-        peer = str(Path(__file__).parent / "trl_peer.py")
-        command = [arguments.trl_python, "-P", peer, *options]
+    environ = dict(os.environ)
+    if side in PEERS:
+        # -P: not our wandb.py and data.py in place of the packages that a peer imports.
+        peer = str(Path(__file__).parent / f"{side}_peer.py")
+        command = [getattr(arguments, f"{side}_python"), "-P", peer, *options]
     else:
         command = [sys.executable, "-m", "benchmarks.training_side", side, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wanted = "" if side == "any kernels" else DETERMINISTIC_WORKSPACE
+        environ[CUBLAS_WORKSPACE] = wanted or ":0:0"
+    with BusyShare(arguments.device) as busy:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if done.returncode != 0:  # a peer may not fit the card: that is a result, too
         last_line = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         return {"failure": last_line[:200]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    return result | {"busy": busy.share}
 
 
 def _show(
@@ -144,7 +159,7 @@ def _show(
         caption_justify="left",
     )
     columns = ["", "tokens/s", "lowest", "highest", "peak MB", f"loss, step {len(our_tokens)}"]
-    for column in [*columns, "FLOP used", "ratio"]:
+    for column in [*columns, "FLOP used", "busy", "ratio"]:
         shown.add_column(column, justify="right" if column else "left")
     rates: dict[str, list[float]] = {}
     notes = []
@@ -164,11 +179,48 @@ def _show(
             f"{peak / 1e6:.0f}{_predicted(results[0])}",
             f"{results[0]['losses'][-1]:.5f}",
             f"{median * _flops_of_a_token(config) / sustained:.0%}",
+            _busy(results),
             _ratio(rates, side),
         )
         notes.append(f"{NAMES[side]}: {results[0]['plan']}")
     shown.caption = "\n".join(notes)
     return shown
+
+
+class BusyShare:
+    """The mean share of time that the card was busy, asked of its driver four times a second.
+
+    It counts the side's whole process, its loading too.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.share: float | None = None
+        self._on_gpu = device == "cuda"
+        self._ended = threading.Event()
+        self._seen: list[int] = []
+
+    def __enter__(self) -> BusyShare:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if self._on_gpu:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._on_gpu:
+            self._thread.join(timeout=5)
+            self.share = statistics.mean(self._seen) / 100 if self._seen else None
+
+    def _watch(self) -> None:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        while not self._ended.wait(0.25):
+            self._seen.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+
+
+def _busy(results: list[dict[str, Any]]) -> str:
+    shares = [result["busy"] for result in results if result.get("busy") is not None]
+    return f"{statistics.median(shares):.0%}" if shares else ""
 
 
 def _ratio(rates: dict[str, list[float]], side: str) -> str:

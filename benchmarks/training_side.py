@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from job.training.warmup import warm_up
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("side", choices=("job", "trainer"))
+    parser.add_argument("side", choices=("job", "any kernels", "untimed", "trainer"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--gpu-memory-gb", type=float)
@@ -42,10 +43,13 @@ def main() -> None:
     before = _resident_bytes()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    if arguments.side == "job":
+    if arguments.side != "trainer":
         config = json.loads((arguments.folder / "model" / "config.json").read_text())
         usable = usable_memory_bytes(device, gpu_memory_gb=arguments.gpu_memory_gb)
-        result = _train(model, table, recipe, device, _plan(config, table, recipe, usable))
+        plan = _plan(config, table, recipe, usable)
+        if arguments.side == "untimed":
+            plan = replace(plan, rivals=())
+        result = _train(model, table, recipe, device, plan)
     else:
         result = _train_with_peer(model, table, recipe, arguments.folder / "trainer", device)
     if device.type == "cuda":

@@ -17,6 +17,7 @@ from types import FrameType
 
 from job.errors import ExitCode
 from job.log import log
+from job.process.gpu import CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACE
 from job.process.heartbeat import HeartbeatLimits, HeartbeatMonitor
 from job.process.oom import oom_kills, oom_words
 from job.process.stop import sleep_until
@@ -184,6 +185,8 @@ def _trial_environ(slot: int | None = None) -> dict[str, str]:
     environ = dict(os.environ)
     # Tokenising in threads is safe here: no process is forked after it.
     environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Read when cuBLAS is first used: its products are then the same, bit by bit, in every process.
+    environ.setdefault(CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACE)
     if slot is not None:
         environ["JOB_COMPLETION_INDEX"] = str(slot)
     return environ

@@ -15,6 +15,8 @@ from tests.servers.proxy import FaultProxy
 
 # With more threads than idle cores a training step takes ten times longer.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read by cuBLAS at its first use; a GPU's kernels then give the same bits in every run.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Nothing may be fetched; a test that tries fails at once instead of waiting.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,31 @@ def test_the_config_is_checked_before_any_weight_is_fetched_or_read(
         resolve_base_model(model, "main", tmp_path / "cache", check=refuse)
     fetched = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert fetched == (["config.json"] if place == "bucket" else [])
+
+
+def test_a_folders_weights_are_read_once_and_again_only_if_they_changed(tmp_path: Path) -> None:
+    """A digest that is kept is believed: a false one shows that the file was not read again."""
+    folder, work, known = tmp_path / "base", tmp_path / "work", tmp_path / "work/digests.json"
+    folder.mkdir()
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+
+    def revision(work_dir: Path) -> str:
+        return resolve_base_model(str(folder), "main", work_dir).revision
+
+    true = revision(work)
+    assert revision(work) == true
+    shard = folder / "model-00001-of-00002.safetensors"
+    kept = json.loads(known.read_text())
+    assert {Path(name).name for name in kept} == {*list(FILES)[:3]}, "config and weights"
+    kept[str(shard)][-1] = "0" * 64
+    known.write_text(json.dumps(kept))
+    assert revision(work) != true, "it was not read again"
+    before = shard.stat()
+    shard.write_bytes(FILES[shard.name])
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` would
+    assert revision(work) == true, "its inode changed, so it was"
+    known.write_text('["damaged"')
+    assert revision(work) == true
+    (tmp_path / "file").touch()
+    assert revision(tmp_path / "file") == true, "a work folder that cannot be written"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ ROOMS = [
     "cli",
     "__main__",
 ]
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 TORCH_PACKAGES = {"torch", "peft", "bitsandbytes"}
 # Of the training room: what people may ask before they pay for a GPU.
 TORCH_FREE = {
@@ -109,6 +111,21 @@ def test_no_pickle_and_no_torch_load_anywhere() -> None:
         assert not {"pickle", "dill", "cloudpickle", "joblib"} & {
             name.split(".")[0] for name in _imports(ast.parse(path.read_text()))
         }, path
+
+
+def private_names(tree: ast.AST) -> list[str]:
+    """Names of PyTorch and its like that begin with an underscore: they move without a word."""
+    names = [name for name in _imports(tree) if name.split(".")[0] in LIBRARIES]
+    names += [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    private = re.compile(r"(torch|bnb|" + "|".join(LIBRARIES) + r")[\w.]*\._(?!_)\w+(\.\w+)*")
+    return sorted(name for name in names if private.fullmatch(name))
+
+
+def test_public_names_of_the_training_libraries_do() -> None:
+    for path in MODULES:
+        assert private_names(ast.parse(path.read_text())) == [], path
+    seen = "from torch._subclasses import x\ntorch.nn.Module._apply\ntorch.__version__"
+    assert len(private_names(ast.parse(seen))) == 2
 
 
 IMPORTED = """

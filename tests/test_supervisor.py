@@ -213,6 +213,17 @@ def _slots(tmp_path: Path) -> list[int]:
     return [int(line) for line in (tmp_path / "slots").read_text().split()]
 
 
+@pytest.mark.parametrize(("given", "seen"), [(None, ":4096:8"), (":0:0", ":0:0")])
+def test_a_trial_finds_cublas_told_to_repeat_itself(
+    tmp_path: Path, given: str | None, seen: str
+) -> None:
+    wish = {} if given is None else {"CUBLAS_WORKSPACE_CONFIG": given}
+    script = 'echo "$CUBLAS_WORKSPACE_CONFIG" > "$OUT/seen"'
+    code, _, err = _run("queue", script, tmp_path, JOB_NUM_TRIALS="1", **wish)
+    assert code == 0, err
+    assert (tmp_path / "seen").read_text().strip() == seen
+
+
 def test_a_signal_during_the_imports_ends_in_75_with_a_last_line(tmp_path: Path) -> None:
     # The first package that the job imports takes for ever, as on a cold disk.
     slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"

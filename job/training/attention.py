@@ -61,7 +61,7 @@ def _rope_by_sample(
 ) -> tuple[torch.Tensor, ...]:
     """Compute cos and sin, (1, tokens, head_dim) each, sample by sample."""
     parts = []
-    for positions in position_ids.split(lengths, dim=1):
+    for positions in torch.split(position_ids, lengths, dim=1):
         if hasattr(rope, "max_seq_len_cached"):  # else it would remember the longest sample
             rope.max_seq_len_cached = rope.original_max_seq_len
             rope.inv_freq = rope.original_inv_freq.to(x.device)

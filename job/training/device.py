@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from job.errors import GpuError
 from job.log import log
-from job.process.gpu import MIN_CAPABILITY
+from job.process.gpu import CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACE, MIN_CAPABILITY
 from job.training.gpu_faults import gpu_faults_told
+
+# PyTorch's words: https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms
+NO_DETERMINISTIC_KERNEL = "does not have a deterministic implementation"
 
 
 @gpu_faults_told()
@@ -43,7 +48,33 @@ def open_device(name: str, *, gpu_memory_gb: float | None) -> torch.device:
         properties.total_memory / 2**30,
         f" capped to {gpu_memory_gb}" if gpu_memory_gb else "",
     )
+    use_deterministic_kernels(os.environ.get(CUBLAS_WORKSPACE))
     return torch.device("cuda", 0)
+
+
+def use_deterministic_kernels(cublas_workspace: str | None) -> None:
+    """Have every kernel give the same bits in every run, or say that they may not.
+
+    Attention's backward sums with atomics otherwise, and a resumed trial ended 1e-5 beside an
+    uninterrupted one. cuBLAS keeps to it only with the workspace that the supervisor sets before
+    this process starts; another value of the variable is somebody's wish for speed.
+    """
+    if cublas_workspace != DETERMINISTIC_WORKSPACE:
+        log.info("kernels: not deterministic, as %s is %s", CUBLAS_WORKSPACE, cublas_workspace)
+        return
+    torch.use_deterministic_algorithms(True)
+    # Filling every new tensor with NaN would double the writes of each dequantised matrix.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def allow_other_kernels(error: RuntimeError) -> bool:
+    """Whether `error` says that an operation has no deterministic kernel; all may be used then."""
+    if NO_DETERMINISTIC_KERNEL not in str(error):
+        return False
+    torch.use_deterministic_algorithms(False)
+    first_line = str(error).partition("\n")[0]
+    log.warning("kernels: not deterministic from now on: %s", first_line)
+    return True
 
 
 def usable_memory_bytes(device: torch.device, *, gpu_memory_gb: float | None) -> int | None:

@@ -13,6 +13,7 @@ from job.data.samples import SampleTable, Tables
 from job.errors import GpuError, SettingsError
 from job.ledger.records import Recipe, Status
 from job.log import log
+from job.training.device import allow_other_kernels
 from job.training.recorder import Recorder
 from job.training.state import TrainState
 from job.training.trainer import ShouldStop, Trainer, never_stop
@@ -128,6 +129,8 @@ def _end(
 def easing_on_oom(trainer: Trainer, action: Callable[[], T]) -> T:
     """Run `action`; whenever it runs out of GPU memory, ease the trainer's plan and run it again.
 
+    So it is with an operation that has no deterministic kernel, after which others may be used.
+
     Raises `torch.OutOfMemoryError` if the plan cannot be eased any further.
     """
     while True:
@@ -135,6 +138,10 @@ def easing_on_oom(trainer: Trainer, action: Callable[[], T]) -> T:
             return action()
         except torch.OutOfMemoryError as error:
             failure = str(error).partition("\n")[0]
+        except RuntimeError as error:
+            if not allow_other_kernels(error):
+                raise
+            continue
         # Outside the handler: inside it the traceback keeps the failed step's tensors alive.
         if not trainer.ease():
             raise torch.OutOfMemoryError(failure)

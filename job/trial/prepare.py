@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -41,12 +42,19 @@ def load(
     a trial that draws another loads it again. Raises any `JobError`.
     """
     started = time.monotonic()
-    device = training.open_device(settings)
-    probe(ledger.store)
-    base = find_base(settings, definition, ledger, stop.check)
-    data = prepare_data(settings, base, ledger, stop.check)
-    check_rows(base, data)
+    seconds_of: dict[str, float] = {}
+    with _timed(seconds_of, "device"):
+        device = training.open_device(settings)
+    with _timed(seconds_of, "store"):
+        probe(ledger.store)
+    with _timed(seconds_of, "base"):
+        base = find_base(settings, definition, ledger, stop.check)
+    with _timed(seconds_of, "rows"):
+        data = prepare_data(settings, base, ledger, stop.check)
+        check_rows(base, data)
     prepared = time.monotonic()
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
+    log.info("prepared in %.1f s (%s)", prepared - started, parts)
 
     def load_base(quantization: str) -> Any:
         begun = time.monotonic()
@@ -93,6 +101,14 @@ def mixed_of_sweep(
         per_device_train_batch_size=settings.per_device_train_batch_size,
         usable_bytes=usable_bytes,
     )
+
+
+@contextlib.contextmanager
+def _timed(seconds_of: dict[str, float], part: str) -> Iterator[None]:
+    """Note the seconds that the block takes."""
+    started = time.monotonic()
+    yield
+    seconds_of[part] = time.monotonic() - started
 
 
 def find_base(

@@ -87,3 +87,20 @@ def test_oldest_python_is_tested(path: Path) -> None:
     versions = [version for matrix in matrices for version in matrix.get("python-version", [])]
     if any(step.get("uses", "").startswith("actions/setup-python@") for step in steps(path)):
         assert project["requires-python"] == f">={versions[0]}"
+
+
+def test_oldest_and_pinned_torch_are_tested(path: Path) -> None:
+    """One of CI's rows takes the oldest that is allowed, the others what constraints.txt pins."""
+    if path.name != "ci.yml":
+        return
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (allowed,) = [name for name in project["dependencies"] if name.startswith("torch>=")]
+    job = read(path)["jobs"]["check"]
+    assert job["env"]["TORCH"] == "${{ matrix.torch }}"
+    (row,) = job["strategy"]["matrix"]["include"]
+    assert row["torch"] == allowed.removeprefix("torch>=").partition(",")[0] + ".0"
+    assert "torch" not in job["strategy"]["matrix"]
+    assert row["python-version"] in job["strategy"]["matrix"]["python-version"]
+    makefile, pins = ((ROOT / file).read_text() for file in ("Makefile", "constraints.txt"))
+    assert "s/^torch==.*/torch==$(TORCH)/)' constraints.txt" in makefile
+    assert re.search(r"^torch==2\.\d+\.\d+$", pins, re.MULTILINE)

@@ -128,6 +128,32 @@ def test_a_killed_job_goes_on_from_its_background_checkpoint(
     assert len(leftovers) <= 1, "a committed slot loses its checkpoints"
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_trial_that_is_killed_at_three_places_ends_with_the_same_bytes(
+    inputs: dict[str, str], calm: dict[str, Any], tmp_path: Path, device: str
+) -> None:
+    """Bit by bit on a GPU as well: `make test-gpu`."""
+    inputs = inputs | {"JOB_DEVICE": device}
+    if device == "cuda":
+        code, err = _finish(_start(inputs, tmp_path / "calm"))
+        assert code == 0, err
+        calm = _result(tmp_path / "calm")
+    for moment in ("checkpoint at step", "step 120/240: eval", "step 180/240: eval"):
+        process = _start(inputs, tmp_path / "killed")
+        _lines_until(process, moment)
+        (child,) = _children(process.pid)
+        os.kill(child, signal.SIGKILL)
+        code, err = _finish(process)
+        assert code == 70, err
+    code, err = _finish(_start(inputs, tmp_path / "killed"))
+    assert code == 0, err
+    assert "going on from the checkpoint at step" in err
+    result = _result(tmp_path / "killed")
+    assert result["attempts"] == 4
+    for key in ("adapter_sha256", "eval_loss", "curve", "best_step"):
+        assert result[key] == calm[key], key
+
+
 def test_a_trial_does_not_outlive_its_killed_parent(inputs: dict[str, str], tmp_path: Path) -> None:
     process = _start(inputs, tmp_path)
     _lines_until(process, "model:")
