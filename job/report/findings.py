@@ -10,6 +10,7 @@ from job.report.importance import WEAK_BELOW_TRIALS, searched
 from job.report.notation import trials
 from job.report.overview import COMMITTED, Overview
 from job.sweep.distributions import FloatRange
+from job.training.quantization import words
 
 BAYES_FROM_TRIALS = 8  # with fewer the ladder of learning rates decides, not the optimiser
 TRUNCATED_SHARE = 0.25
@@ -17,7 +18,13 @@ TRUNCATED_SHARE = 0.25
 
 def findings(overview: Overview) -> list[str]:
     """Everything worth saying, the most important first."""
-    return [*_broken(overview), *_at_the_edge(overview), *_cut_short(overview), *_few(overview)]
+    return [
+        *_broken(overview),
+        *_at_the_edge(overview),
+        *_price_of_4_bits(overview),
+        *_cut_short(overview),
+        *_few(overview),
+    ]
 
 
 def _broken(overview: Overview) -> Iterator[str]:
@@ -41,6 +48,25 @@ def _at_the_edge(overview: Overview) -> Iterator[str]:
             yield (
                 f"the best trial's {name}, {value:g}, is in the outer tenth of its range at the"
                 f" {edge} edge ({end:g}): widen it there in another sweep"
+            )
+
+
+def _price_of_4_bits(overview: Overview) -> Iterator[str]:
+    """Compare the untuned base's losses where they were measured in several precisions."""
+    untuned = {
+        view.result.quantization: loss
+        for view in overview.slots
+        if view.result is not None
+        for step, loss in view.curve[:1]
+        if step == 0
+    }
+    whole = untuned.pop("none", None)
+    for mode, loss in sorted(untuned.items()):
+        if whole is not None:
+            yield (
+                f"held in {words(mode)}, the untuned base's eval/loss is {loss:.3f}, in 16 bits"
+                f" {whole:.3f}: {1000 * (loss - whole):.0f} milli-nats are the price, of which"
+                " training may win back a part"
             )
 
 

@@ -94,7 +94,14 @@ def plan_memory(
     fitting = [plan for plan in plans if _peak(plan) <= FILL * usable_bytes]
     if not fitting:
         return min(plans, key=_peak)
-    fitting.sort(key=lambda plan: (round(plan.relative_cost, 3), _peak(plan)))
+    # Of equal cost, as all budgets are where nothing is dequantised: the fewest micro-batches.
+    fitting.sort(
+        key=lambda plan: (
+            round(plan.relative_cost, 3),
+            -round(row_tokens(plan.token_budget, samples)),
+            _peak(plan),
+        )
+    )
     best_of_mode = {plan.recompute: plan for plan in reversed(fitting)}
     first, *rivals = sorted(best_of_mode.values(), key=fitting.index)
     return replace(first, rivals=tuple(rivals))

@@ -65,16 +65,16 @@ def load(
         return model
 
     def patiently(quantization: str) -> Any:
-        load = partial(load_base, quantization)
-        return waited_out(load, 60 * settings.outage_minutes, stop.check)
+        attempt = partial(load_base, quantization)
+        return waited_out(attempt, 60 * settings.outage_minutes, stop.check)
 
     weights, mixed = BaseWeights(patiently), None
-    lightest, *others = quantizations(settings, definition)
-    if "mixed" in (lightest, *others):
+    modes = quantizations(settings, definition)
+    if "mixed" in modes:
         usable = training.usable_bytes(settings, device)
         mixed = mixed_of_sweep(settings, definition, ledger, base, data, usable_bytes=usable)
         log.info("JOB_QUANTIZATION mixed: %s", words(mixed))
-    weights.model(mixed if mixed and lightest == "mixed" else lightest)
+    weights.model(mixed if mixed and modes[0] == "mixed" else modes[0])
     seconds = time.monotonic() - prepared
     return Loaded(base, data, device, weights, mixed, prepared - started, seconds)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,48 @@ def test_the_merged_models_logits_are_those_of_base_and_adapter(tmp_path: Path) 
     assert (tmp_path / "merged/tokenizer.json").is_file()
     weights = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert {p.dtype for p in weights.parameters()} == {torch.float16}
+
+
+def test_an_adapter_trained_in_16_bits_is_merged_into_them(tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from job.training.model import (
+        adapter_state,
+        add_adapters,
+        load_base,
+        save_adapter,
+        trainable_parameters,
+    )
+
+    base, cpu = make_base(tmp_path / "base", vocab_size=600), torch.device("cpu")
+    byte_level_tokenizer().save_pretrained(base)
+    model = add_adapters(load_base(str(base), None, cpu, quantization="none"), make_recipe())
+    torch.manual_seed(0)
+    for parameter in trainable_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_adapter(model, adapter_state(model), tmp_path / "adapter")
+    input_ids = torch.arange(3, 60)[None]
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))(input_ids).logits
+        far, near = (
+            float((_merged(mode, base, tmp_path)(input_ids).logits - expected).abs().max())
+            for mode in ("nf4", "none")
+        )
+    assert near < 0.1 * far
+
+
+def _merged(quantization: str, base: Path, folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from job.training.merging import merge_adapter
+
+    merged = folder / quantization
+    merge_adapter(str(base), None, folder / "adapter", merged, quantization=quantization)
+    return AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
 
 
 def _committed(tmp_path: Path, store: LocalStore) -> Result:
