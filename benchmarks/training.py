@@ -32,12 +32,14 @@ from job.training.batching import samples_of_step
 from job.training.shape import model_shape
 
 NOT_COUNTED = 2  # of a side's steps: the first are slow
-# The job as it is; without deterministic kernels, which shows their price; and with the plan that
-# the memory model takes, not timed against its rivals.
+# The job as it is; without deterministic kernels, which shows their price; with the plan that the
+# memory model takes, not timed against its rivals; and with the base in other precisions.
 NAMES = {
     "job": "job",
     "any kernels": "job, kernels not deterministic",
     "untimed": "job, plan not timed",
+    "mixed": "job, attention in 16 bits",
+    "none": "job, base in 16 bits",
     "trainer": "transformers.Trainer, padded",
     "trl": "TRL SFTTrainer, packing",
     "liger": "transformers.Trainer + Liger, pairs of like length",
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--gpu-memory-gb", type=float, default=None)
+    parser.add_argument("--sides", default="", help=f"some of {','.join(NAMES)}; default: all")
     parser.add_argument("--trl-python", default="", help="a Python that has TRL (trl_peer.py)")
     parser.add_argument("--liger-python", default="", help="one with Liger (liger_peer.py)")
     arguments = parser.parse_args()
@@ -111,12 +114,14 @@ def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustain
         is_target=table.is_target,
         offsets=table.offsets,
     )
-    sides = ["job", *(["any kernels", "untimed"] if arguments.device == "cuda" else []), "trainer"]
+    on_gpu = ["any kernels", "untimed"] if arguments.device == "cuda" else []
+    sides = ["job", *on_gpu, "mixed", "none", "trainer"]
     sides += [peer for peer in PEERS if getattr(arguments, f"{peer}_python")]
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    asked = arguments.sides.split(",") if arguments.sides else sides
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides if side in asked}
     for _ in range(arguments.rounds):  # in turn, so that a slow minute hits all
-        for side in sides:
-            runs[side].append(_run(side, folder, arguments))
+        for side, done in runs.items():
+            done.append(_run(side, folder, arguments))
     steps = range(recipe.planned_steps)
     tokens = [int(table.lengths[samples_of_step(recipe, len(table), s)].sum()) for s in steps]
     config = json.loads((folder / "model" / "config.json").read_text())
@@ -245,7 +250,7 @@ def _flops_of_a_token(config: dict[str, Any]) -> float:
     """Model FLOP: forward and back through frozen weights; nothing recomputed, head included."""
     if (shape := model_shape(config)) is None:
         raise ValueError(f"no FLOP count for {config['model_type']}")
-    return 4.0 * (shape.quantised_weights + shape.vocabulary * shape.hidden / 2)  # half are targets
+    return 4.0 * (shape.linear_weights + shape.vocabulary * shape.hidden / 2)  # half are targets
 
 
 if __name__ == "__main__":

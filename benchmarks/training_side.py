@@ -23,10 +23,15 @@ from job.training.state import TrainState
 from job.training.trainer import Trainer
 from job.training.warmup import warm_up
 
+# How the sides of the job hold the base that is not all in 4 bits.
+QUANTIZATIONS = {"mixed": "mixed:q_proj,k_proj,v_proj,o_proj", "none": "none"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("side", choices=("job", "any kernels", "untimed", "trainer"))
+    parser.add_argument(
+        "side", choices=("job", *QUANTIZATIONS, "any kernels", "untimed", "trainer")
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--gpu-memory-gb", type=float)
@@ -38,15 +43,16 @@ def main() -> None:
     recipe = Recipe.model_validate(json.loads((arguments.folder / "recipe.json").read_text()))
     rows = np.load(arguments.folder / "rows.npz")
     table = SampleTable(rows["input_ids"], rows["is_target"], rows["offsets"])
-    base = load_base(str(arguments.folder / "model"), None, device)
+    config = json.loads((arguments.folder / "model" / "config.json").read_text())
+    quantization = QUANTIZATIONS.get(arguments.side, "nf4")
+    base = load_base(str(arguments.folder / "model"), None, device, quantization=quantization)
     model = add_adapters(base, recipe)
     before = _resident_bytes()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if arguments.side != "trainer":
-        config = json.loads((arguments.folder / "model" / "config.json").read_text())
         usable = usable_memory_bytes(device, gpu_memory_gb=arguments.gpu_memory_gb)
-        plan = _plan(config, table, recipe, usable)
+        plan = _plan(config, table, recipe, usable, quantization)
         if arguments.side == "untimed":
             plan = replace(plan, rivals=())
         result = _train(model, table, recipe, device, plan)
@@ -60,7 +66,11 @@ def main() -> None:
 
 
 def _plan(
-    config: dict[str, Any], table: SampleTable, recipe: Recipe, usable_bytes: int | None
+    config: dict[str, Any],
+    table: SampleTable,
+    recipe: Recipe,
+    usable_bytes: int | None,
+    quantization: str,
 ) -> MemoryPlan:
     lengths = table.lengths
     return plan_memory(
@@ -70,6 +80,7 @@ def _plan(
         lora_dropout=recipe.lora_dropout,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
         usable_bytes=usable_bytes,
+        quantization=quantization,
     )
 
 

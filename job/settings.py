@@ -24,6 +24,8 @@ NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
 # An output URI, and the name of a sweep in it.
 SWEEP_FOLDER = re.compile(r"(?:(?P<output>.*[^/])/)?sweeps/(?P<sweep>[^/]+)")
 _UNLESS_SWEPT = "used where the sweep does not name it"
+QUANTIZATION_PATTERN = r"nf4|none|mixed(:\w+(,\w+)*)?"
+QUANTIZATION_WORDS = "nf4, none, mixed, or mixed: and matrices, as mixed:down_proj,v_proj"
 
 
 def _check_uri(uri: str) -> str:
@@ -118,6 +120,12 @@ def _check_workers(text: str) -> str:
     return text
 
 
+def _check_quantization(text: str) -> str:
+    if not re.fullmatch(QUANTIZATION_PATTERN, text):
+        raise ValueError(f"is {text!r:.80}; allowed: {QUANTIZATION_WORDS}")
+    return text
+
+
 Uri = Annotated[str, AfterValidator(_check_uri)]
 OutputUri = Annotated[Uri, AfterValidator(_check_output)]
 WarmStartUri = Annotated[Uri, AfterValidator(_check_sweep_folder)]
@@ -197,6 +205,11 @@ class Settings(BaseSettings):
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description=_UNLESS_SWEPT)
     max_grad_norm: Positive = Field(1.0, description=_UNLESS_SWEPT)
+    quantization: Annotated[str, AfterValidator(_check_quantization)] = Field(
+        "nf4",
+        description=f"the base in 4 bits (nf4), in 16 (none), or matrices of it in 16 (mixed);"
+        f" {_UNLESS_SWEPT}",
+    )
 
     max_steps: Count = Field(1500, description="optimizer steps of a trial, at most")
     num_epochs: Positive = Field(1, description="passes over the training rows, at most")
@@ -295,6 +308,7 @@ HYPERPARAMETER_FIELDS = (
     "lr_scheduler",
     "warmup_ratio",
     "max_grad_norm",
+    "quantization",
 )
 
 # Settings that can change eval/loss: the first trial freezes them in sweep.json.

@@ -43,7 +43,8 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 TORCH_PACKAGES = {"torch", "peft", "bitsandbytes"}
 # Of the training room: what people may ask before they pay for a GPU.
 TORCH_FREE = {
-    "__init__", "eta", "families", "footprint", "memory", "recipe", "shape", "state",
+    "__init__", "eta", "families", "footprint", "memory", "quantization", "recipe", "shape",
+    "state",
 }  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "job"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

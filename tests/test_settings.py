@@ -60,6 +60,22 @@ def test_the_defaults_are_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.max_steps, settings.evals_per_trial, settings.patience) == (1500, 8, 3)
     assert (settings.lora_r, settings.lora_alpha, settings.max_adapter_mb) == (8, 16, 200)
     assert settings.row_fraction == 0.15
+    assert settings.quantization == "nf4"
+
+
+@pytest.mark.parametrize(
+    "value", ["none", "mixed", "mixed:down_proj,v_proj", "int8", "mixed:", "NF4"]
+)
+def test_the_bases_precision_is_a_word_or_names_matrices(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    if value in ("int8", "mixed:", "NF4"):
+        (line,) = _mistakes(monkeypatch, **REQUIRED, JOB_QUANTIZATION=value)
+        assert line.startswith(
+            f"JOB_QUANTIZATION: is {value!r}; allowed: nf4, none, mixed, or mixed:"
+        )
+    else:
+        assert _load(monkeypatch, **REQUIRED, JOB_QUANTIZATION=value)[0].quantization == value
 
 
 def test_use_full_dataset_changes_only_the_fraction(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A 4-bit base model of any shape, on a fake card, as `load_base` would leave it."""
+"""A base model of any shape and precision, on a fake card, as `load_base` would leave it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from bitsandbytes.functional import QuantState
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from job.training.precision import normalise_dtype
+from job.training.quantization import names_in_16_bits
 
 CARD = torch.device("cuda", 0)
 
 
-def fake_base(config: Mapping[str, Any]) -> Any:
-    """Make a base from a config.json's entries: linear layers but the head NF4, the rest fp16."""
+def fake_base(config: Mapping[str, Any], quantization: str = "nf4") -> Any:
+    """Make a base from a config.json's entries: what is not NF4 by `quantization` is fp16."""
     options = dict(config)
     configuration = AutoConfig.for_model(options.pop("model_type"), **options)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             configuration, dtype=torch.float16, attn_implementation="sdpa"
         )
-    head = model.get_output_embeddings()
+    head, kept = model.get_output_embeddings(), names_in_16_bits(quantization)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and child is not head:
+            is_kept = child is head or quantization == "none" or name in kept
+            if type(child) is torch.nn.Linear and not is_kept:
                 setattr(parent, name, _quantised(child))
     _put_on_card(model)
-    model.is_loaded_in_4bit = True
+    model.is_loaded_in_4bit = quantization != "none"
     normalise_dtype(model, torch.float16)
     model.requires_grad_(False)
     model.config.use_cache = False

@@ -44,7 +44,8 @@ def main() -> None:
 def run(request: Mapping[str, Any]) -> dict[str, Any]:
     """`side`: job, or peak (of one plan). `config`: entries of a config.json.
 
-    Optional: `memory_gib`, which the card has; `cap_gib`, which comes after the plan was made.
+    Optional: `memory_gib`, which the card has; `cap_gib`, which comes after the plan was made;
+    `quantization`.
     """
     sides = {"job": _job, "peak": _peak}
     memory = int(request["memory_gib"] * 2**30) if "memory_gib" in request else T4_BYTES
@@ -55,9 +56,9 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
 def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     """Do what a trial does: plan, warm up, train."""
     device = open_device("cuda", gpu_memory_gb=None)
-    config = request["config"]
+    config, quantization = request["config"], request.get("quantization", "nf4")
     table = rows_of(config)
-    base = fake_base(config)
+    base = fake_base(config, quantization)
     lengths = table.lengths
     plan = plan_memory(
         config,
@@ -66,6 +67,7 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
         lora_dropout=RECIPE.lora_dropout,
         per_device_train_batch_size=RECIPE.per_device_train_batch_size,
         usable_bytes=usable_memory_bytes(device, gpu_memory_gb=None),
+        quantization=quantization,
     )
     trainer = Trainer(
         add_adapters(base, RECIPE),
@@ -97,11 +99,11 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _peak(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     """The peak of a step of two equal micro-batches in a given plan, beside the prediction."""
-    config = request["config"]
-    if (shape := model_shape(config)) is None:
+    config, quantization = request["config"], request.get("quantization", "nf4")
+    if (shape := model_shape(config, quantization)) is None:
         raise ValueError(f"no prediction for {config['model_type']}")
     trainer = Trainer(
-        add_adapters(fake_base(config), RECIPE),
+        add_adapters(fake_base(config, quantization), RECIPE),
         RECIPE,
         device=CARD,
         token_budget=request["tokens"],

@@ -74,6 +74,8 @@ class Recipe(Record):
     lr_scheduler: Literal["linear", "cosine", "constant"]  # each after a linear warm-up
     warmup_ratio: Number
     max_grad_norm: Number
+    # The base's weights: nf4, none (16 bits), or mixed: with the matrices in 16 bits named.
+    quantization: str = "nf4"
     per_device_train_batch_size: int = Field(ge=1)
     seed: int
     planned_steps: int = Field(ge=1)  # optimizer steps; fixed here, never recomputed from speed
@@ -91,7 +93,8 @@ class Spec(Record):
 
     params: dict[str, Hyperparameter]  # the slot's point of the sweep
     recipe: Recipe
-    measure_step_0: bool = False  # measure the untuned model, too: only the first slot drawn does
+    # Measure the untuned model, too: only the first slot drawn in a precision does.
+    measure_step_0: bool = False
     data_digest: str  # the digest of the prepared rows
     wandb_run_id: str
     # entity/project/id; None: drawn by the built-in engine.
@@ -119,6 +122,7 @@ class Result(Record):
     curve: tuple[tuple[int, float | None], ...]  # (step, eval/loss); None: it overflowed
     phase_seconds: dict[str, float] = {}
     params: dict[str, Hyperparameter] = {}
+    quantization: str = "nf4"  # how the base's weights were held, as in the recipe
     wandb_run_id: str | None = None
     attempts: Count = 0
     data_digest: str | None = None
@@ -360,11 +364,15 @@ class Identity(Record):
     warm_start: Annotated[WarmStart | None, Field(alias="_warm_start")] = None
     # A sha256 of the tokenizer's tokens and their ids; none in sweeps of earlier versions.
     vocabulary: Annotated[str | None, Field(alias="_vocabulary")] = None
+    quantization: Annotated[str, Field(alias="JOB_QUANTIZATION")] = "nf4"
+    # The matrices that `mixed` keeps in 16 bits in this sweep: the first trial's card decided.
+    mixed: Annotated[str | None, Field(alias="_mixed")] = None
     ledger_schema: int = 1
 
     def compared(self) -> dict[str, Any]:
         """The values that a later trial's settings have to equal, by name."""
-        return {name: value for name, value in self.to_json().items() if not name.startswith("_")}
+        given = {name: value for name, value in self.to_json().items() if not name.startswith("_")}
+        return {"JOB_QUANTIZATION": self.quantization, **given}
 
 
 def damage(error: ValidationError) -> str:

@@ -27,10 +27,17 @@ from job.plan import advice, warnings
 from job.plan.cards import Price, describe_offers, offers, read_prices
 from job.plan.forecast import (
     Throughput,
+    Workload,
     throughput_of_trials,
     throughput_on_a_t4,
     throughput_on_this_cpu,
-    trial_seconds,
+)
+from job.plan.precisions import (
+    Precision,
+    describe_precisions,
+    forecast,
+    modes_to_show,
+    precision_of,
 )
 from job.plan.sections import (
     describe_base,
@@ -41,7 +48,7 @@ from job.plan.sections import (
     describe_sweep,
     describe_trial,
 )
-from job.plan.workload import Costliest, memory_of, workloads_of
+from job.plan.workload import memory_of, usable_bytes_of, workloads_of
 from job.progress import size
 from job.report.gain import outlook_of
 from job.report.overview import Overview, read_overview
@@ -53,10 +60,11 @@ from job.training.families import check_base
 from job.training.memory import MemoryPlan
 from job.training.shape import largest_rank, model_shape
 from job.trial.identity import check_rows, load_sweep, sweep_identity
-from job.trial.prepare import find_base, prepare_data
+from job.trial.prepare import find_base, mixed_of_sweep, prepare_data
 from job.trial.slots import check_work_dir
 from job.trial.warm_start import describe as describe_warm_start
 from job.trial.warm_start import read_earlier_best
+from job.trial.weights import Costliest, quantizations
 
 RATE_PROBE_BYTES = 4 * 2**20  # uploaded once to learn how fast checkpoints will go
 
@@ -123,8 +131,9 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
     earlier = read_earlier_best(settings, definition, ledger)
-    base = find_base(settings, ledger, lambda: None)
-    coverage = check_base(base.name, base.config)
+    base = find_base(settings, definition, ledger, lambda: None)
+    *_, heaviest = quantizations(settings, definition)
+    coverage = check_base(base.name, base.config, heaviest)
     plan.numbers["base"] = asdict(coverage)
     described = f"{describe_base(base, model_shape(base.config))}; {coverage}"
     plan.sections["base"] = "\n".join([described, *describe_copies(settings, store, base)])
@@ -153,25 +162,24 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     """The sections on what trials need and cost, and when the sweep ends."""
     base, data, shape = inputs.base, inputs.data, model_shape(inputs.base.config)
     costliest = Costliest.of(settings, inputs.definition)
-    memory = memory_of(settings, base, data, costliest)
+    *_, heaviest = quantizations(settings, inputs.definition)
+    mixed = _mixed(settings, inputs)
+    quantization = mixed if mixed and heaviest == "mixed" else heaviest
+    memory = memory_of(settings, base, data, costliest, quantization)
     plan.sections["memory"] = str(memory)
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
     plan.warnings += warnings.of_memory(memory)
     overview = read_overview(inputs.ledger, settings.num_trials)
     if shape is not None:
+        current = precision_of(settings, base, data, costliest, quantization)
+        throughput = _throughput(settings, overview, base, data, current)
+        modes = modes_to_show(base, quantization, mixed)
+        others = [precision_of(settings, base, data, costliest, mode) for mode in modes]
         works = workloads_of(settings, data, costliest)
-        throughput = _throughput(settings, overview, base, data, memory)
-        span = trial_seconds(works, throughput, memory.recompute)
-        plan.numbers |= {
-            "trial_seconds": asdict(span),
-            "pace": asdict(throughput),
-            "work": asdict(works[-1]),
-        }
-        plan.sections["trial"] = describe_trial(works, throughput, span)
-        yield "trial"
-        plan.sections["in all"] = describe_cost(settings, span)
-        yield "in all"
+        yield from _trial_sections(
+            settings, plan, works, current=current, throughput=throughput, others=others
+        )
         if inputs.prices:
             found = offers(inputs.prices, overview, shape, works, memory.recompute)
             plan.numbers["cards"] = [asdict(offer) for offer in found]
@@ -179,7 +187,6 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
             yield "cards"
         # Weights and two moments, in fp32.
         checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)
-        plan.warnings += warnings.of_time(settings, span)
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
         fits = partial(_fits, settings, inputs, costliest)
         plan.advice += advice.of_rank(settings, inputs.definition, fits)
@@ -187,6 +194,33 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     plan.numbers["expected_gain_nats"] = outlook.gain
     plan.sections["end"] = describe_end(settings, inputs.definition, overview, outlook)
     yield "end"
+
+
+def _trial_sections(
+    settings: Settings,
+    plan: Plan,
+    works: Sequence[Workload],
+    *,
+    current: Precision,
+    throughput: Throughput,
+    others: list[Precision],
+) -> Iterator[str]:
+    """A trial's hours and price in the sweep's precision, and beside it in the others."""
+    own = forecast(current, current, throughput, works)
+    plan.numbers |= {
+        "trial_seconds": asdict(own.taken),
+        "pace": asdict(throughput),
+        "work": asdict(works[-1]),
+    }
+    plan.sections["trial"] = describe_trial(works, throughput, own.taken)
+    yield "trial"
+    plan.sections["in all"] = describe_cost(settings, own.taken)
+    yield "in all"
+    found = [forecast(other, current, throughput, works) for other in others]
+    plan.numbers["precisions"] = [one.numbers() for one in found]
+    plan.sections["precision"] = describe_precisions(found, own)
+    yield "precision"
+    plan.warnings += warnings.of_time(settings, own.taken)
 
 
 def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:
@@ -210,21 +244,35 @@ def _try_store(store: Store) -> float:
     return RATE_PROBE_BYTES / seconds
 
 
+def _mixed(settings: Settings, inputs: Inputs) -> str | None:
+    """What a plain `mixed` is, or would be, in this sweep; None where that cannot be predicted."""
+    is_asked = "mixed" in quantizations(settings, inputs.definition)
+    if not is_asked and model_shape(inputs.base.config) is None:
+        return None
+    return mixed_of_sweep(
+        settings,
+        inputs.definition,
+        inputs.ledger,
+        inputs.base,
+        inputs.data,
+        usable_bytes=usable_bytes_of(settings),
+    )
+
+
 def _throughput(
     settings: Settings,
     overview: Overview,
     base: BaseModel,
     data: PreparedData,
-    memory: MemoryPlan,
+    precision: Precision,
 ) -> Throughput:
     """The throughput of the sweep's committed trials; without one, measured or estimated."""
     measured = [v.tokens_per_second for v in overview.slots if v.judged and v.tokens_per_second]
     if measured:
         return throughput_of_trials(measured)
-    shape = model_shape(base.config)
-    assert shape is not None
     if settings.device != "cpu":
-        return throughput_on_a_t4(shape, memory.recompute)
+        estimate = throughput_on_a_t4(precision.shape, precision.memory.recompute)
+        return estimate.times(precision.speed)
     from job.training.speed import measured_on_this_cpu  # imports torch
 
     values: dict[str, Any] = settings.hyperparameters | {
@@ -232,15 +280,18 @@ def _throughput(
         "seed": settings.seed,
     }
     recipe = Recipe(**values, planned_steps=10, eval_steps=(), patience=1)
-    shallow, rate = measured_on_this_cpu(base.config, data.train, recipe, memory.token_budget)
+    budget = precision.memory.token_budget
+    shallow, rate = measured_on_this_cpu(base.config, data.train, recipe, budget)
     target_share = data.train.num_target_tokens / len(data.train.input_ids)
-    return throughput_on_this_cpu(shape, shallow, rate, target_share)
+    estimate = throughput_on_this_cpu(precision.shape, shallow, rate, target_share)
+    return estimate.times(precision.speed)
 
 
 def _fits(settings: Settings, inputs: Inputs, costliest: Costliest, lora_r: int) -> bool:
     """Whether a trial of this rank fits the card's memory and the adapter's limit; no on a CPU."""
     worst = replace(costliest, lora_r=lora_r)
-    memory = memory_of(settings, inputs.base, inputs.data, worst)
+    *_, heaviest = quantizations(settings, inputs.definition)
+    memory = memory_of(settings, inputs.base, inputs.data, worst, heaviest)
     predicted, usable = memory.predicted, memory.usable_bytes
     if predicted is None or usable is None or predicted.total > usable:
         return False

@@ -30,6 +30,9 @@ class Throughput:
     fast: float
     basis: str
 
+    def times(self, factor: float) -> Throughput:
+        return Throughput(self.slow * factor, self.fast * factor, self.basis)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -94,5 +97,5 @@ def trial_seconds(works: Sequence[Workload], throughput: Throughput, recompute: 
 
 def _flop_per_token(shape: ModelShape, recompute: Recompute, target_share: float) -> float:
     # The head is a product too.
-    weights = shape.quantised_weights + target_share * shape.vocabulary * shape.hidden
+    weights = shape.linear_weights + target_share * shape.vocabulary * shape.hidden
     return 2 * weights * (2 + RECOMPUTED_SHARE[recompute])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,67 +10,50 @@ from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.plan.forecast import Workload
 from job.settings import Settings
-from job.sweep.definition import SweepDefinition
-from job.sweep.distributions import Choice, Constant, Distribution
 from job.training.footprint import FP32_CPU, Work, footprint
 from job.training.memory import T4_USABLE_BYTES, MemoryPlan, Samples, plan_memory
 from job.training.recipe import plan_evaluations, plan_steps
 from job.training.shape import model_shape
+from job.trial.weights import Costliest
 
 
-@dataclass(frozen=True)
-class Costliest:
-    """The costliest values that the sweep may draw."""
-
-    lora_r: int
-    lora_dropout: float
-    accumulation: tuple[int, ...]  # all of them: which takes longest depends on the rows
-
-    @classmethod
-    def of(cls, settings: Settings, definition: SweepDefinition) -> Costliest:
-        def values(name: str) -> tuple[float, ...]:
-            return _values(definition.parameters.get(name), float(getattr(settings, name)))
-
-        return cls(
-            lora_r=int(max(values("lora_r"))),
-            lora_dropout=max(values("lora_dropout")),
-            accumulation=tuple(int(v) for v in values("gradient_accumulation_steps")),
-        )
+def samples_of(settings: Settings, data: PreparedData, worst: Costliest) -> Samples:
+    """What a memory plan needs to know of the rows."""
+    lengths = data.train.lengths
+    return Samples(
+        longest=int(lengths.max()),
+        mean=float(lengths.mean()),
+        per_step=settings.per_device_train_batch_size * max(worst.accumulation),
+    )
 
 
-def _values(domain: Distribution | None, setting: float) -> tuple[float, ...]:
-    """The values, or the ends, of a searched hyper-parameter; its setting if it is not searched."""
-    if domain is None:
-        return (setting,)
-    if isinstance(domain, Constant):
-        return (float(domain.value),)
-    if isinstance(domain, Choice):
-        return tuple(float(value) for value in domain.values)
-    return (float(domain.min), float(domain.max))
+def usable_bytes_of(settings: Settings) -> int | None:
+    """The memory of the card that the settings describe, a T4 if they do not; None: a CPU."""
+    if settings.device == "cpu":
+        return None
+    gib = settings.gpu_memory_gb
+    return int(gib * 2**30) if gib else T4_USABLE_BYTES
 
 
 def memory_of(
-    settings: Settings, base: BaseModel, data: PreparedData, worst: Costliest
+    settings: Settings,
+    base: BaseModel,
+    data: PreparedData,
+    worst: Costliest,
+    quantization: str = "nf4",
 ) -> MemoryPlan:
     """The memory plan of a trial on this CPU, or on the card that the settings describe."""
-    lengths = data.train.lengths
-    per_step = settings.per_device_train_batch_size * max(worst.accumulation)
-    samples = Samples(
-        longest=int(lengths.max()),
-        mean=float(lengths.mean()),
-        per_step=per_step,
-    )
-    gib = settings.gpu_memory_gb
-    usable = int(gib * 2**30) if gib else T4_USABLE_BYTES
+    lengths, samples = data.train.lengths, samples_of(settings, data, worst)
     plan = plan_memory(
         base.config,
         samples,
         lora_r=worst.lora_r,
         lora_dropout=worst.lora_dropout,
         per_device_train_batch_size=settings.per_device_train_batch_size,
-        usable_bytes=None if settings.device == "cpu" else usable,
+        usable_bytes=usable_bytes_of(settings),
+        quantization=quantization,
     )
-    shape = model_shape(base.config)
+    shape = model_shape(base.config, quantization)
     if settings.device != "cpu" or shape is None:
         return plan
     tokens = min(plan.token_budget, int(np.sort(lengths)[-samples.per_step :].sum()))

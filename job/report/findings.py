@@ -10,6 +10,7 @@ from job.report.importance import WEAK_BELOW_TRIALS, searched
 from job.report.notation import trials
 from job.report.overview import COMMITTED, Overview
 from job.sweep.distributions import FloatRange, IntRange
+from job.training.quantization import words
 
 BAYES_FROM_TRIALS = 8  # with fewer the ladder of learning rates decides, not the optimiser
 TRUNCATED_SHARE = 0.25
@@ -17,7 +18,7 @@ TRUNCATED_SHARE = 0.25
 
 def findings(overview: Overview) -> list[str]:
     """Everything worth saying, the most important first."""
-    kinds = (_broken, _four_bits, _at_the_edge, _cut_short, _few)
+    kinds = (_broken, _four_bits, _price_of_4_bits, _at_the_edge, _cut_short, _few)
     return [finding for kind in kinds for finding in kind(overview)]
 
 
@@ -61,6 +62,25 @@ def _at_the_edge(overview: Overview) -> Iterator[str]:
         else:
             place = f"is in the outer tenth of its range {where}"
         yield f"the best trial's {name}, {value:g}, {place}: widen it there in another sweep"
+
+
+def _price_of_4_bits(overview: Overview) -> Iterator[str]:
+    """Compare the untuned base's losses where they were measured in several precisions."""
+    untuned = {
+        view.result.quantization: loss
+        for view in overview.slots
+        if view.result is not None
+        for step, loss in view.curve[:1]
+        if step == 0
+    }
+    whole = untuned.pop("none", None)
+    for mode, loss in sorted(untuned.items()):
+        if whole is not None:
+            yield (
+                f"held in {words(mode)}, the untuned base's eval/loss is {loss:.3f}, in 16 bits"
+                f" {whole:.3f}: {1000 * (loss - whole):.0f} milli-nats are the price, of which"
+                " training may win back a part"
+            )
 
 
 def _cut_short(overview: Overview) -> Iterator[str]:

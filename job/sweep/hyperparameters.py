@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 LR_SCHEDULERS = ("linear", "cosine", "constant")
+# As job/settings.py has it, which takes longer to import; a test holds them in step.
+QUANTIZATION_PATTERN = r"nf4|none|mixed(:\w+(,\w+)*)?"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = MappingProxyType(
         ),
         "max_grad_norm": Hyperparameter(
             float, lambda v: 0 < v <= 1000, "a number above 0 and up to 1000, such as 1.0"
+        ),
+        "quantization": Hyperparameter(
+            str,
+            lambda v: re.fullmatch(QUANTIZATION_PATTERN, v) is not None,
+            "nf4, none, mixed, or mixed: and matrices, as mixed:down_proj,v_proj",
         ),
     }
 )

@@ -17,6 +17,7 @@ class Observation:
     params: Mapping[str, ParamValue]
     status: str  # completed | truncated | stopped | diverged | infeasible | running
     eval_loss: float | None
+    untrained_loss: float | None = None  # the base's, if this trial measured it at step 0
 
 
 @dataclass(frozen=True)

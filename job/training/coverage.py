@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,12 +19,17 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.base import get_keys_to_not_convert
 
+from job.errors import SettingsError
 from job.training.families import LEAST_SHARE, Coverage, UntrainableError
+from job.training.quantization import MIXED_ORDER, is_in_4_bits, names_in_16_bits
 
 
-def coverage(config: Mapping[str, Any]) -> Coverage:
+def coverage(config: Mapping[str, Any], quantization: str = "nf4") -> Coverage:
     """Compute the shares for a config.json. Raises `UntrainableError` with the reason.
+
+    Raises `SettingsError` for a `quantization` that does not go with the base.
 
     The model is made, quantised and adapted as for training, by the same libraries, but on the meta
     device, where tensors have a shape and no values: a second for a 47B.
@@ -32,18 +38,22 @@ def coverage(config: Mapping[str, Any]) -> Coverage:
     linear = _linear_weights(model)
     total = max(1, sum(linear.values()))
     foreign = _foreign_linear(model)
-    quantiser = AutoHfQuantizer.from_config(_quantization(config), pre_quantized=False)
-    quantiser.preprocess_model(model=model, device_map={"": "meta"})
+    if quantization != "none":
+        how = _quantization(config, model, quantization)
+        quantiser = AutoHfQuantizer.from_config(how, pre_quantized=False)
+        quantiser.preprocess_model(model=model, device_map={"": "meta"})
     in_4_bits = {
         name
         for name, module in model.named_modules()
         if isinstance(module, bnb.nn.Linear4bit) and name in linear
     }
     quantised = sum(linear[name] for name in in_4_bits) / total
-    if quantised < LEAST_SHARE:
+    if quantization == "nf4" and quantised < LEAST_SHARE:
+        as_it_is = " (JOB_QUANTIZATION=mixed takes it as it is)" if is_in_4_bits(config) else ""
         raise UntrainableError(
             f"only {quantised:.0%} of its linear weights can be held in 4 bits (needed:"
             f" {LEAST_SHARE:.0%}), those of {_heaviest_kinds(model, linear, in_4_bits)} not"
+            f"{as_it_is}"
         )
     adapted = sum(linear.get(name, 0) for name in _adapted(model)) / total
     if adapted < LEAST_SHARE:
@@ -56,6 +66,27 @@ def coverage(config: Mapping[str, Any]) -> Coverage:
             f"its {foreign} is a linear layer of its own kind, which PEFT would wrap"
         )
     return Coverage(quantised, adapted)
+
+
+def kept_modules(config: Mapping[str, Any], quantization: str) -> list[str]:
+    """Name the modules that a `mixed:` mode keeps in 16 bits, the head included.
+
+    Raises `SettingsError` for a matrix that the base does not have.
+    """
+    return _kept(_meta_model(config), quantization)
+
+
+def _kept(model: Any, quantization: str) -> list[str]:
+    names = names_in_16_bits(quantization)
+    linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    head = get_keys_to_not_convert(model)
+    there = dict.fromkeys(name.rpartition(".")[2] for name in linear if name not in head)
+    if unknown := [name for name in names if name not in there]:
+        raise SettingsError(
+            f"JOB_QUANTIZATION: the base has no linear layers named {unknown[0]}; there are"
+            f" {', '.join(there)}"
+        )
+    return [*head, *(name for name in linear if name.rpartition(".")[2] in names)]
 
 
 def _meta_model(config: Mapping[str, Any]) -> Any:
@@ -87,11 +118,26 @@ def _check_decoder(config: PreTrainedConfig) -> None:
         raise UntrainableError("it is an encoder: its tokens see those after them")
 
 
-def _quantization(config: Mapping[str, Any]) -> BitsAndBytesConfig:
-    own = config.get("quantization_config")
-    if own is None:
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    return BitsAndBytesConfig.from_dict(dict(own))
+def _quantization(config: Mapping[str, Any], model: Any, quantization: str) -> BitsAndBytesConfig:
+    if is_in_4_bits(config):
+        return BitsAndBytesConfig.from_dict(dict(config["quantization_config"]))
+    # Before a plain `mixed` is chosen, all that it can choose is looked at.
+    mode = f"mixed:{','.join(_choosable(model))}" if quantization == "mixed" else quantization
+    kept = None if mode == "nf4" else _kept(model, mode)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=kept
+    )
+
+
+def _choosable(model: Any) -> list[str]:
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    found = [name for name in MIXED_ORDER if name in names]
+    if not found:
+        raise SettingsError(
+            "JOB_QUANTIZATION: what a plain mixed keeps in 16 bits is not known for this base: name"
+            " the matrices, as mixed:down_proj"
+        )
+    return found
 
 
 def _linear_weights(model: Any) -> dict[str, int]:
@@ -142,7 +188,8 @@ def _adapted(model: Any) -> list[str]:
     """Name the modules whose weight gets an adapter, after PEFT was let loose on the model."""
     config = LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM")
     try:
-        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
+        with warnings.catch_warnings(action="ignore"):  # only a try
+            adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     except ValueError as error:
         sentence = str(error).rpartition("] ")[2].partition(". ")[0]
         raise UntrainableError(f"PEFT refuses it: {sentence}") from error

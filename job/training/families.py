@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.errors import SettingsError
+from job.training.quantization import is_in_4_bits
 
 # Families whose attention goes through transformers' attention interface with all its keyword
 # arguments, whose mask is causal (or a sliding window), and whose logits are head(backbone(x)),
@@ -14,8 +15,9 @@ from job.errors import SettingsError
 PACKED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "cohere", "cohere2")
 
 
-# Of a base's linear weights, the least share that has to be in 4 bits, and to get adapters: "4-bit
-# NF4, LoRA on all linear layers" is what a sweep promises. Mixtral's fused experts leave 3 %.
+# Of a base's linear weights, the least share that has to get adapters and, if JOB_QUANTIZATION is
+# nf4, to be in 4 bits: "4-bit NF4, LoRA on all linear layers" is what such a sweep promises.
+# Mixtral's fused experts leave 3 %.
 LEAST_SHARE = 0.9
 
 
@@ -34,18 +36,23 @@ class Coverage:
         return f"{self.quantised:.0%} of its linear weights in 4 bits, {self.adapted:.0%} adapted"
 
 
-def check_base(name: str, config: Mapping[str, Any]) -> Coverage:
+def check_base(name: str, config: Mapping[str, Any], quantization: str = "nf4") -> Coverage:
     """Compute the shares from a config.json. Raises `SettingsError` for a base that cannot train.
 
     Imports torch but for the families that are known to be covered in full.
     """
     family = config["model_type"]
-    if is_packed(family) and "quantization_config" not in config:
-        return Coverage(1.0, 1.0)
+    if is_in_4_bits(config) and quantization not in ("nf4", "mixed"):
+        raise SettingsError(
+            f"JOB_QUANTIZATION: {quantization} needs 16-bit weights, and {name} holds them in 4"
+            " bits already: name the model that it was made of in JOB_BASE_MODEL, or take nf4"
+        )
+    if is_packed(family) and not is_in_4_bits(config) and quantization in ("nf4", "none"):
+        return Coverage(1.0 if quantization == "nf4" else 0.0, 1.0)
     from job.training.coverage import coverage
 
     try:
-        return coverage(config)
+        return coverage(config, quantization)
     except UntrainableError as error:
         raise SettingsError(
             f"JOB_BASE_MODEL: {name} ({family}) cannot be trained: {error}; take another base, such"

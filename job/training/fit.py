@@ -70,19 +70,17 @@ def fit(
                 "out of GPU memory while attaching the adapter, which had room in an earlier"
                 " attempt: another process uses this card, or it is a smaller one"
             ) from error
-        (work_dir / HISTORY_FILE).touch()
-        reason = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
-        peak = peak_memory_bytes(device)
-        return Fit("infeasible", reason, TrainState(), work_dir / HISTORY_FILE, peak)
+        why = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
+        return infeasible(why, work_dir, device)
     timer = StepTimer(recipe, len(inputs.tables.eval.input_ids), inputs.budget_seconds)
     recorder = Recorder(trainer, keeper, work_dir, timer, inputs.card)
-    infeasible = _too_large(trainer, inputs)
-    if infeasible is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
-        infeasible = warm_up(
+    reason = _too_large(trainer, inputs)
+    if reason is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
+        reason = warm_up(
             trainer, inputs.tables.train, inputs.memory, should_stop=inputs.ending.should_stop
         )
-    if infeasible is not None:
-        outcome = TrainOutcome("infeasible", infeasible, recorder.state)
+    if reason is not None:
+        outcome = TrainOutcome("infeasible", reason, recorder.state)
     else:
         with recorder:
             outcome = train(trainer, inputs.tables, recorder, inputs.ending)
@@ -94,6 +92,13 @@ def fit(
         peak_memory_bytes=peak_memory_bytes(device),
         rows_path=recorder.rows_path if recorder.rows_path.exists() else None,
     )
+
+
+def infeasible(reason: str, work_dir: Path, device: torch.device) -> Fit:
+    """The end of a trial that could not begin: what it needs does not fit the GPU's memory."""
+    history = work_dir / HISTORY_FILE
+    history.touch()
+    return Fit("infeasible", reason, TrainState(), history, peak_memory_bytes(device))
 
 
 def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:

@@ -50,7 +50,7 @@ class Work:
 class Footprint:
     """Bytes at the peak of a step, by part; `total` is the peak."""
 
-    weights: int  # 4-bit with their scales; embeddings, head and norms
+    weights: int  # 4-bit with their scales; embeddings, head, norms and matrices in 16 bits
     adapter: int  # adapter, gradients, AdamW's moments
     activations: int  # tensors kept from forward to backward
     loss: (
@@ -106,7 +106,7 @@ def _layer_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
     # Adapters keep their inputs (q, k and v share one, and so do gate and up), their dropout masks,
     # of a byte an element, and what is `lora_r` wide between their two matrices.
     adapters = (2 * shape.hidden + shape.query + shape.intermediate) * size
-    adapters += sum(inputs for inputs, _ in shape.matrices) if work.dropout else 0
+    adapters += sum(inputs for inputs, _ in shape.matrices.values()) if work.dropout else 0
     adapters += len(shape.matrices) * work.lora_r * size
     attention = 4 * shape.query * size + 4 * shape.num_heads  # q, k, v, output; log-sum-exp
     if shape.fused and shape.query == shape.key_value:
@@ -147,23 +147,26 @@ def _loss_bytes(shape: ModelShape, work: Work, precision: Precision) -> int:
 def _in_layer_backward(shape: ModelShape, work: Work, precision: Precision) -> int:
     """The bytes that a layer's backward takes beside all that is kept, at its highest.
 
-    They are a recomputed layer, gradients in flight and a dequantised matrix. The highest point is
-    always in the feed-forward, where a layer's backward begins.
+    They are a recomputed layer, gradients in flight and a dequantised matrix, if it is in 4 bits.
+    The highest point is always in the feed-forward, where a layer's backward begins.
     """
     size, tokens, hidden = precision.compute, work.num_tokens, shape.hidden * precision.compute
     inner = shape.intermediate * size
     matrix = shape.intermediate * hidden
     freed = inner + (shape.intermediate if work.dropout else 0)  # the last adapter's input and mask
+    down = matrix if shape.is_dequantised("down_proj") else 0
     backward = max(
         # The last adapter: its input's gradient, and that masked.
         tokens * ((1 + precision.masking) * inner + hidden),
         # The matrix beside that adapter, dequantised.
-        tokens * (2 * inner - freed + hidden) + matrix,
+        tokens * (2 * inner - freed + hidden) + down,
         # The gradients of both, and their sum.
         tokens * (3 * inner - freed + hidden),
     )
-    if shape.fused:  # gate and up are one matrix, twice as large
+    if shape.is_dequantised("gate_up_proj"):  # gate and up are one matrix, twice as large
         backward = max(backward, tokens * (3 * hidden - freed) + 2 * matrix)
+    if shape.is_dequantised("up_proj"):
+        backward = max(backward, tokens * (3 * hidden - freed) + matrix)
     recomputed_last = work.recompute == "all" or (
         work.recompute == "second" and shape.num_layers % 2 == 1
     )

@@ -23,15 +23,16 @@ def load_models(
     device: torch.device,
     *,
     memory_bytes: int,
+    quantization: str = "nf4",
 ) -> Any:
     """Load the base once, with all adapters beside it, each under its name.
 
     On a CPU the 4-bit matrices are written out in fp32 if `memory_bytes` allow it: the same
     numbers, but not computed anew for every token. Raises what `load_base` raises.
     """
-    model = load_base(location, revision, device)
-    num_bytes = 4 * model.num_parameters()
-    if device.type == "cpu" and num_bytes <= memory_bytes:
+    model = load_base(location, revision, device, quantization=quantization)
+    num_bytes, in_4_bits = 4 * model.num_parameters(), getattr(model, "is_loaded_in_4bit", False)
+    if in_4_bits and device.type == "cpu" and num_bytes <= memory_bytes:
         level = logging.get_verbosity()
         logging.set_verbosity_error()  # it warns of what is asked for here
         try:

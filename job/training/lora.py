@@ -1,4 +1,4 @@
-"""A forward pass of LoRA layers on 4-bit matrices that keeps and moves less than PEFT's."""
+"""A forward pass of LoRA layers that keeps and moves less than PEFT's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.bnb import Linear4bit
+from peft.tuners.lora.layer import Linear
 from torch.autograd.function import once_differentiable
 
 ADAPTER = "default"  # the name of the only adapter
 
 
 def enable_lean_lora(model: Any) -> None:
-    """Give every LoRA layer on a 4-bit matrix the forward pass below; for training only.
+    """Give every LoRA layer, on 4 or 16 bits, the forward pass below; for training only.
 
     In PEFT every layer keeps dropout's result: 30 % of all that a 7B keeps for backward. Here it
     keeps dropout's mask (a byte an element) and its input, which its neighbours keep as well. And
@@ -21,7 +22,7 @@ def enable_lean_lora(model: Any) -> None:
     for the order of a sum. Merging and saving stay PEFT's.
     """
     for module in model.modules():
-        if type(module) is Linear4bit:
+        if type(module) in (Linear4bit, Linear):
             module.forward = MethodType(_forward, module)
 
 

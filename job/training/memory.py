@@ -71,6 +71,7 @@ def plan_memory(
     lora_dropout: float,
     per_device_train_batch_size: int,
     usable_bytes: int | None,
+    quantization: str = "nf4",
 ) -> MemoryPlan:
     """Choose the plan of least predicted cost whose peak fits `usable_bytes` (None: a CPU).
 
@@ -83,7 +84,7 @@ def plan_memory(
     """
     if usable_bytes is None:
         return MemoryPlan(CPU_TOKEN_BUDGET)
-    shape = model_shape(config)
+    shape = model_shape(config, quantization)
     if shape is None or not is_packed(config.get("model_type")):
         budget = per_device_train_batch_size * samples.longest
         return MemoryPlan(budget, "all", usable_bytes=usable_bytes, warm_up=True)
@@ -93,7 +94,14 @@ def plan_memory(
     fitting = [plan for plan in plans if _peak(plan) <= FILL * usable_bytes]
     if not fitting:
         return min(plans, key=_peak)
-    fitting.sort(key=lambda plan: (round(plan.relative_cost, 3), _peak(plan)))
+    # Of equal cost, as all budgets are where nothing is dequantised: the fewest micro-batches.
+    fitting.sort(
+        key=lambda plan: (
+            round(plan.relative_cost, 3),
+            -round(row_tokens(plan.token_budget, samples)),
+            _peak(plan),
+        )
+    )
     best_of_mode = {plan.recompute: plan for plan in reversed(fitting)}
     first, *rivals = sorted(best_of_mode.values(), key=fitting.index)
     return replace(first, rivals=tuple(rivals))
@@ -117,21 +125,28 @@ def list_plans(
                     footprint(shape, work, FP16_CUDA),
                     usable_bytes,
                     warm_up=True,
-                    relative_cost=_relative_cost(budget, recompute, samples),
+                    relative_cost=_relative_cost(budget, recompute, samples, shape.quantised_share),
                 )
             )
     return plans
 
 
-def _relative_cost(budget: int, recompute: Recompute, samples: Samples) -> float:
+def _relative_cost(
+    budget: int, recompute: Recompute, samples: Samples, quantised_share: float
+) -> float:
     """Estimate the time of a token: forward, backward and recomputing, each dequantises once.
 
     As weights are frozen, backward costs one product with each weight, as forward does.
     """
+    dequantising = quantised_share * TOKENS_PER_DEQUANTISATION / row_tokens(budget, samples)
+    return (2 + RECOMPUTED_SHARE[recompute]) * (1 + dequantising)
+
+
+def row_tokens(budget: int, samples: Samples) -> float:
+    """The tokens of a micro-batch with this budget, on average."""
     tokens_of_step = samples.mean * samples.per_step
     full = max(samples.mean, budget - samples.mean / 2)  # half a sample stays free on average
-    tokens = tokens_of_step / math.ceil(tokens_of_step / full)
-    return (2 + RECOMPUTED_SHARE[recompute]) * (1 + TOKENS_PER_DEQUANTISATION / tokens)
+    return tokens_of_step / math.ceil(tokens_of_step / full)
 
 
 def _peak(plan: MemoryPlan) -> int:

@@ -1,10 +1,11 @@
-"""The 4-bit base model with its LoRA adapters."""
+"""The base model, in 4 bits or 16, with its LoRA adapters."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from job.hub import explained
 from job.ledger.records import Recipe
 from job.log import log
 from job.training.attention import enable_packed_attention
+from job.training.coverage import kept_modules
 from job.training.families import PACKED_FAMILIES, is_packed
 from job.training.footprint import EVERY_N_LAYERS, Recompute
 from job.training.gpu_faults import is_gpu_fault
@@ -37,18 +39,30 @@ from job.training.loss import has_chunked_loss
 from job.training.precision import autocast, compute_dtype, normalise_dtype
 from job.training.recipe import derive_seed
 
+
+class TooSmallError(GpuError):
+    """The base's weights do not fit the card's free memory."""
+
+
 # Of the largest logit: above fp16's rounding, below what a token does that sees the one after it.
 TOLERANCE = 2e-3
 
 
 def load_base(
-    location: str, revision: str | None, device: torch.device, *, dtype: torch.dtype | None = None
+    location: str,
+    revision: str | None,
+    device: torch.device,
+    *,
+    quantization: str = "nf4",
+    dtype: torch.dtype | None = None,
 ) -> Any:
-    """Load the base model in NF4 with double quantisation, frozen, in evaluation mode, on `device`.
+    """Load the base model, frozen, in evaluation mode, on `device`.
 
-    It computes in `dtype`, by default `compute_dtype(device)`. A checkpoint that is in 4 bits
-    already keeps its own weights. Raises `SettingsError` if the files do not make a causal language
-    model, `OutageError` if they cannot be fetched, `GpuError` if the card fails or is too small.
+    Its matrices are in NF4 with double quantisation, or as `quantization` says (`JOB_QUANTIZATION`
+    without a plain `mixed`); what is not computes in `dtype`, by default `compute_dtype(device)`,
+    as all does. A checkpoint that is in 4 bits already keeps its own weights. Raises
+    `SettingsError` if the files do not make a causal language model, `OutageError` if they cannot
+    be fetched, `GpuError` if the card fails, `TooSmallError` if it is too small.
     """
     transformers_logging.disable_progress_bar()
     # cuDNN is SDPA's first choice on Hopper and newer, but it makes a plan, in half a second, for
@@ -60,12 +74,7 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(location, **where)
         if (own := getattr(config, "quantization_config", None)) is None:
-            where["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
+            where |= _quantisation(config, quantization, dtype)
         elif (method := other_quantisation({"quantization_config": own})) is not None:
             raise ValueError(f"it is quantised already, by {method}, not in bitsandbytes' NF4")
         with _collected_warnings(report):
@@ -83,7 +92,7 @@ def load_base(
         if getattr(model, "peft_config", None):
             raise ValueError("an adapter lies beside it, which transformers loads as well")
     except torch.OutOfMemoryError as error:
-        raise GpuError(
+        raise TooSmallError(
             f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -99,6 +108,21 @@ def load_base(
     if not is_packed(model.config.model_type):
         _try_family(location, model)
     return model
+
+
+def _quantisation(config: Any, quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The argument of `from_pretrained` that quantises 16-bit weights as they are loaded."""
+    if quantization == "none":
+        return {}
+    kept = None if quantization == "nf4" else kept_modules(config.to_dict(), quantization)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
+    return {"quantization_config": how}
 
 
 @torch.no_grad()
@@ -168,7 +192,7 @@ def _load_error(location: str, error: Exception, report: str = "") -> JobError:
     if told := _hub_error(location, error):
         return told
     if "OutOfMemoryError" in report:
-        return GpuError(f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory")
+        return TooSmallError(f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory")
     if is_gpu_fault(error) or is_gpu_fault(RuntimeError(report)):
         return GpuError(f"JOB_BASE_MODEL: {location}: this node's GPU failed: {first_line}")
     return SettingsError(
@@ -195,7 +219,9 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():  # PEFT sets it right by itself, for GPT-2's layers
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
     enable_lean_lora(peft_model)
     if has_chunked_loss(model):
         enable_packed_attention(model)

@@ -19,6 +19,7 @@ from job.settings import Settings
 from job.sweep.definition import SweepDefinition
 from job.trial.draw import Drawn
 from job.trial.result import AttemptClock
+from job.trial.weights import BaseWeights
 from job.wandb.run import Mirror
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ class Training:
     """The training that a trial uses; tests give one without torch."""
 
     open_device: Callable[[Settings], torch.device]
-    load_base: Callable[[BaseModel, torch.device], Any]
+    load_base: Callable[[BaseModel, torch.device, str], Any]  # in this precision
     # Trains the attempt's spec in a work folder; the uploads keep what must survive.
     fit: Callable[[Attempt, Uploads, Path], Fit]
+    # The bytes that the device may hold; None: a CPU.
+    usable_bytes: Callable[[Settings, torch.device], int | None] = lambda _settings, _device: None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Loaded:
     base: BaseModel
     data: PreparedData
     device: torch.device
-    model: Any  # the base model with its weights
+    weights: BaseWeights
+    mixed: str | None  # what a plain `mixed` of this sweep is here; None: it has none
     prepare_seconds: float
     load_seconds: float
 

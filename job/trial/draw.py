@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,7 +63,7 @@ def draw_for(
     Whoever freezes first wins: what is returned is what stands in the bucket.
     """
     observations, step_0_loss = observe(slot.ledger, settings.num_trials, but=slot.number)
-    freeze = partial(freeze_spec, slot, settings, data, measure_step_0=step_0_loss is None)
+    freeze = partial(freeze_spec, slot, settings, data, observations)
     if settings.wandb_sweep_id is not None:
         return _draw_from_wandb(slot, settings, definition, freeze, should_stop)
     identity = slot.ledger.identity()
@@ -109,14 +109,26 @@ def freeze_spec(
     slot: Slot,
     settings: Settings,
     data: PreparedData,
+    observations: Sequence[Observation],
     params: Mapping[str, Any],
     *,
-    measure_step_0: bool,
     run_id: str,
     wandb_sweep: str | None = None,
 ) -> Spec:
-    """Write the slot's spec once, whoever drew its parameters; return the one that holds."""
+    """Write the slot's spec once, whoever drew its parameters; return the one that holds.
+
+    It measures the untrained model as well, unless one of the `observations` has, in its precision.
+    """
     values: dict[str, Any] = {**settings.hyperparameters, **params}
+    asked = values["quantization"]
+    if asked == "mixed":
+        identity = slot.ledger.identity()
+        values["quantization"] = (identity and identity.mixed) or asked
+    measured = {
+        o.params.get("quantization", settings.quantization)
+        for o in observations
+        if o.untrained_loss is not None
+    }
     planned_steps = plan_steps(
         len(data.train),
         settings.per_device_train_batch_size * values["gradient_accumulation_steps"],
@@ -134,7 +146,7 @@ def freeze_spec(
     spec = Spec(
         params=dict(params),
         recipe=recipe,
-        measure_step_0=measure_step_0,
+        measure_step_0=asked not in measured,
         data_digest=data.digest,
         wandb_run_id=run_id,
         code_version=job.__version__,
@@ -150,10 +162,10 @@ def observe(
 ) -> tuple[list[Observation], float | None]:
     """The other slots' parameters and results, and the untuned model's eval/loss if it is known.
 
-    A damaged slot says nothing, and ends no other slot's trial.
+    Where it is known in several precisions, it is the highest: no loss below it is cut off. A
+    damaged slot says nothing, and ends no other slot's trial.
     """
     observations = []
-    step_0_loss = None
     for number in range(num_trials):
         if number == but:
             continue
@@ -169,7 +181,9 @@ def observe(
         if result is None:
             observations.append(Observation(number, spec.params, "running", None))
             continue
-        observations.append(Observation(number, spec.params, result.status, result.eval_loss))
-        for step, loss in result.curve[:1]:
-            step_0_loss = loss if step == 0 else step_0_loss
-    return observations, step_0_loss
+        untrained = next((loss for step, loss in result.curve[:1] if step == 0), None)
+        observations.append(
+            Observation(number, spec.params, result.status, result.eval_loss, untrained)
+        )
+    known = [o.untrained_loss for o in observations if o.untrained_loss is not None]
+    return observations, max(known, default=None)

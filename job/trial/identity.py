@@ -80,10 +80,13 @@ def sweep_identity(
     base: BaseModel,
     data: PreparedData,
     earlier: EarlierBest | None = None,
+    *,
+    mixed: str | None = None,
 ) -> Identity:
     """All that can change eval/loss, by the name under which a person can change it.
 
-    Raises `SettingsError` if the sweep is to start from one with another vocabulary.
+    `mixed` is what a plain `mixed` of JOB_QUANTIZATION is for the whole sweep. Raises
+    `SettingsError` if the sweep is to start from one with another vocabulary.
     """
     content = {
         **_named_by_settings(settings, definition),
@@ -95,6 +98,7 @@ def sweep_identity(
         "_vocabulary": data.vocabulary,
         "_code_version": job.__version__,
         "_created_at": now(),
+        **({} if mixed is None else {"_mixed": mixed}),
     }
     identity = Identity.model_validate(content)
     if earlier is None:

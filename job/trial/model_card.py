@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 import job
+from job.training.quantization import words
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -41,14 +42,15 @@ def adapter_card(
     """
     before = "" if untuned is None else f" The untuned base, in 4 bits, has {untuned:.6f}."
     front = yaml.safe_dump(_metadata(origin, eval_loss), sort_keys=False, allow_unicode=True)
+    precision = words(origin.recipe.get("quantization", "nf4"))
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""---
 {front}---
 
 # LoRA adapter for {origin.base_model}
 
-Trial {origin.slot} of the sweep `{origin.sweep}`, trained in 4 bits (QLoRA, NF4) by qlora-sweep-job
-{job.__version__}. **eval/loss {eval_loss:.6f}** after {step} optimizer steps: the mean negative
+Trial {origin.slot} of the sweep `{origin.sweep}`, trained by qlora-sweep-job {job.__version__}, the
+base in {precision}. **eval/loss {eval_loss:.6f}** after {step} optimizer steps: the mean negative
 log-likelihood, in nats, of an answer's token over {origin.eval_rows} held-out rows.{before}
 
 ```python
@@ -85,6 +87,7 @@ def _hyperparameters(origin: Provenance) -> str:
 
 def _metadata(origin: Provenance, eval_loss: float) -> dict[str, Any]:
     on_the_hub = not origin.base_model_revision.startswith("sha256:")
+    qlora = [] if origin.recipe.get("quantization") == "none" else ["qlora"]
     metric = {"type": "loss", "name": "eval/loss", "value": round(eval_loss, 6)}
     dataset = {"type": "private", "name": f"prepared rows {origin.data_digest[:12]}"}
     return {
@@ -92,7 +95,7 @@ def _metadata(origin: Provenance, eval_loss: float) -> dict[str, Any]:
         **({"base_model": origin.base_model} if on_the_hub else {}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "qlora", "base_model:adapter"],
+        "tags": ["lora", *qlora, "base_model:adapter"],
         "model-index": [
             {
                 "name": f"{origin.sweep}-{origin.slot:04d}",

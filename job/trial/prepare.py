@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from job.base_model import BaseModel
@@ -19,21 +20,28 @@ from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.staged_base import resolve_base
 from job.store import probe
-from job.training.families import check_base
+from job.sweep.definition import SweepDefinition
+from job.training.families import Coverage, check_base
+from job.training.memory import Samples
+from job.training.quantization import words
 from job.trial.attempt import Loaded, Training
 from job.trial.identity import base_revision, check_rows
+from job.trial.weights import BaseWeights, Costliest, choose_mixed, quantizations
 
 
 def load(
     settings: Settings,
+    definition: SweepDefinition,
     ledger: Ledger,
     training: Training,
+    *,
     stop: Stop,
     watchdog: Watchdog,
 ) -> Loaded:
     """Open the device, probe the store, fetch the base, prepare the rows, load the model.
 
-    Raises any `JobError`.
+    Where the sweep draws the precision, the model is loaded in the one that takes least memory;
+    a trial that draws another loads it again. Raises any `JobError`.
     """
     started = time.monotonic()
     seconds_of: dict[str, float] = {}
@@ -42,7 +50,7 @@ def load(
     with _timed(seconds_of, "store"):
         probe(ledger.store)
     with _timed(seconds_of, "base"):
-        base = find_base(settings, ledger, stop.check)
+        base = find_base(settings, definition, ledger, stop.check)
     with _timed(seconds_of, "rows"):
         data = prepare_data(settings, base, ledger, stop.check)
         check_rows(base, data)
@@ -50,14 +58,51 @@ def load(
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
     log.info("prepared in %.1f s (%s)", prepared - started, parts)
 
-    def load_base() -> Any:
+    def load_base(quantization: str) -> Any:
+        begun = time.monotonic()
         with watchdog.phase("loading the model"):
-            return training.load_base(base, device)
+            model = training.load_base(base, device, quantization)
+        seconds = time.monotonic() - begun
+        log.info("model: %s in %s loaded in %.1f s", base.name, words(quantization), seconds)
+        return model
 
-    model = waited_out(load_base, 60 * settings.outage_minutes, stop.check)
+    def patiently(quantization: str) -> Any:
+        attempt = partial(load_base, quantization)
+        return waited_out(attempt, 60 * settings.outage_minutes, stop.check)
+
+    weights, mixed = BaseWeights(patiently), None
+    modes = quantizations(settings, definition)
+    if "mixed" in modes:
+        usable = training.usable_bytes(settings, device)
+        mixed = mixed_of_sweep(settings, definition, ledger, base, data, usable_bytes=usable)
+        log.info("JOB_QUANTIZATION mixed: %s", words(mixed))
+    weights.model(mixed if mixed and modes[0] == "mixed" else modes[0])
     seconds = time.monotonic() - prepared
-    log.info("model: %s loaded in %.1f s", base.name, seconds)
-    return Loaded(base, data, device, model, prepared - started, seconds)
+    return Loaded(base, data, device, weights, mixed, prepared - started, seconds)
+
+
+def mixed_of_sweep(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    base: BaseModel,
+    data: PreparedData,
+    *,
+    usable_bytes: int | None,
+) -> str:
+    """What a plain `mixed` is in this sweep: what its first trial chose, or would choose here."""
+    identity = ledger.identity()
+    if identity is not None and identity.mixed is not None:
+        return identity.mixed
+    lengths, worst = data.train.lengths, Costliest.of(settings, definition)
+    per_step = settings.per_device_train_batch_size * max(worst.accumulation)
+    return choose_mixed(
+        base.config,
+        Samples(longest=int(lengths.max()), mean=float(lengths.mean()), per_step=per_step),
+        worst=worst,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        usable_bytes=usable_bytes,
+    )
 
 
 @contextlib.contextmanager
@@ -68,7 +113,12 @@ def _timed(seconds_of: dict[str, float], part: str) -> Iterator[None]:
     seconds_of[part] = time.monotonic() - started
 
 
-def find_base(settings: Settings, ledger: Ledger, should_stop: Callable[[], None]) -> BaseModel:
+def find_base(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    should_stop: Callable[[], None],
+) -> BaseModel:
     """The base of the settings, checked before its weights move. Raises any `JobError`."""
     return resolve_base(
         ledger.store,
@@ -77,8 +127,15 @@ def find_base(settings: Settings, ledger: Ledger, should_stop: Callable[[], None
         settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
         should_stop=should_stop,
-        check=check_base,
+        check=partial(check_precisions, quantizations(settings, definition)),
     )
+
+
+def check_precisions(
+    modes: Iterable[str], name: str, config: Mapping[str, Any]
+) -> dict[str, Coverage]:
+    """The base's shares in each precision. Raises `SettingsError` if it cannot train in one."""
+    return {mode: check_base(name, config, mode) for mode in modes}
 
 
 def prepare_data(

@@ -150,8 +150,10 @@ def _load(
     In this order: a base that cannot be loaded must not become a sweep's own.
     """
     earlier = read_earlier_best(settings, definition, ledger)
-    loaded = load(settings, ledger, training, stop, watchdog)
-    ledger.open_sweep(sweep_identity(settings, definition, loaded.base, loaded.data, earlier))
+    loaded = load(settings, definition, ledger, training, stop=stop, watchdog=watchdog)
+    ledger.open_sweep(
+        sweep_identity(settings, definition, loaded.base, loaded.data, earlier, mixed=loaded.mixed)
+    )
     if earlier is not None:
         log.info("warm start: %s", describe(earlier, definition, settings))
     stop.check()
@@ -262,6 +264,7 @@ def _result(attempt: Attempt, fitted: Fit, files: dict[str, str]) -> Result:
         {
             **training_result(fitted, attempt.clock),
             "params": attempt.spec.params,
+            "quantization": attempt.spec.recipe.quantization,
             "wandb_run_id": attempt.spec.wandb_run_id,
             "attempts": attempt.lease.epoch,
             "data_digest": attempt.loaded.data.digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from job.ledger.uploads import Uploads
 from job.process.gpu import preflight
 from job.settings import Settings
 from job.training.memory import MemoryPlan, Samples, plan_memory
+from job.training.quantization import words
 from job.training.state import TrainState
 from job.trial.attempt import Attempt, Training
 from job.trial.model_card import Provenance, adapter_card
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 def real_training() -> Training:
     """The training with torch, PEFT and bitsandbytes, as `run_trial` uses it."""
-    return Training(_open_device, _load_base, _fit)
+    return Training(_open_device, _load_base, _fit, _usable_bytes)
 
 
 def _open_device(settings: Settings) -> torch.device:
@@ -37,23 +39,38 @@ def _open_device(settings: Settings) -> torch.device:
     return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
 
 
-def _load_base(base: BaseModel, device: torch.device) -> Any:
+def _usable_bytes(settings: Settings, device: torch.device) -> int | None:
+    from job.training.device import usable_memory_bytes
+
+    return usable_memory_bytes(device, gpu_memory_gb=settings.gpu_memory_gb)
+
+
+def _load_base(base: BaseModel, device: torch.device, quantization: str) -> Any:
     from job.training.model import load_base
 
-    return load_base(base.location, base.hub_revision, device)
+    return load_base(base.location, base.hub_revision, device, quantization=quantization)
 
 
 def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path) -> Fit:
-    from job.training.fit import FitInputs, fit
+    """Load the base in the precision that was drawn, and train."""
+    from job.training.fit import FitInputs, fit, infeasible
     from job.training.loop import Ending
+    from job.training.model import TooSmallError
 
     settings, loaded, recipe = attempt.settings, attempt.loaded, attempt.spec.recipe
     if attempt.spec.measure_step_0:
         recipe = recipe.changed(eval_steps=(0, *recipe.eval_steps))
+    memory = _plan_memory(attempt, recipe)
+    try:
+        base = _base(attempt, memory)
+    except TooSmallError as error:
+        if uploads.resume_dir is not None:  # it had room in an earlier attempt
+            raise
+        return infeasible(str(error), work_dir, loaded.device)
     inputs = FitInputs(
-        base=loaded.model,
+        base=base,
         tables=Tables(loaded.data.train, loaded.data.eval.head(settings.eval_rows)),
-        memory=_plan_memory(attempt, recipe),
+        memory=memory,
         ending=Ending(
             should_stop=attempt.should_stop,
             out_of_time=attempt.clock.out_of_time,
@@ -67,9 +84,23 @@ def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path) -> Fit:
     return fit(recipe, inputs, device=loaded.device, work_dir=work_dir, keeper=uploads)
 
 
-def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
-    from job.training.device import usable_memory_bytes
+def _base(attempt: Attempt, memory: MemoryPlan) -> Any:
+    """The base in the precision that was drawn. Raises `TooSmallError`."""
+    from job.training.model import TooSmallError
 
+    quantization, begun = attempt.spec.recipe.quantization, time.monotonic()
+    predicted, usable = memory.predicted, memory.usable_bytes
+    if predicted is not None and usable is not None and predicted.weights > usable:
+        raise TooSmallError(
+            f"the base in {words(quantization)} does not fit the GPU's memory: its weights take"
+            f" {predicted.weights / 2**30:.1f} GiB of {usable / 2**30:.1f}"
+        )
+    model = attempt.loaded.weights.model(quantization)
+    attempt.clock.load_seconds += time.monotonic() - begun
+    return model
+
+
+def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
     settings, loaded = attempt.settings, attempt.loaded
     lengths = loaded.data.train.lengths
     return plan_memory(
@@ -82,7 +113,8 @@ def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
-        usable_bytes=usable_memory_bytes(loaded.device, gpu_memory_gb=settings.gpu_memory_gb),
+        usable_bytes=_usable_bytes(settings, loaded.device),
+        quantization=recipe.quantization,
     )
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from job.base_model import BaseModel
 from job.data.samples import SampleTable
 from job.data.tokens import load_tokenizer
 from job.errors import CredentialsError, SettingsError, SlotError
@@ -30,6 +31,9 @@ from job.store.documents import create_document, read_document, swap_document
 from job.winner.adapter import download
 from job.winner.held_out import held_out_data
 from job.winner.intervals import Interval, share
+
+if TYPE_CHECKING:
+    import torch
 
 BASE = "base"  # the untuned model among the answering ones
 MAX_ROWS = 1000  # of a document, which is read as a whole
@@ -115,9 +119,11 @@ def _generate(
     missing: Mapping[str, list[Question]],
     settings: Settings,
 ) -> None:
-    """Load base and adapters, and answer what is missing, model by model."""
-    from job.training.device import any_device, weight_memory_bytes
-    from job.training.generation import generate, load_models
+    """Load base and adapters, and answer what is missing, model by model.
+
+    Each adapter answers on the base as it was trained on it; the untuned base as the best was.
+    """
+    from job.training.device import any_device
 
     result = next(iter(by_name.values()))[1]
     base = resolve_base(
@@ -129,29 +135,75 @@ def _generate(
     )
     tokenizer = load_tokenizer(base.location, base.hub_revision)
     device = any_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
+    modes = {BASE: result.quantization} | {
+        n: found.quantization for n, (_, found) in by_name.items()
+    }
+    total = sum(map(len, missing.values()))
+    with CountProgress("answering", "rows", total=total) as progress:
+        for mode in dict.fromkeys(modes[name] for name, asked in missing.items() if asked):
+            part = {name: asked for name, asked in missing.items() if modes[name] == mode}
+            _answer_all(
+                kept,
+                _load(kept, by_name, part, base, device, settings=settings, mode=mode),
+                part,
+                tokenizer,
+                progress,
+            )
+
+
+def _load(
+    kept: _Kept,
+    by_name: Mapping[str, tuple[int, Result]],
+    missing: Mapping[str, list[Question]],
+    base: BaseModel,
+    device: torch.device,
+    *,
+    settings: Settings,
+    mode: str,
+) -> Any:
+    """The base in one precision, beside it the adapters of those that have something to answer."""
+    from job.training.device import weight_memory_bytes
+    from job.training.generation import load_models
+
     memory_bytes = weight_memory_bytes(device, gpu_memory_gb=settings.gpu_memory_gb)
     with tempfile.TemporaryDirectory(prefix="adapters-") as folder:
         paths = {}
-        for name, (slot, found) in by_name.items():
-            if missing[name]:
+        for name, asked in missing.items():
+            if asked and name != BASE:
+                slot, found = by_name[name]
                 paths[name] = Path(folder) / name
                 download(kept.store, slot, found, paths[name], option="answers")
-        model = load_models(
-            base.location, base.hub_revision, paths, device, memory_bytes=memory_bytes
+        return load_models(
+            base.location,
+            base.hub_revision,
+            paths,
+            device,
+            memory_bytes=memory_bytes,
+            quantization=mode,
         )
+
+
+def _answer_all(
+    kept: _Kept,
+    model: Any,
+    missing: Mapping[str, list[Question]],
+    tokenizer: Any,
+    progress: CountProgress,
+) -> None:
+    """Have the loaded models answer, and keep what they say batch by batch."""
+    from job.training.generation import generate
+
     end_ids = _end_ids(tokenizer, model.generation_config, missing)
-    total = sum(map(len, missing.values()))
-    with CountProgress("answering", "rows", total=total) as progress:
-        for name, batch in _batches(missing):
-            said = generate(
-                model,
-                None if name == BASE else name,
-                [question.prompt for question in batch],
-                max_new_tokens=kept.document.max_new_tokens,
-                end_ids=end_ids,
-            )
-            kept.add_answers(name, batch, said, tokenizer)
-            progress.advance(len(batch))
+    for name, batch in _batches(missing):
+        said = generate(
+            model,
+            None if name == BASE else name,
+            [question.prompt for question in batch],
+            max_new_tokens=kept.document.max_new_tokens,
+            end_ids=end_ids,
+        )
+        kept.add_answers(name, batch, said, tokenizer)
+        progress.advance(len(batch))
 
 
 def _batches(

@@ -26,6 +26,7 @@ from job.ledger.records import MergeLosses, Result
 from job.log import log
 from job.settings import Settings
 from job.staged_base import resolve_base
+from job.training.quantization import words
 from job.winner.adapter import download, make_new, unwritable
 from job.winner.held_out import held_out_data, judged_rows
 from job.winner.merged_card import merged_card
@@ -124,6 +125,15 @@ def _merge(
         settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
     )
+    in_4_bits = result.quantization == "nf4"
+    if not in_4_bits:
+        if onto == "4bit":
+            raise SettingsError(
+                f"{_MERGE} --onto 4bit: slot {slot} was trained with the base in"
+                f" {words(result.quantization)}; leave --onto out"
+            )
+        log.info("trained with the base in %s: merged in 16 bits", words(result.quantization))
+        onto = "16bit"
     own = _with_16_bits(base, original, onto, settings)
     rows = judged_rows(ledger, held_out_data(ledger, settings.work_dir))
     device = any_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
@@ -135,7 +145,7 @@ def _merge(
     ):
         adapter = Path(name) / "adapter"
         download(ledger.store, slot, result, adapter, option=_MERGE)
-        losses = _measure(work, adapter, Path(beside), onto)
+        losses = _measure(work, adapter, Path(beside), onto, in_4_bits=in_4_bits)
         assert losses.written is not None
         card = merged_card(result, slot=slot, sweep=ledger.sweep, losses=losses)
         chosen = Path(beside) / losses.written
@@ -208,15 +218,21 @@ def _check_same(base: BaseModel, original: BaseModel) -> None:
         raise SettingsError(f"{where}: its vocabulary is another")
 
 
-def _measure(work: _Work, adapter: Path, beside: Path, onto: Onto | None) -> MergeLosses:
-    """Measure all that can be, write the merges that may be chosen, and choose one."""
+def _measure(
+    work: _Work, adapter: Path, beside: Path, onto: Onto | None, *, in_4_bits: bool
+) -> MergeLosses:
+    """Measure all that can be, write the merges that may be chosen, and choose one.
+
+    An adapter that was not trained `in_4_bits` is not measured there.
+    """
     from job.training.measuring import losses_in_4_bits
 
     base, own = work.base, work.original
-    untuned, tuned = losses_in_4_bits(
-        base.location, base.hub_revision, adapter, work.rows, work.device
-    )
-    found: dict[str, Any] = {"untuned_4bit": untuned, "adapter_4bit": tuned}
+    found: dict[str, Any] = {}
+    if in_4_bits:
+        found["untuned_4bit"], found["adapter_4bit"] = losses_in_4_bits(
+            base.location, base.hub_revision, adapter, work.rows, work.device
+        )
     if own is not None:
         found["untuned_16bit"] = _loss(work, own.location, own.hub_revision, "untuned in 16 bits")
         found["original"] = None if own is base else f"{own.name}@{own.revision}"

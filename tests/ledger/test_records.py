@@ -100,5 +100,7 @@ def test_a_change_is_checked_like_a_new_record() -> None:
 
 def test_information_is_no_part_of_what_an_identity_compares() -> None:
     identity = make_identity(JOB_SEED=17, _code_version="1", _rows={"JOB_MAX_SEQ_LENGTH": 9})
-    assert set(identity.compared()) == {"JOB_SEED", "JOB_DATASET_URI"}
+    assert set(identity.compared()) == {
+        "JOB_SEED", "JOB_DATASET_URI", "JOB_QUANTIZATION",
+    }  # fmt: skip
     assert identity.rows == {"JOB_MAX_SEQ_LENGTH": 9}

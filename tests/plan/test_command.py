@@ -191,8 +191,8 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     parts = [line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()]
     assert parts == [
-        "sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "end", "warning",
-        "warning", "advice", "advice",
+        "sweep", "store", "base", "rows", "sample", "memory", "trial", "in", "precision", "end",
+        "warning", "warning", "advice", "advice",
     ]  # fmt: skip
     assert "7.25 B weights; 100% of its linear weights in 4 bits, 100% adapted" in done.stdout
     sample = done.stdout.partition("sample     ")[2].partition("\nmemory")[0]
@@ -219,6 +219,20 @@ def test_numbers_for_a_program(inputs: dict[str, str]) -> None:
     assert content["sections"]["sample"].endswith("<|im_end|>]]")
     assert any("Bayesian" in warning for warning in content["warnings"])
     assert content["trial_seconds"]["short"] < content["trial_seconds"]["long"]
+    fits = {one["quantization"]: one["fits"] for one in content["precisions"]}
+    assert [fits["nf4"], fits["none"], len(fits)] == [True, False, 3]
+
+
+@pytest.mark.slow
+def test_a_precision_that_does_not_fit_or_does_not_exist_is_foretold(
+    inputs: dict[str, str],
+) -> None:
+    done = _plan(inputs, JOB_QUANTIZATION="none", JOB_GPU_MEMORY_GB="12")
+    assert done.returncode == 0, done.stderr
+    assert "a trial does not fit: its smallest plan needs" in " ".join(done.stdout.split())
+    refused = _plan(inputs, JOB_QUANTIZATION="mixed:w1")
+    assert refused.returncode == 64
+    assert "no linear layers named w1; there are q_proj" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -19,9 +21,16 @@ from job.data.table_files import Counts
 from job.ledger.ledger import Ledger
 from job.plan import warnings
 from job.plan.command import _throughput
-from job.plan.forecast import Span, Throughput, trial_seconds
+from job.plan.forecast import Span, Throughput, Workload, trial_seconds
+from job.plan.precisions import (
+    Precision,
+    describe_precisions,
+    forecast,
+    modes_to_show,
+    precision_of,
+)
 from job.plan.sections import describe_cost, describe_trial
-from job.plan.workload import Costliest, memory_of, workloads_of
+from job.plan.workload import memory_of, samples_of, usable_bytes_of, workloads_of
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.bucket import Bucket, BucketStore
@@ -29,6 +38,8 @@ from job.store.local import LocalStore
 from job.store.retries import Fault, FaultKind, Limits
 from job.sweep.definition import parse_definition
 from job.training.memory import T4_USABLE_BYTES, MemoryPlan
+from job.training.shape import model_shape
+from job.trial.weights import Costliest, choose_mixed
 from tests.ledger.documents import make_result, make_spec
 from tests.plan.test_command import MISTRAL_7B
 
@@ -122,16 +133,77 @@ def test_the_cost_is_that_of_all_trials() -> None:
 
 
 def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
-    ledger = Ledger(LocalStore(tmp_path), "s")
-    settings = _settings()
+    ledger, shape = Ledger(LocalStore(tmp_path), "s"), model_shape(MISTRAL_7B)
+    assert shape is not None
+    settings, precision = _settings(), Precision("nf4", shape, MemoryPlan(64, "all"), speed=1.0)
     overview = read_overview(ledger, 12)
-    estimate = _throughput(settings, overview, BASE, _data(), MemoryPlan(64, "all"))
+    estimate = _throughput(settings, overview, BASE, _data(), precision)
     assert estimate.fast == pytest.approx(350, rel=0.03)
     ledger.slot(0).specify(make_spec())
     ledger.slot(0).commit(make_result(tokens_per_second=500.0))
     overview = read_overview(ledger, 12)
-    measured = _throughput(settings, overview, BASE, _data(), MemoryPlan(64, "all"))
+    measured = _throughput(settings, overview, BASE, _data(), precision)
     assert (measured.slow, measured.fast) == pytest.approx((475, 525))
+
+
+LLAMA_1B = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    "vocab_size": 128_256, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def _precisions(config: dict[str, Any], current: str = "nf4", **given: Any) -> list[str]:
+    """What the plan says of each precision, from 100 to 200 tokens/s in the current one."""
+    base: Any = SimpleNamespace(config=config)
+    settings, worst = _settings(**given), Costliest(8, 0.05, (4,))
+    mixed = choose_mixed(
+        config, samples_of(settings, _data(), worst), worst=worst,
+        per_device_train_batch_size=2, usable_bytes=usable_bytes_of(settings),
+    )  # fmt: skip
+    own = precision_of(settings, base, _data(), worst, current)
+    work = [Workload(steps=1, train_tokens=10**6, eval_tokens=0)]
+    found = [
+        forecast(precision_of(settings, base, _data(), worst, mode), own, Throughput(100, 200, ""),
+                 work)
+        for mode in modes_to_show(base, current, mixed)
+    ]  # fmt: skip
+    told = forecast(own, own, Throughput(100, 200, ""), work)
+    assert (told.throughput.slow, told.taken) == (100, Span(5000, 10_000))
+    return describe_precisions(found, told).splitlines()
+
+
+def test_a_base_that_fits_in_16_bits_is_told_so_with_its_memory_and_speed() -> None:
+    four, some, whole, advice = _precisions(LLAMA_1B)
+    assert four.startswith("4 bits (NF4): weights 0.96 GiB, peak")
+    assert "100 to 200 tokens/s, 83 min to 2.8 h a trial" in four
+    assert some.startswith("4 bits (NF4), v_proj, k_proj, o_proj, q_proj, down_proj in 16 bits:")
+    assert whole.startswith("16 bits: weights 2.30 GiB, peak")
+    assert re.fullmatch(
+        r"this 1\.24 B base fits in 16 bits at \d\.\d of 14\.6 GiB and would train 1\.\d times as"
+        r" fast \(JOB_QUANTIZATION=none\); 4 bits are the default",
+        advice,
+    )
+    chosen = _precisions(LLAMA_1B, "none")
+    assert len(chosen) == 3, "nobody who has 16 bits is told that they are there"
+    assert "100 to 200 tokens/s" in chosen[-1]
+
+
+def test_a_base_that_is_too_large_or_in_4_bits_already_is_told_so() -> None:
+    *_, whole, advice = _precisions(MISTRAL_7B)
+    assert whole.endswith("GiB, does not fit")
+    assert advice == "this 7.25 B base does not fit in 16 bits"
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    four, advice = _precisions(MISTRAL_7B | {"quantization_config": nf4})
+    assert four.startswith("4 bits (NF4): weights")
+    assert advice.startswith("the base's files are in 4 bits: 16 need the model that it was made")
+
+
+def test_a_cpu_has_every_precision() -> None:
+    four, _, whole, advice = _precisions(LLAMA_1B, device="cpu")
+    assert "weights 1.45 GiB" in four
+    assert "weights 4.60 GiB" in whole
+    assert "fits in 16 bits and would train" in advice
 
 
 def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None:

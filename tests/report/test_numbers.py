@@ -189,6 +189,26 @@ def test_a_value_has_its_place_in_its_range(domain: Any, value: float, place: fl
     assert charts.share(domain, value) == pytest.approx(place)
 
 
+def test_the_price_of_4_bits_is_told_where_both_precisions_were_measured() -> None:
+    def view(slot: int, mode: str, *curve: tuple[int, float]) -> SlotView:
+        result = make_result(quantization=mode)
+        return _trial(slot, 1.2, 1e-4, curve=curve, result=result)
+
+    def notes(*views: SlotView) -> list[str]:
+        told = findings(Overview("s", "/out", make_identity(JOB_SWEEP_FILE=SWEEP), views))
+        return [note for note in told if "milli-nats" in note]
+
+    four, whole = view(0, "nf4", (0, 1.594), (9, 1.4)), view(1, "none", (0, 1.327), (9, 1.2))
+    some = view(2, "mixed:down_proj", (0, 1.469), (9, 1.3))
+    assert notes(four, view(1, "none", (9, 1.2))) == notes(four, some) == []
+    (told,) = notes(four, whole)
+    assert told.startswith(
+        "held in 4 bits (NF4), the untuned base's eval/loss is 1.594, in 16 bits"
+    )
+    assert "1.327: 267 milli-nats" in told
+    assert len(notes(four, whole, some)) == 2
+
+
 def test_trials_that_broke_are_told_with_the_way_out() -> None:
     views = [
         _trial(0, 2.0, 1e-4),

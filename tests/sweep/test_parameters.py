@@ -1,10 +1,12 @@
 """A sweep file's parameters, mistakes all named: pytest tests/sweep/test_parameters.py"""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from job.settings import QUANTIZATION_PATTERN as IN_SETTINGS
+from job.settings import Settings
 from job.sweep.distributions import (
     Choice,
     Constant,
@@ -12,7 +14,7 @@ from job.sweep.distributions import (
     IntRange,
     SteppedFloats,
 )
-from job.sweep.hyperparameters import HYPERPARAMETERS
+from job.sweep.hyperparameters import HYPERPARAMETERS, LR_SCHEDULERS, QUANTIZATION_PATTERN
 from tests.sweep.test_definition import RATE, definition, refusal
 
 
@@ -27,6 +29,11 @@ from tests.sweep.test_definition import RATE, definition, refusal
             "lr_scheduler",
             {"values": ["linear", "cosine"], "probabilities": [0.75, 0.25]},
             Choice(("linear", "cosine"), (0.75, 0.25)),
+        ),
+        (
+            "quantization",
+            {"values": ["nf4", "mixed:down_proj,v_proj", "none"]},
+            Choice(("nf4", "mixed:down_proj,v_proj", "none")),
         ),
         ("lora_r", {"min": 8, "max": 32}, IntRange(8, 32)),
         ("lora_r", {"min": 8, "max": 32, "distribution": "int_uniform"}, IntRange(8, 32)),
@@ -149,6 +156,10 @@ def test_mistake_in_a_parameter_is_named(name: str, spec: Any, text: str) -> Non
         ("lora_alpha", {"values": [0, 16]}, "values: is 0; must be a number above 0"),
         ("lr_scheduler", {"values": ["polynomial"]}, "must be one of linear, cosine, constant"),
         ("lr_scheduler", {"min": 0, "max": 1}, "cannot be a range: write values"),
+        ("quantization", {"values": ["nf4", "int8"]}, "is 'int8'; must be nf4, none, mixed, or"),
+        ("quantization", {"values": ["mixed:"]}, "is 'mixed:'; must be nf4"),
+        ("quantization", {"value": 4}, "is 4; must be nf4"),
+        ("quantization", {"min": 4, "max": 16}, "cannot be a range: write values"),
         ("warmup_ratio", {"value": 1}, "value: is 1; must be a number from 0 to below 1"),
         ("max_grad_norm", {"value": 0.0}, "value: is 0.0; must be a number above 0"),
     ],
@@ -160,6 +171,12 @@ def test_value_a_trial_cannot_use_is_refused(name: str, spec: Any, text: str) ->
 def test_rates_given_to_log_uniform_as_values_are_explained() -> None:
     told = refusal(spec=RATE | {"distribution": "log_uniform"})
     assert "log_uniform takes base-e exponents, log_uniform_values the values themselves" in told
+
+
+def test_words_are_those_that_the_settings_allow() -> None:
+    assert QUANTIZATION_PATTERN == IN_SETTINGS
+    annotation = Settings.model_fields["lr_scheduler"].annotation
+    assert get_args(annotation) == LR_SCHEDULERS
 
 
 def test_unknown_hyperparameter_names_the_nearest() -> None:

@@ -31,7 +31,12 @@ MIDDLE = {
 
 
 def _trainer(
-    folder: Path, token_budget: int = 80, recompute: Recompute = "second", **shape: Any
+    folder: Path,
+    token_budget: int = 80,
+    recompute: Recompute = "second",
+    *,
+    quantization: str = "nf4",
+    **shape: Any,
 ) -> Any:
     import torch
 
@@ -40,7 +45,7 @@ def _trainer(
 
     device = torch.device("cuda", 0)
     recipe = make_recipe(lora_dropout=0.1, gradient_accumulation_steps=8)
-    base = load_base(str(make_base(folder, **shape)), None, device)
+    base = load_base(str(make_base(folder, **shape)), None, device, quantization=quantization)
     return Trainer(
         add_adapters(base, recipe),
         recipe,
@@ -78,9 +83,10 @@ def test_the_memory_efficient_kernel_takes_packed_rows_with_shared_heads(trainer
         trainer.step(make_table(8, seed=1), TrainState())
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "none", "mixed:down_proj"])
 @pytest.mark.parametrize("mode", ["none", "second", "all"])
 def test_the_predicted_peak_is_the_measured_one_within_10_percent(
-    tmp_path: Path, mode: Recompute, no_cap: None
+    tmp_path: Path, mode: Recompute, quantization: str, no_cap: None
 ) -> None:
     import gc
 
@@ -92,13 +98,13 @@ def test_the_predicted_peak_is_the_measured_one_within_10_percent(
     gc.collect()
     torch.cuda.empty_cache()
     others = torch.cuda.memory_allocated()
-    trainer = _trainer(tmp_path, 2048, mode, **MIDDLE)
+    trainer = _trainer(tmp_path, 2048, mode, quantization=quantization, **MIDDLE)
     batch = trainer.heaviest(make_table(40, seed=1, longest=300))
     trainer.take_step([batch], TrainState())
     torch.cuda.reset_peak_memory_stats()
     trainer.take_step([batch, batch], TrainState())
     measured = torch.cuda.max_memory_allocated() - others
-    shape = model_shape(json.loads((tmp_path / "config.json").read_text()))
+    shape = model_shape(json.loads((tmp_path / "config.json").read_text()), quantization)
     assert shape is not None
     work = Work(batch.num_tokens, len(batch.targets), trainer.recipe.lora_r, True, mode)
     predicted = footprint(shape, work, FP16_CUDA).total - FP16_CUDA.workspace

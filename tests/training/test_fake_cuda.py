@@ -46,13 +46,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 32_064, "pad_token_id": 0,
     },
 }  # fmt: skip
+ATTENTION = "mixed:v_proj,k_proj,o_proj,q_proj"
 PEAKS = [
-    ("Llama 3.2 1B", "none", 2048),
-    ("Llama 3.2 1B", "second", 1024),
-    ("Llama 3.2 1B", "all", 1024),
-    ("Mistral 7B", "none", 1024),
-    ("Qwen3 4B", "second", 512),
-    ("Phi-3 mini", "all", 512),
+    ("Llama 3.2 1B", "none", 2048, "nf4"),
+    ("Llama 3.2 1B", "second", 1024, "nf4"),
+    ("Llama 3.2 1B", "all", 1024, "nf4"),
+    ("Llama 3.2 1B", "none", 2048, "none"),
+    ("Llama 3.2 1B", "all", 1024, "none"),
+    ("Llama 3.2 1B", "second", 1024, "mixed:down_proj"),
+    ("Mistral 7B", "none", 1024, "nf4"),
+    ("Mistral 7B", "none", 1024, ATTENTION),
+    ("Mistral 7B", "all", 512, "mixed:gate_proj,up_proj"),
+    ("Qwen3 4B", "second", 512, "nf4"),
+    ("Qwen3 4B", "second", 512, "none"),
+    ("Phi-3 mini", "all", 512, "nf4"),
+    ("Phi-3 mini", "all", 512, "mixed:down_proj"),
 ]
 SMALL = LLAMA | {
     "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 8000,
@@ -69,8 +77,15 @@ def _counted(folder: Path, *requests: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def peaks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     requests = [
-        {"side": "peak", "config": CONFIGS[name], "recompute": mode, "tokens": n, "samples": 4}
-        for name, mode, n in PEAKS
+        {
+            "side": "peak",
+            "config": CONFIGS[name],
+            "recompute": mode,
+            "tokens": n,
+            "samples": 4,
+            "quantization": quantization,
+        }
+        for name, mode, n, quantization in PEAKS
     ]
     return _counted(tmp_path_factory.mktemp("card"), *requests)
 
@@ -85,30 +100,31 @@ def test_the_predicted_peak_of_a_real_shape_is_the_counted_one_within_2_percent(
 
 def test_every_module_gives_fp16(peaks: list[dict[str, Any]]) -> None:
     """Norms under CUDA's autocast would not, left to themselves."""
-    for (name, _, _), counted in zip(PEAKS, peaks, strict=True):
+    for (name, *_), counted in zip(PEAKS, peaks, strict=True):
         assert counted["dtypes"] == ["torch.float16"], name
 
 
 def test_logits_are_never_whole(peaks: list[dict[str, Any]]) -> None:
-    for (name, _, _), counted in zip(PEAKS, peaks, strict=True):
+    for (name, *_), counted in zip(PEAKS, peaks, strict=True):
         if "Llama" in name or "Qwen" in name:
             assert counted["largest_bytes"] < 0.6 * counted["logits_bytes"], name
 
 
+@pytest.mark.parametrize(
+    ("quantization", "cap_gib", "too_little_gib"),
+    [("nf4", 0.4, 0.12), ("none", 0.4, 0.2), (ATTENTION, 0.42, 0.14)],
+)
 def test_a_trial_takes_its_plan_where_it_fits_and_an_easier_one_where_it_does_not(
-    tmp_path: Path,
+    tmp_path: Path, quantization: str, cap_gib: float, too_little_gib: float
 ) -> None:
     """The second card has less memory than it said; both leave nothing behind when undone."""
-    fits, eases, none = _counted(
-        tmp_path,
-        {"side": "job", "config": SMALL, "memory_gib": 1.0},
-        {"side": "job", "config": SMALL, "memory_gib": 1.0, "cap_gib": 0.4},
-        {"side": "job", "config": SMALL, "memory_gib": 1.0, "cap_gib": 0.12},
-    )
+    job = {"side": "job", "config": SMALL, "memory_gib": 1.0, "quantization": quantization}
+    caps = ({}, {"cap_gib": cap_gib}, {"cap_gib": too_little_gib})
+    fits, eases, none = _counted(tmp_path, *(job | cap for cap in caps))
     assert not fits["eased"]
     assert fits["warm_up_bytes"] <= fits["predicted_bytes"]
     assert eases["eased"]
     assert eases["infeasible"] is None
-    assert max(eases["warm_up_bytes"], eases["peak_bytes"]) <= 0.4 * 2**30
+    assert max(eases["warm_up_bytes"], eases["peak_bytes"]) <= cap_gib * 2**30
     assert eases["standing_bytes"] == fits["standing_bytes"]
     assert none["infeasible"].startswith("the longest sample does not fit the GPU's memory")

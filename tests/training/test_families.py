@@ -70,8 +70,79 @@ def test_layers_that_a_quantised_checkpoint_left_out_count(tmp_path: Path) -> No
     kept = ["lm_head", "gate_proj", "up_proj", "down_proj"]
     nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     assert check_base("whole", config | {"quantization_config": nf4}).quantised == 1.0
+    half = config | {"quantization_config": nf4 | {"llm_int8_skip_modules": kept}}
     with pytest.raises(SettingsError, match=r"half \(llama\) .* only 33% of its linear weights"):
-        check_base("half", config | {"quantization_config": nf4 | {"llm_int8_skip_modules": kept}})
+        check_base("half", half)
+    as_it_is = check_base("half", half, "mixed")
+    assert (round(as_it_is.quantised, 2), as_it_is.adapted) == (0.33, 1.0)
+    for mode in ("none", "mixed:q_proj"):
+        with pytest.raises(SettingsError, match=r"JOB_QUANTIZATION: .* name the model that it was"):
+            check_base("whole", config | {"quantization_config": nf4}, mode)
+
+
+def test_only_nf4_promises_4_bits(tmp_path: Path) -> None:
+    config = json.loads((make_base(tmp_path) / "config.json").read_text())
+    assert check_base("x", config, "none").quantised == 0.0
+    mixed = check_base("x", config, "mixed:gate_proj,up_proj,down_proj")
+    assert (round(mixed.quantised, 2), mixed.adapted) == (0.33, 1.0)
+    with pytest.raises(SettingsError, match="no linear layers named w1; there are q_proj, k_proj"):
+        check_base("x", config, "mixed:w1,q_proj")
+    with pytest.raises(SettingsError, match="only .* would get an adapter"):
+        check_base("x", {"model_type": "mixtral"}, "none")
+
+
+@pytest.mark.parametrize(
+    ("family", "quantization", "in_4_bits"),
+    [
+        ("llama", "none", 0),
+        ("llama", "mixed:down_proj,v_proj", 10),
+        ("gpt2", "none", 0),
+        ("gpt2", "mixed:c_attn", 6),  # its layers are no nn.Linear
+        ("opt", "mixed:fc1", 10),
+    ],
+)
+def test_a_mode_loads_the_shares_that_it_promises_and_trains(
+    family: str, quantization: str, in_4_bits: int, tmp_path: Path
+) -> None:
+    import bitsandbytes as bnb
+    import torch
+
+    from benchmarks.families import GPT2
+    from job.training.coverage import coverage
+    from job.training.model import add_adapters, load_base
+    from job.training.state import TrainState
+    from job.training.trainer import Trainer
+
+    opt = {"ffn_dim": 128, "word_embed_proj_dim": 64}
+    make_base(tmp_path, model_type=family, **{"gpt2": GPT2, "opt": opt}.get(family, {}))
+    config, cpu = json.loads((tmp_path / "config.json").read_text()), torch.device("cpu")
+    base = load_base(str(tmp_path), None, cpu, quantization=quantization)
+    linear = coverage(config, quantization)
+    layers = [m for m in base.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(layers) == in_4_bits
+    assert linear.quantised == pytest.approx(_share_in_4_bits(base), abs=1e-6)
+    recipe = make_recipe(quantization=quantization)
+    trainer = Trainer(add_adapters(base, recipe), recipe, device=cpu, token_budget=80)
+    table, state = make_table(12, seed=2), TrainState()
+    before = trainer.evaluate(table, state)
+    for _ in range(6):
+        trainer.step(table, state)
+    assert trainer.evaluate(table, state) < before
+
+
+def _share_in_4_bits(model: Any) -> float:
+    """Of the weights of all layers but the head that multiply."""
+    import bitsandbytes as bnb
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds, head = (torch.nn.Linear, Conv1D), model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, kinds) and m is not head]
+    sizes = {m: m.in_features * m.out_features if hasattr(m, "in_features") else m.nx * m.nf
+             for m in layers}  # fmt: skip
+    return sum(n for m, n in sizes.items() if isinstance(m, bnb.nn.Linear4bit)) / sum(
+        sizes.values()
+    )
 
 
 @pytest.mark.parametrize(

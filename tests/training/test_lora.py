@@ -12,22 +12,31 @@ from tests.training.tiny_training import make_trainer
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "none", "mixed:down_proj,k_proj"])
 @pytest.mark.parametrize("lora_dropout", [0.0, 0.3])
-def test_output_and_gradients_are_pefts(tmp_path: Path, lora_dropout: float) -> None:
+def test_output_and_gradients_are_pefts(
+    tmp_path: Path, lora_dropout: float, quantization: str
+) -> None:
     import torch
     from peft.tuners.lora.bnb import Linear4bit
+    from peft.tuners.lora.layer import Linear
 
     from job.training.model import add_adapters, load_base
 
-    base = load_base(str(make_base(tmp_path)), None, torch.device("cpu"))
+    folder, cpu = str(make_base(tmp_path)), torch.device("cpu")
+    base = load_base(folder, None, cpu, quantization=quantization)
     recipe = make_recipe(lora_dropout=lora_dropout, lora_alpha=24)
-    layers = [m for m in add_adapters(base, recipe).train().modules() if type(m) is Linear4bit]
+    kinds = (Linear, Linear4bit)
+    layers = [m for m in add_adapters(base, recipe).train().modules() if type(m) in kinds]
     assert len(layers) == 14
+    in_16_bits = {"nf4": 0, "none": 14}.get(quantization, 4)
+    assert sum(type(layer) is Linear for layer in layers) == in_16_bits
     for layer in layers:
+        assert layer.forward.__func__.__module__ == "job.training.lora"
         torch.nn.init.normal_(layer.lora_B["default"].weight)
         weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
         results = []
-        for forward in (layer.forward, lambda x, layer=layer: Linear4bit.forward(layer, x)):
+        for forward in (layer.forward, lambda x, layer=layer: type(layer).forward(layer, x)):
             x = torch.ones(1, 9, layer.in_features).cumsum(1).requires_grad_()
             torch.manual_seed(3)
             output = forward(x)

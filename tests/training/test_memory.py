@@ -48,22 +48,35 @@ def _table(lengths: list[int]) -> SampleTable:
     return SampleTable(ids, is_target, np.r_[0, np.cumsum(lengths)])
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+PRECISIONS = [
+    *((family, "nf4") for family in SHAPES),
+    *((family, "none") for family in SHAPES),
+    ("llama", "mixed:q_proj,k_proj,v_proj,o_proj"),
+    ("llama", "mixed:down_proj"),
+    ("qwen2", "mixed:gate_proj,up_proj,down_proj"),
+    ("phi3", "mixed:down_proj"),
+    ("phi3", "mixed:gate_up_proj"),
+]
+
+
+@pytest.fixture(scope="module", params=PRECISIONS, ids="-".join)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A model with adapters, dropout on, and its config.json."""
+    """A model with adapters, dropout on, its config.json and its precision."""
     import torch
 
     from job.training.model import add_adapters, load_base
 
+    family, quantization = request.param
     folder = make_base(
         tmp_path_factory.mktemp("base"),
-        model_type=request.param,
+        model_type=family,
         max_position_embeddings=2048,
-        **SHAPES[request.param],
+        **SHAPES[family],
     )
     recipe = make_recipe(lora_dropout=0.05, lora_r=8)
-    model = add_adapters(load_base(str(folder), None, torch.device("cpu")), recipe)
-    return model, recipe, json.loads((folder / "config.json").read_text())
+    base = load_base(str(folder), None, torch.device("cpu"), quantization=quantization)
+    model = add_adapters(base, recipe)
+    return model, recipe, json.loads((folder / "config.json").read_text()), quantization
 
 
 @pytest.mark.slow
@@ -81,8 +94,8 @@ def test_the_predicted_peak_is_the_traced_one_within_5_percent(
     from job.training.state import TrainState
     from job.training.trainer import Trainer
 
-    model, recipe, config = loaded
-    shape = model_shape(config)
+    model, recipe, config, quantization = loaded
+    shape = model_shape(config, quantization)
     assert shape is not None
     trainer = Trainer(model, recipe, device=torch.device("cpu"), token_budget=sum(lengths))
     batch = trainer.heaviest(_table(lengths))
@@ -99,7 +112,10 @@ def test_the_predicted_peak_is_the_traced_one_within_5_percent(
 
 
 @pytest.mark.slow
-def test_the_prediction_for_fp16_autocast_holds_within_5_percent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "none", "mixed:down_proj,v_proj"])
+def test_the_prediction_for_fp16_autocast_holds_within_5_percent(
+    tmp_path: Path, quantization: str
+) -> None:
     """What a GPU's dtypes do, on the CPU; but for dropout masks (bool there) and cuBLAS."""
     import torch
 
@@ -108,10 +124,10 @@ def test_the_prediction_for_fp16_autocast_holds_within_5_percent(tmp_path: Path)
     from job.training.model import add_adapters, load_base, normalise_dtype, set_recompute
 
     folder = make_base(tmp_path, max_position_embeddings=2048, **SHAPES["llama"])
-    base = load_base(str(folder), None, torch.device("cpu"))
+    base = load_base(str(folder), None, torch.device("cpu"), quantization=quantization)
     normalise_dtype(base, torch.float16)
     model = add_adapters(base, make_recipe(lora_dropout=0.05, lora_r=8)).train()
-    shape = model_shape(json.loads((folder / "config.json").read_text()))
+    shape = model_shape(json.loads((folder / "config.json").read_text()), quantization)
     assert shape is not None
     batch = next(pack(_table(ROW), range(4), 10_000))
     precision = replace(FP16_CUDA, masking=2, norm=4, workspace=0)

@@ -18,11 +18,17 @@ def _model(base: Path, recipe: Any) -> Any:
 
     from job.training.model import add_adapters, load_base
 
-    return add_adapters(load_base(str(base), None, torch.device("cpu")), recipe)
+    cpu = torch.device("cpu")
+    return add_adapters(load_base(str(base), None, cpu, quantization=recipe.quantization), recipe)
 
 
-@pytest.mark.parametrize("lr_scheduler", ["linear", "cosine"])
-def test_losses_equal_the_trainers_to_1e_5_over_20_steps(tmp_path: Path, lr_scheduler: str) -> None:
+@pytest.mark.parametrize(
+    ("lr_scheduler", "quantization"),
+    [("linear", "nf4"), ("cosine", "nf4"), ("linear", "none"), ("cosine", "mixed:o_proj,up_proj")],
+)
+def test_losses_equal_the_trainers_to_1e_5_over_20_steps(
+    tmp_path: Path, lr_scheduler: str, quantization: str
+) -> None:
     import torch
 
     from benchmarks.trainer_peer import train_with_trainer
@@ -31,7 +37,7 @@ def test_losses_equal_the_trainers_to_1e_5_over_20_steps(tmp_path: Path, lr_sche
 
     base = make_base(tmp_path / "base")
     table = make_table(30, seed=1)  # 20 steps of 4 cross the end of the epoch twice
-    recipe = make_recipe(lr_scheduler=lr_scheduler)
+    recipe = make_recipe(lr_scheduler=lr_scheduler, quantization=quantization)
     trainer = Trainer(_model(base, recipe), recipe, device=torch.device("cpu"), token_budget=60)
     state = TrainState()
     ours = [trainer.step(table, state) for _ in range(recipe.planned_steps)]

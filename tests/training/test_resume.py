@@ -74,7 +74,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
 
 
-def _attempt(base: Path, disk: Disk, work_dir: Path, stop: StopAt) -> Any:
+def _attempt(
+    base: Path, disk: Disk, work_dir: Path, stop: StopAt, *, quantization: str = "nf4"
+) -> Any:
     import torch
 
     from job.training.fit import FitInputs, fit
@@ -83,7 +85,7 @@ def _attempt(base: Path, disk: Disk, work_dir: Path, stop: StopAt) -> Any:
 
     work_dir.mkdir(parents=True)
     inputs = FitInputs(
-        base=load_base(str(base), None, torch.device("cpu")),
+        base=load_base(str(base), None, torch.device("cpu"), quantization=quantization),
         # 20 steps of 4 samples: three ends of an epoch.
         tables=Tables(make_table(22, seed=1), make_table(12, seed=2)),
         memory=MemoryPlan(50),
@@ -131,6 +133,26 @@ def test_a_stopped_trial_ends_as_the_uninterrupted_one_byte_for_byte(
             _attempt(base, disk, tmp_path / f"work-{number}", StopAt(question))
     fitted = _attempt(base, disk, tmp_path / "last", StopAt(None))
     assert _outcome(fitted) == uninterrupted
+
+
+@slow
+@pytest.mark.parametrize("quantization", ["none", "mixed:v_proj,down_proj"])
+def test_a_base_with_16_bit_weights_is_resumed_byte_for_byte_as_well(
+    base: Path, tmp_path: Path, uninterrupted: tuple[Any, ...], quantization: str
+) -> None:
+    calm = _attempt(
+        base, Disk(tmp_path / "calm"), tmp_path / "calm-work", StopAt(None),
+        quantization=quantization,
+    )  # fmt: skip
+    disk = Disk(tmp_path / "disk")
+    for number, question in enumerate((3, 40)):
+        with pytest.raises(PreemptedError):
+            _attempt(
+                base, disk, tmp_path / f"work-{number}", StopAt(question), quantization=quantization
+            )
+    fitted = _attempt(base, disk, tmp_path / "last", StopAt(None), quantization=quantization)
+    assert _outcome(fitted) == _outcome(calm)
+    assert _outcome(fitted)[2] != uninterrupted[2], "another precision, other losses"
 
 
 @slow

@@ -21,7 +21,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
 
 
-def _trainer(base: Path, *, fits: Any = lambda num_tokens, recompute: True) -> Any:
+def _trainer(
+    base: Path,
+    *,
+    fits: Any = lambda num_tokens, recompute: True,
+    quantization: str = "nf4",
+) -> Any:
     """On a GPU that runs out of memory where `fits` says no: the model's own forward fails."""
     import torch
 
@@ -31,7 +36,7 @@ def _trainer(base: Path, *, fits: Any = lambda num_tokens, recompute: True) -> A
     cpu = torch.device("cpu")
     recipe = make_recipe(lora_dropout=0.1, warmup_ratio=0.0, gradient_accumulation_steps=4)
     trainer = Trainer(
-        add_adapters(load_base(str(base), None, cpu), recipe),
+        add_adapters(load_base(str(base), None, cpu, quantization=quantization), recipe),
         recipe,
         device=cpu,
         token_budget=BUDGET,
@@ -87,13 +92,18 @@ def test_the_heaviest_micro_batch_is_rehearsed(base: Path) -> None:
     assert len(seen) == 2, "no rehearsal was asked for"
 
 
-def test_a_plan_that_does_not_fit_recomputes_more_then_takes_fewer_tokens(base: Path) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "none", "mixed:v_proj,down_proj"])
+def test_a_plan_that_does_not_fit_recomputes_more_then_takes_fewer_tokens(
+    base: Path, quantization: str
+) -> None:
     from job.training.warmup import warm_up
 
-    trainer = _trainer(base, fits=lambda n, mode: mode == "second")
+    trainer = _trainer(base, fits=lambda n, mode: mode == "second", quantization=quantization)
     assert warm_up(trainer, make_table(40, 1), MemoryPlan(BUDGET, warm_up=True)) is None
     assert (trainer.token_budget, trainer.recompute) == (BUDGET, "second")
-    trainer = _trainer(base, fits=lambda n, mode: mode == "all" and n <= 60)
+    trainer = _trainer(
+        base, fits=lambda n, mode: mode == "all" and n <= 60, quantization=quantization
+    )
     assert warm_up(trainer, make_table(40, 1), MemoryPlan(BUDGET, warm_up=True)) is None
     assert (trainer.token_budget, trainer.recompute) == (BUDGET // 4, "all")
     losses, _ = _steps(trainer, 2)
@@ -281,12 +291,13 @@ def test_a_fault_of_the_card_is_this_nodes_and_not_the_trials(base: Path, tmp_pa
         _fit_with(base, tmp_path, RuntimeError("CUDA error: unspecified launch failure"))
 
 
-def test_recomputing_changes_no_loss_and_no_weight_by_a_bit(base: Path) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "none", "mixed:v_proj,down_proj"])
+def test_recomputing_changes_no_loss_and_no_weight_by_a_bit(base: Path, quantization: str) -> None:
     import torch
 
     results = []
     for mode in ("none", "second", "all"):
-        trainer = _trainer(base)
+        trainer = _trainer(base, quantization=quantization)
         trainer.set_plan(BUDGET, mode)
         results.append(_steps(trainer, 3))
     for losses, adapter in results[1:]:

@@ -120,6 +120,34 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
     assert f"best: slot {int(second['eval_loss'] < result['eval_loss'])}" in status.stdout
 
 
+def test_a_sweep_may_search_the_bases_precision(job: Run, tmp_path: Path) -> None:
+    """Each is loaded when it is drawn, and the untrained base is measured in each."""
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "method: grid\nname: s\nmetric: {name: eval/loss, goal: minimize}\n"
+        "parameters: {quantization: {values: [none, mixed, nf4]}}\n"
+    )
+    done = job("queue", JOB_SWEEP_FILE=sweep, JOB_NUM_TRIALS="3")
+    assert done.returncode == 0, done.stderr
+    chosen = "mixed:v_proj,k_proj,o_proj,q_proj,down_proj"
+    out, expected = tmp_path / "out", ["none", chosen, "nf4"]
+    results = [_read(out, f"{number:04d}/result.json") for number in range(3)]
+    specs = [_read(out, f"{number:04d}/spec.json") for number in range(3)]
+    assert [spec["recipe"]["quantization"] for spec in specs] == expected
+    assert [result["quantization"] for result in results] == expected
+    assert specs[1]["params"] == {"quantization": "mixed"}
+    identity = json.loads((out / "sweeps/s/sweep.json").read_text())
+    assert identity["_mixed"] == chosen
+    untrained = [dict(result["curve"])[0] for result in results]
+    assert len(set(untrained)) == 3, "each precision has a price of its own"
+    assert "in 16 bits loaded" in done.stderr
+    card = (out / results[0]["adapter_key"] / "README.md").read_text()
+    assert "the\nbase in 16 bits." in card
+    assert "qlora\n" not in card.partition("---\n#")[0]
+    merged = job("best", "--merge", str(tmp_path / "merged"), JOB_SWEEP_FILE=sweep)
+    assert merged.returncode == 0, merged.stderr
+
+
 def test_another_machine_picks_the_same_rows_parameters_and_losses(
     job: Run, tmp_path: Path, rows: Path
 ) -> None:

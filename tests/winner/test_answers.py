@@ -90,6 +90,30 @@ def _answer(ledger: Ledger, folder: Path, **given: Any) -> tuple[str, Answers]:
 
 
 @pytest.mark.slow
+def test_each_adapter_answers_on_the_base_that_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from job.training import generation
+
+    ledger, loaded = make_tuned_sweep(tmp_path, num_slots=2), []
+    load_models = generation.load_models
+
+    def noted(location: str, revision: str | None, adapters: Any, *rest: Any, **given: Any) -> Any:
+        loaded.append((given["quantization"], len(adapters)))
+        return load_models(location, revision, adapters, *rest, **given)
+
+    monkeypatch.setattr(generation, "load_models", noted)
+    trials = {
+        0: result_of(ledger, 0).changed(quantization="none"),
+        1: result_of(ledger, 1),
+    }
+    settings = settings_of(tmp_path)
+    _, answers = answer(ledger, trials, settings=settings, num_rows=2, max_new_tokens=3)
+    assert loaded == [("none", 1), ("nf4", 1)], "the untuned base answers as the best was trained"
+    assert all(len(row.answers) == 3 for row in answers.rows)
+
+
+@pytest.mark.slow
 def test_batched_answers_are_those_of_each_model_alone(tmp_path: Path) -> None:
     import torch
     from peft import PeftModel

@@ -101,6 +101,27 @@ def test_a_merge_that_measures_worse_is_not_taken(
     assert ledger.slot(0).merge_losses() == again
 
 
+def test_an_adapter_trained_on_16_bits_is_merged_into_them_and_not_measured_in_4(
+    tmp_path: Path,
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ledger = make_tuned_sweep(tmp_path)
+    result = result_of(ledger).changed(quantization="none")
+    settings, target = settings_of(tmp_path), tmp_path / "merged"
+    with pytest.raises(SettingsError, match="--onto 4bit: slot 0 was trained with the base in 16"):
+        merge(ledger, 0, result, target, settings=settings, onto="4bit")
+    assert not target.exists()
+    losses = merge(ledger, 0, result, target, settings=settings)
+    assert losses.written == "16bit"
+    assert (losses.untuned_4bit, losses.adapter_4bit, losses.merged_4bit) == (None, None, None)
+    own = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float16).float()
+    tuned = PeftModel.from_pretrained(own, str(tmp_path / "adapter-0"))
+    assert losses.merged_16bit == pytest.approx(_plain_loss(ledger, tmp_path, tuned), rel=1e-4)
+
+
 def test_generating_with_the_merged_folder_is_generating_with_base_and_adapter(
     tmp_path: Path,
 ) -> None:

@@ -1,0 +1,54 @@
+"""`JOB_QUANTIZATION`: which matrices of a base are held in 4 bits. Imports no torch.
+
+`nf4` all, `none` none, `mixed:v_proj,o_proj` all but those. A plain `mixed` keeps as many in 16
+bits as memory allows, in the order of `MIXED_ORDER`; of a checkpoint that is in 4 bits already it
+is what its maker chose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# What a plain `mixed` keeps in 16 bits, the first first: attention, its small matrices before its
+# large ones, then the feed-forward's way out. With gate and up as well it would be `none`.
+MIXED_ORDER = ("v_proj", "k_proj", "qkv_proj", "o_proj", "q_proj", "down_proj")
+
+
+def names_in_16_bits(quantization: str) -> tuple[str, ...]:
+    """The matrices that a `mixed:` names; none for the other modes."""
+    _, _, names = quantization.partition(":")
+    return tuple(names.split(",")) if names else ()
+
+
+def mixed_of(names: Collection[str]) -> str:
+    """The mode that keeps these matrices in 16 bits; `nf4` if there are none."""
+    return f"mixed:{','.join(names)}" if names else "nf4"
+
+
+def is_in_4_bits(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a checkpoint whose weights are in 4 bits already."""
+    return bool(config.get("quantization_config"))
+
+
+def is_kept(module: str, patterns: Collection[str]) -> bool:
+    """Whether a checkpoint's `llm_int8_skip_modules` keep this module in 16 bits.
+
+    The rule of transformers, quantizers/quantizers_utils.py, `should_convert_module`.
+    """
+    boundary = r"(?:(?<=\.)|(?=\.|$))"
+    return any(
+        re.match(rf"(?:{pattern}){boundary}", module) or module.endswith(pattern)
+        for pattern in patterns
+    )
+
+
+def words(quantization: str) -> str:
+    """The mode in a person's words."""
+    if quantization == "nf4":
+        return "4 bits (NF4)"
+    if quantization == "none":
+        return "16 bits"
+    names = ", ".join(names_in_16_bits(quantization))
+    return f"4 bits (NF4), {names or 'parts'} in 16 bits"

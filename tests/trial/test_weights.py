@@ -1,0 +1,291 @@
+"""A sweep's precisions, frozen and drawn. `pytest tests/trial/test_weights.py`"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from job.errors import SettingsError
+from job.ledger.ledger import Ledger
+from job.ledger.records import Recipe
+from job.settings import Settings
+from job.store.local import LocalStore
+from job.sweep.builtin import suggest
+from job.sweep.definition import SweepDefinition, parse_definition
+from job.sweep.observations import Observation
+from job.training.memory import (
+    FILL,
+    RECOMPUTED_SHARE,
+    T4_USABLE_BYTES,
+    Samples,
+    plan_memory,
+)
+from job.training.shape import model_shape
+from job.trial.draw import freeze_spec, observe
+from job.trial.identity import sweep_identity
+from job.trial.weights import BaseWeights, Costliest, choose_mixed, quantizations
+from tests.ledger.documents import make_identity, make_result, make_spec
+
+LLAMA_1B: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    "vocab_size": 128_256, "tie_word_embeddings": True,
+}  # fmt: skip
+MISTRAL_7B: dict[str, Any] = {
+    "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 32768,
+}  # fmt: skip
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+SAMPLES = Samples(longest=1024, mean=220.0, per_step=8)
+ATTENTION = "v_proj,k_proj,o_proj,q_proj"
+RATE = {"distribution": "log_uniform_values", "min": 5.0e-6, "max": 2.0e-4}
+
+
+def _settings(**given: Any) -> Settings:
+    return Settings(dataset_uri="rows", output_uri="out", **given)
+
+
+def _sweep(method: str = "bayes", **parameters: Any) -> SweepDefinition:
+    metric = {"name": "eval/loss", "goal": "minimize"}
+    return parse_definition({"method": method, "metric": metric, "parameters": parameters})
+
+
+def _plan(config: dict[str, Any], quantization: str) -> Any:
+    return plan_memory(
+        config, SAMPLES, lora_r=8, lora_dropout=0.05, per_device_train_batch_size=2,
+        usable_bytes=T4_USABLE_BYTES, quantization=quantization,
+    )  # fmt: skip
+
+
+def _mixed(config: dict[str, Any], usable_bytes: int | None = T4_USABLE_BYTES) -> str:
+    return choose_mixed(
+        config, SAMPLES, worst=Costliest(8, 0.05, (4,)), per_device_train_batch_size=2,
+        usable_bytes=usable_bytes,
+    )  # fmt: skip
+
+
+def test_weights_of_16_bits_take_what_they_take() -> None:
+    whole, quarter = model_shape(MISTRAL_7B, "none"), model_shape(MISTRAL_7B, "mixed:down_proj")
+    assert whole is not None
+    assert quarter is not None
+    assert (whole.quantised_weights, whole.quantised_share) == (0, 0.0)
+    assert whole.plain_weights == pytest.approx(7.25e9, rel=0.01)
+    assert quarter.quantised_weights == whole.linear_weights - 32 * 4096 * 14336
+    assert whole.adapter_weights(8) == quarter.adapter_weights(8) == 20_971_520
+    assert _plan(MISTRAL_7B, "none").predicted.weights == pytest.approx(2 * 7.25e9, rel=0.01)
+
+
+def test_a_checkpoint_with_parts_in_16_bits_is_counted_as_what_it_is() -> None:
+    """As dynamic 4-bit checkpoints name them: modules, whole parts of a layer, the head."""
+    kept = ["lm_head", "model.layers.3.mlp", "model.layers.1.self_attn.q_proj", "multi_modal"]
+    dynamic = MISTRAL_7B | {"quantization_config": NF4 | {"llm_int8_skip_modules": kept}}
+    shape, whole = model_shape(dynamic), model_shape(MISTRAL_7B)
+    assert shape is not None
+    assert whole is not None
+    assert whole.quantised_weights - shape.quantised_weights == 3 * 4096 * 14336 + 4096 * 4096
+    assert shape.is_dequantised("down_proj"), "of the other layers"
+    assert not model_shape(MISTRAL_7B, "mixed:down_proj").is_dequantised("down_proj")  # type: ignore[union-attr]
+    everywhere = NF4 | {"llm_int8_skip_modules": ["q_proj"]}
+    shape = model_shape(MISTRAL_7B | {"quantization_config": everywhere})
+    assert shape is not None
+    assert whole.quantised_weights - shape.quantised_weights == 32 * 4096 * 4096
+
+
+def test_a_token_costs_less_where_nothing_is_dequantised() -> None:
+    four, some, whole = (_plan(LLAMA_1B, mode) for mode in ("nf4", f"mixed:{ATTENTION}", "none"))
+    assert (four.recompute, whole.recompute) == ("none", "none")
+    assert whole.relative_cost < some.relative_cost < four.relative_cost
+    assert whole.relative_cost == 2.0
+    assert whole.token_budget >= 8 * 220, "a step is one micro-batch, not one for each sample"
+
+
+def test_a_plain_mixed_keeps_attention_first_and_as_much_as_memory_allows() -> None:
+    assert _mixed(LLAMA_1B) == f"mixed:{ATTENTION},down_proj"
+    assert _mixed(MISTRAL_7B, None) == f"mixed:{ATTENTION},down_proj", "a CPU"
+    assert _mixed(MISTRAL_7B) == f"mixed:{ATTENTION}"
+    assert _plan(MISTRAL_7B, f"mixed:{ATTENTION}").recompute == "none", "speed is not paid for it"
+    for gib in (6, 7, 9, 11, 13):
+        four, some = (
+            plan_memory(
+                MISTRAL_7B, SAMPLES, lora_r=8, lora_dropout=0.05, per_device_train_batch_size=2,
+                usable_bytes=gib * 2**30, quantization=mode,
+            )
+            for mode in ("nf4", _mixed(MISTRAL_7B, gib * 2**30))
+        )  # fmt: skip
+        assert some.predicted is not None
+        assert some.predicted.total <= FILL * gib * 2**30
+        assert RECOMPUTED_SHARE[some.recompute] <= RECOMPUTED_SHARE[four.recompute]
+    assert _mixed(MISTRAL_7B, 5 * 2**30) == "nf4"
+    assert _mixed(MISTRAL_7B | {"quantization_config": NF4}) == "mixed", "as its maker left it"
+    with pytest.raises(SettingsError, match="JOB_QUANTIZATION: .* opt model .* name the matrices"):
+        _mixed({"model_type": "opt"})
+
+
+def test_a_sweeps_precisions_begin_with_the_lightest() -> None:
+    assert quantizations(_settings(), _sweep(learning_rate=RATE)) == ("nf4",)
+    assert quantizations(_settings(quantization="none"), _sweep(learning_rate=RATE)) == ("none",)
+    listed = _sweep(quantization={"values": ["none", "mixed:q_proj", "nf4"]})
+    assert quantizations(_settings(), listed) == ("nf4", "mixed:q_proj", "none")
+    fixed = _sweep(quantization={"value": "mixed"}, learning_rate=RATE)
+    assert quantizations(_settings(), fixed) == ("mixed",)
+
+
+def test_the_weights_of_one_precision_go_before_those_of_another_come() -> None:
+    alive: set[str] = set()
+
+    class Model:
+        def __init__(self, mode: str) -> None:
+            assert not alive, "the memory of one is needed for the other"
+            self.mode, self.itself = mode, self
+            alive.add(mode)
+
+        def __del__(self) -> None:
+            alive.discard(self.mode)
+
+    loads: list[str] = []
+    weights = BaseWeights(lambda mode: loads.append(mode) or Model(mode))  # type: ignore[func-returns-value]
+    for mode in ("nf4", "nf4", "none", "none", "nf4"):
+        assert weights.model(mode).mode == mode
+    assert loads == ["nf4", "none", "nf4"]
+
+
+def test_a_precision_that_could_not_be_loaded_leaves_none_behind() -> None:
+    def load(mode: str) -> str:
+        if mode == "none":
+            raise MemoryError
+        return mode
+
+    weights = BaseWeights(load)
+    assert weights.model("nf4") == "nf4"
+    with pytest.raises(MemoryError):
+        weights.model("none")
+    assert weights.model("nf4") == "nf4"
+
+
+def _identity(settings: Settings, mixed: str | None = None) -> Any:
+    base: Any = SimpleNamespace(revision="r", name="b")
+    data: Any = SimpleNamespace(digest="d")
+    return sweep_identity(settings, _sweep(learning_rate=RATE), base, data, mixed=mixed)
+
+
+def test_a_sweep_from_before_the_setting_is_one_in_4_bits(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    old = _identity(_settings()).to_json()
+    del old["JOB_QUANTIZATION"]
+    ledger.open_sweep(make_identity(**old))
+    assert "JOB_QUANTIZATION" not in (ledger.identity() or make_identity()).to_json()
+    ledger.check_identity(_identity(_settings()))
+    with pytest.raises(SettingsError, match="JOB_QUANTIZATION: nf4 -> none"):
+        ledger.check_identity(_identity(_settings(quantization="none")))
+    recipe = make_spec().recipe.to_json()
+    assert "quantization" not in recipe
+    assert Recipe.model_validate(recipe).quantization == "nf4"
+
+
+def test_a_plain_mixed_is_in_all_trials_what_it_was_in_the_first(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    settings, data = _settings(quantization="mixed"), SimpleNamespace(train=[0] * 99, digest="d")
+    ledger.open_sweep(_identity(settings, mixed="mixed:v_proj"))
+    ledger.open_sweep(_identity(settings, mixed="mixed:v_proj,k_proj"))  # a larger card
+    for number, params in enumerate(({}, {"quantization": "mixed"}, {"quantization": "none"})):
+        slot = ledger.slot(number)
+        spec = freeze_spec(slot, settings, data, [], params, run_id="r")  # type: ignore[arg-type]
+        assert spec.params == params, "as it was drawn"
+        expected = params.get("quantization", "mixed").replace("mixed", "mixed:v_proj")
+        assert spec.recipe.quantization == expected
+
+
+def test_the_untrained_model_is_measured_once_in_each_precision(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    settings, data = _settings(), SimpleNamespace(train=[0] * 99, digest="d")
+    ledger.open_sweep(_identity(settings))
+    measured = []
+    for number, mode in enumerate(("nf4", "none", "nf4", "none")):
+        slot = ledger.slot(number)
+        seen, _ = observe(ledger, 4, but=number)
+        spec = freeze_spec(slot, settings, data, seen, {"quantization": mode}, run_id="r")  # type: ignore[arg-type]
+        measured.append(spec.measure_step_0)
+        start = ((0, 1.6 if mode == "nf4" else 1.3),) if spec.measure_step_0 else ()
+        slot.commit(make_result(slot.folder, curve=(*start, (50, 1.2)), eval_loss=1.2))
+    assert measured == [True, True, False, False]
+    assert observe(ledger, 4)[1] == 1.6, "no loss of a trial in 4 bits is cut off"
+
+
+def test_the_engine_draws_a_precision_as_a_listed_word_and_learns_that_one_does_not_fit() -> None:
+    definition = _sweep(
+        learning_rate=RATE, quantization={"values": ["nf4", "none", "mixed:down_proj"]}
+    )
+    defaults = _settings().hyperparameters
+    seen: list[Observation] = []
+    drawn = []
+    for slot in range(12):
+        params = suggest(
+            definition, slot=slot, sweep="s", observations=seen, step0_loss=1.6, defaults=defaults
+        )
+        assert params is not None
+        drawn.append(params["quantization"])
+        start = {"nf4": 1.3, "mixed:down_proj": 1.2}.get(str(params["quantization"]))
+        loss = start and start + 0.1 * abs(math.log10(float(params["learning_rate"]) / 1e-4))
+        seen.append(Observation(slot, params, "completed" if loss else "infeasible", loss))
+    assert drawn[:3] == ["nf4"] * 3, "the opening stays at the setting's value"
+    assert set(drawn) == {"nf4", "none", "mixed:down_proj"}
+    assert drawn.count("mixed:down_proj") > drawn.count("none")
+
+
+def _attempt(weights: BaseWeights, config: dict[str, Any]) -> Any:
+    import numpy as np
+    import torch
+
+    lengths = np.array([1024, 200])
+    return SimpleNamespace(
+        settings=_settings(gpu_memory_gb=14.6),
+        spec=make_spec(recipe={"quantization": "none"}, measure_step_0=False),
+        clock=SimpleNamespace(load_seconds=0.0),
+        loaded=SimpleNamespace(
+            base=SimpleNamespace(config=config),
+            data=SimpleNamespace(train=SimpleNamespace(lengths=lengths)),
+            device=torch.device("cpu"),
+            weights=weights,
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_a_precision_that_does_not_fit_the_card_is_infeasible_unless_it_had_room_before(
+    tmp_path: Path,
+) -> None:
+    from job.training.model import TooSmallError
+    from job.trial.train import real_training
+
+    def load(mode: str) -> Any:
+        raise TooSmallError(f"{mode} does not fit this GPU's free memory")
+
+    attempt, fit = _attempt(BaseWeights(load), LLAMA_1B), real_training().fit
+    fitted = fit(attempt, SimpleNamespace(resume_dir=None), tmp_path)  # type: ignore[arg-type]
+    assert (fitted.status, fitted.state.step) == ("infeasible", 0)
+    assert fitted.reason == "none does not fit this GPU's free memory"
+    assert fitted.history_path.read_text() == ""
+    with pytest.raises(TooSmallError):
+        fit(attempt, SimpleNamespace(resume_dir=tmp_path), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_weights_that_are_larger_than_the_card_are_not_even_loaded() -> None:
+    from job.training.model import TooSmallError
+    from job.trial.train import _base
+
+    loads: list[str] = []
+    weights = BaseWeights(loads.append)  # type: ignore[func-returns-value]
+    attempt = _attempt(weights, MISTRAL_7B)
+    smaller = plan_memory(
+        MISTRAL_7B, SAMPLES, lora_r=8, lora_dropout=0.05, per_device_train_batch_size=2,
+        usable_bytes=12 * 2**30, quantization="none",
+    )  # fmt: skip
+    with pytest.raises(TooSmallError, match=r"16 bits does not fit .* take 13\.5 GiB of 12\.0"):
+        _base(attempt, smaller)
+    assert loads == []
