@@ -24,7 +24,7 @@ from job.training.shape import ModelShape, model_shape
 from job.trial.weights import Costliest
 
 # A CPU dequantises a matrix in the time of a product with so many tokens (benchmarks/training.md).
-CPU_TOKENS_PER_DEQUANTISATION = 100
+CPU_TOKENS_PER_DEQUANTISATION = 20
 
 
 @dataclass(frozen=True)

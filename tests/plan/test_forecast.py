@@ -203,7 +203,7 @@ def test_a_cpu_has_every_precision() -> None:
     four, _, whole, advice = _precisions(LLAMA_1B, device="cpu")
     assert "weights 1.45 GiB" in four
     assert "weights 4.60 GiB" in whole
-    assert "fits in 16 bits and would train" in advice
+    assert "fits in 16 bits and would train 1.0 times as fast" in advice, "as it was measured"
 
 
 def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None:

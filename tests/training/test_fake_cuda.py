@@ -57,6 +57,8 @@ PEAKS = [
     ("Mistral 7B", "none", 1024, "nf4"),
     ("Mistral 7B", "none", 1024, ATTENTION),
     ("Mistral 7B", "all", 512, "mixed:gate_proj,up_proj"),
+    ("Mistral 7B", "all", 256, "none"),
+    ("Mistral 7B", "all", 256, "mixed:down_proj"),
     ("Qwen3 4B", "second", 512, "nf4"),
     ("Qwen3 4B", "second", 512, "none"),
     ("Phi-3 mini", "all", 512, "nf4"),

@@ -147,6 +147,18 @@ def test_the_prediction_for_fp16_autocast_holds_within_5_percent(
         assert parts.total == pytest.approx(traced, rel=0.05), mode
 
 
+def test_only_what_is_in_4_bits_is_dequantised_in_backward() -> None:
+    """With few tokens a matrix of 117 MB is most of what a 7B's backward takes."""
+    work = Work(256, 256, 8, True, "all")
+    four, down, whole = (
+        footprint(shape, work, FP16_CUDA).total - footprint(shape, work, FP16_CUDA).weights
+        for mode in ("nf4", "mixed:down_proj", "none")
+        if (shape := model_shape(MISTRAL_7B, mode)) is not None
+    )
+    assert four - whole > 80e6
+    assert whole < down <= four, "gate and up are still dequantised"
+
+
 def _plan(config: dict[str, Any] = MISTRAL_7B, **changes: Any) -> Any:
     options: dict[str, Any] = {
         "lora_r": 8,
