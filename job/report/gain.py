@@ -73,8 +73,8 @@ def has_ended(overview: Overview, min_gain: float) -> bool:
 
 
 def _gain_of(overview: Overview) -> GainOf | None:
-    told = (view for view in overview.slots if _is_told(view))
-    step_0_loss = next((loss for v in told for step, loss in v.curve if step == 0), None)
+    known = [o.untrained_loss for o in observations(overview) if o.untrained_loss is not None]
+    step_0_loss = max(known, default=None)
     return gain_by(overview.identity, sweep=overview.sweep, step_0_loss=step_0_loss)
 
 
@@ -86,6 +86,7 @@ def observations(overview: Overview) -> list[Observation]:
             view.params,
             "running" if view.result is None else view.result.status,
             None if view.result is None else view.result.eval_loss,
+            next((loss for step, loss in view.curve[:1] if step == 0), None),
         )
         for view in overview.slots
         if _is_told(view)

@@ -169,7 +169,7 @@ def test_a_precision_that_could_not_be_loaded_leaves_none_behind() -> None:
 
 def _identity(settings: Settings, mixed: str | None = None) -> Any:
     base: Any = SimpleNamespace(revision="r", name="b")
-    data: Any = SimpleNamespace(digest="d")
+    data: Any = SimpleNamespace(digest="d", vocabulary="v")
     return sweep_identity(settings, _sweep(learning_rate=RATE), base, data, mixed=mixed)
 
 
@@ -189,7 +189,10 @@ def test_a_sweep_from_before_the_setting_is_one_in_4_bits(tmp_path: Path) -> Non
 
 def test_a_plain_mixed_is_in_all_trials_what_it_was_in_the_first(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    settings, data = _settings(quantization="mixed"), SimpleNamespace(train=[0] * 99, digest="d")
+    settings, data = (
+        _settings(quantization="mixed"),
+        SimpleNamespace(train=[0] * 99, digest="d", vocabulary="v"),
+    )
     ledger.open_sweep(_identity(settings, mixed="mixed:v_proj"))
     ledger.open_sweep(_identity(settings, mixed="mixed:v_proj,k_proj"))  # a larger card
     for number, params in enumerate(({}, {"quantization": "mixed"}, {"quantization": "none"})):
@@ -202,7 +205,7 @@ def test_a_plain_mixed_is_in_all_trials_what_it_was_in_the_first(tmp_path: Path)
 
 def test_the_untrained_model_is_measured_once_in_each_precision(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    settings, data = _settings(), SimpleNamespace(train=[0] * 99, digest="d")
+    settings, data = _settings(), SimpleNamespace(train=[0] * 99, digest="d", vocabulary="v")
     ledger.open_sweep(_identity(settings))
     measured = []
     for number, mode in enumerate(("nf4", "none", "nf4", "none")):
