@@ -402,18 +402,21 @@ def _print_json(content: dict[str, Any]) -> None:
     print(json.dumps(content, indent=1), flush=True)
 
 
-def _stage(_options: Namespace) -> Ending:
+def _stage(options: Namespace) -> Ending:
     from job.staged_base import stage
     from job.trial.identity import base_revision
 
     settings, ledger = _open_ledger()
-    return stage(
+    staged = stage(
         ledger.store,
         settings.base_model,
         base_revision(settings, ledger),
         settings.work_dir,
         60 * settings.outage_minutes,
     )
+    if options.json:
+        _print_json(staged._asdict())
+    return staged.summary
 
 
 def _sweep(_options: Namespace) -> Ending:
@@ -461,6 +464,7 @@ VERBS = {
         _stage,
         "copy the hub's base model into the bucket once, or check the copy",
         f"{_SWEEP_URI} job stage",
+        _json_option,
     ),
     "status": Verb(
         _status, "print the sweep's slots", f"{_SWEEP_URI} job status --watch", _status_options

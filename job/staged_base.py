@@ -190,7 +190,29 @@ def _fetch_checked(store: Store, key: str, sha256: str, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def stage(store: Store, name: str, revision: str, work_dir: Path, outage_seconds: float) -> str:
+class StagedNow(NamedTuple):
+    """What `stage` left in the bucket."""
+
+    base_model: str
+    revision: str
+    uri: str
+    bytes: int
+    files: int
+    files_sent: int  # the others were there
+
+    @property
+    def summary(self) -> str:
+        """All of it in a line."""
+        return (
+            f"{self.base_model}: {size(self.bytes)} in {self.uri}, {self.files_sent} files sent,"
+            f" {self.files - self.files_sent} were there, every sha256 holds; with"
+            f" JOB_BASE_MODEL_REVISION={self.revision} workers need no hub"
+        )
+
+
+def stage(
+    store: Store, name: str, revision: str, work_dir: Path, outage_seconds: float
+) -> StagedNow:
     """Copy a hub's base into the bucket, or check and mend the copy there; say what was done.
 
     What an earlier call left is read back and kept where every byte holds. Raises `SettingsError`
@@ -221,11 +243,8 @@ def stage(store: Store, name: str, revision: str, work_dir: Path, outage_seconds
     create_document(store, f"{key}/{_MANIFEST}", staged.model_dump())
     if find_staged(store, name, commit) != staged:
         raise DamagedError(f"{store.uri}/{key}: holds another manifest; delete it and run again")
-    return (
-        f"{name}: {size(staged.size_bytes)} in {store.uri}/{key}, {num_sent} files sent,"
-        f" {len(files) - num_sent} were there, every sha256 holds; with"
-        f" JOB_BASE_MODEL_REVISION={commit} workers need no hub"
-    )
+    uri = f"{store.uri}/{key}"
+    return StagedNow(name, commit, uri, staged.size_bytes, len(files), num_sent)
 
 
 def _holds(store: Store, key: str, sha256: str, work_dir: Path) -> bool:

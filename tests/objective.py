@@ -91,6 +91,7 @@ class _Fitted:
     """What `fit` returns, as far as a trial reads it."""
 
     status, reason, peak_memory_bytes = "completed", "all planned steps", None
+    rows_path = None
 
     def __init__(self, state: TrainState, history_path: Path) -> None:
         self.state, self.history_path = state, history_path

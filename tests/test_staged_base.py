@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from job.ledger.garbage import collect
 from job.ledger.ledger import Ledger
@@ -76,13 +77,17 @@ class Place:
             "HF_HOME": str(home / "hf"), "HF_ENDPOINT": self.hub.endpoint, **environ,
         }  # fmt: skip
 
-    def stage(self, machine: str = "laptop", **environ: str) -> subprocess.CompletedProcess[str]:
+    def stage(
+        self, machine: str = "laptop", *options: str, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
         settings = {
             "JOB_BASE_MODEL": NAME, "JOB_OUTPUT_URI": str(self.folder / "out"),
             "JOB_SWEEP_NAME": "s", "JOB_OUTAGE_MINUTES": "0.01",
             "JOB_WORK_DIR": str(self.folder / machine), **environ,
         }  # fmt: skip
-        return _run([sys.executable, "-m", "job", "stage"], self.environ_of(machine, **settings))
+        return _run(
+            [sys.executable, "-m", "job", "stage", *options], self.environ_of(machine, **settings)
+        )
 
     def take(
         self, machine: str = "worker", revision: str = COMMIT, **environ: str
@@ -168,6 +173,15 @@ def test_what_is_not_as_written_is_left_and_the_hub_asked(place: Place, damage: 
 
 
 @pytest.mark.slow
+def test_a_program_is_told_what_lies_where_as_the_schema_says(place: Place) -> None:
+    schema = json.loads((Path(__file__).parents[1] / "docs/verbs.schema.json").read_text())
+    content = json.loads(place.stage("laptop", "--json").stdout)
+    Draft202012Validator({"$ref": "#/$defs/stage", "$defs": schema["$defs"]}).validate(content)
+    again = json.loads(place.stage("laptop", "--json").stdout)
+    assert (content["files_sent"], again["files_sent"]) == (content["files"], 0)
+    assert again | {"files_sent": content["files_sent"]} == content
+
+
 def test_staging_goes_on_where_an_earlier_one_ended(place: Place) -> None:
     """Two files are there, one of them cut by a store that is no store of ours; no manifest."""
     for file in ("config.json", "model-00001-of-00002.safetensors"):

@@ -165,7 +165,7 @@ def test_the_page_runs_without_an_error_and_fetches_nothing(browser: Any, page: 
 
 
 def test_the_page_has_all_charts_and_no_sideways_scroll(browser: Any) -> None:
-    assert len(browser.find_elements("css selector", "figure svg")) == 7
+    assert len(browser.find_elements("css selector", "figure svg")) == 8
     inner, outer = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
