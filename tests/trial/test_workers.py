@@ -30,7 +30,7 @@ from job.report.overview import read_overview
 from job.store import open_store
 from job.store.base import Store
 from job.store.local import LocalStore
-from tests.servers import s3
+from tests.servers import azurite, s3
 from tests.trial.test_chaos import COURSE, _result, _same
 from tests.workers import check_accounts, make_inputs, start_worker, wait_for
 
@@ -189,3 +189,17 @@ def test_workers_of_three_kinds_share_a_bucket(
     table = _check(tmp_path, settings, partial(open_store, uri), 1)
     with capsys.disabled():
         print(f"\n  three kinds of workers on an S3 server\n  {table}")
+
+
+def test_workers_of_three_kinds_share_azure_blobs(
+    azurite_blobs: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    azurite.use(monkeypatch, azurite_blobs)
+    uri = f"az://{s3.BUCKET}/{tmp_path.name}"
+    settings = make_inputs(tmp_path) | {"output_uri": uri}
+    table = _check(tmp_path, settings, partial(open_store, uri), 2)
+    with capsys.disabled():
+        print(f"\n  three kinds of workers on Azurite\n  {table}")
