@@ -61,7 +61,8 @@ def suggest(
     others = _by_slot(observations, but=slot)
     taken = {_key(domains, o.params) for o in others}
     if definition.method == "bayes":
-        opening = Opening(domains, defaults, largest_rank=largest_rank, warm_start=warm_start)
+        limit = _feasible_rank(others, largest_rank)
+        opening = Opening(domains, defaults, largest_rank=limit, warm_start=warm_start)
         wanted = opening.point(slot, others, step0_loss)
         if wanted is not None and _key(domains, wanted) not in taken:
             return wanted
@@ -92,6 +93,13 @@ def expected_gain(
     return None if best is None else best[1]
 
 
+def _feasible_rank(others: Sequence[Observation], largest_rank: int | None) -> int | None:
+    """The largest `lora_r` that may be feasible: below all that were not."""
+    ranks = (o.params.get("lora_r") for o in others if o.status == "infeasible")
+    limits = [int(rank) - 1 for rank in ranks if rank is not None]
+    return min([*limits, *([] if largest_rank is None else [largest_rank])], default=None)
+
+
 def _most_promising(
     domains: Mapping[str, Distribution],
     others: Sequence[Observation],
@@ -114,6 +122,7 @@ def _most_promising(
         told,
         running=[o.params for o in known if o.status == "running"],
         tried=[o.params for o in others],
+        infeasible=[o.params for o in known if o.status == "infeasible"],
         seed=seed,
     )
 

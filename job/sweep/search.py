@@ -22,18 +22,21 @@ def most_promising(
     *,
     running: Sequence[Mapping[str, ParamValue]],
     tried: Sequence[Mapping[str, ParamValue]],
+    infeasible: Sequence[Mapping[str, ParamValue]],
     seed: int,
 ) -> tuple[Params, float] | None:
     """The point, none of `tried`, that is expected to gain most, and its gain in nats.
 
     `told` are two or more trials that have ended; those that are `running` are believed to end as
     the process expects. The improvement is measured against the lowest loss that the process
-    believes of a tried point, since the lowest that was seen is the luckiest. None where no point
-    is left.
+    believes of a tried point, since the lowest that was seen is the luckiest. Points that need as
+    much memory as an `infeasible` one are left out, unless nothing else is left. None where no
+    point is left.
     """
     best_first = sorted(told, key=lambda trial: trial.loss)
     around = [trial.params for trial in best_first[:LOOKED_AROUND]]
     points = candidates(domains, tried=tried, around=around, seed=seed)
+    points = [point for point in points if not _needs_as_much(point, infeasible)] or points
     if not points:
         return None
     along = axes(domains)
@@ -52,6 +55,17 @@ def most_promising(
     # Compared by 6 digits: the last ones depend on the machine's BLAS.
     chosen = int(np.argmax(np.round(gain / (gain.max() or 1.0), 6)))
     return points[chosen], float(f"{gain[chosen] * spread:.6g}")
+
+
+def _needs_as_much(
+    point: Mapping[str, ParamValue], infeasible: Sequence[Mapping[str, ParamValue]]
+) -> bool:
+    """Whether memory or the adapter's limit cannot hold the point: both grow with the rank."""
+    return any(
+        point.get("quantization") == known.get("quantization")
+        and float(point.get("lora_r", 0)) >= float(known.get("lora_r", 0))
+        for known in infeasible
+    )
 
 
 def _process(draws: gp.Draws, apart: Array, losses: Array, unsure: Array) -> gp.Process:

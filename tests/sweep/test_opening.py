@@ -101,6 +101,13 @@ def test_an_adapter_that_does_not_fit_the_gpu_is_followed_by_the_smallest() -> N
     }
 
 
+def test_the_ladder_goes_on_below_a_rank_that_did_not_fit() -> None:
+    first = observe(wide(0, []), None, "infeasible")
+    second = observe(wide(1, seen(first)), 1.1)
+    third = wide(2, seen(first, second))
+    assert (third["lora_r"], third["lora_alpha"]) == (16, 32)
+
+
 def test_warm_start_takes_the_second_place_and_nothing_else() -> None:
     known = {"learning_rate": 4e-4, "lora_r": 12, "lora_alpha": 32, "lora_dropout": 0.07}
     assert wide(1, [], warm_start=known) == {

@@ -172,6 +172,37 @@ def test_diverged_rates_are_avoided() -> None:
     assert sum(o.status == "diverged" for o in seen[4:]) <= 2
 
 
+@pytest.mark.parametrize(
+    ("failed", "left"),
+    [
+        (
+            {"lora_r": 16, "quantization": "none"},
+            {("none", 8), ("nf4", 8), ("nf4", 16), ("nf4", 32)},
+        ),
+        ({"lora_r": 8, "quantization": "nf4"}, {("none", 8), ("none", 16), ("none", 32)}),
+    ],
+)
+def test_what_needs_as_much_memory_as_an_infeasible_trial_is_not_tried(
+    failed: Params, left: set[tuple[str, int]]
+) -> None:
+    rate = {"distribution": "log_uniform_values", "min": 1.0e-5, "max": 1.0e-3}
+    space = {"lora_r": {"values": [8, 16, 32]}, "quantization": {"values": ["none", "nf4"]}}
+    definition = sweep_of("bayes", space | {"learning_rate": rate})
+    mode, rank = next(iter(left))
+    seen = [
+        Observation(
+            slot, {"learning_rate": r, "lora_r": rank, "quantization": mode}, "completed", 1
+        )
+        for slot, r in enumerate((1e-4, 2e-4, 4e-4))
+    ]
+    seen.append(Observation(3, failed | {"learning_rate": 1e-4}, "infeasible", None))
+    for slot in range(6, 18):
+        params = ask(definition, slot, seen)
+        assert params is not None
+        assert (params["quantization"], params["lora_r"]) in left
+        seen.append(Observation(slot, params, "running", None))
+
+
 def gain_of(definition: SweepDefinition, seen: list[Observation]) -> float | None:
     return expected_gain(definition, sweep="s", observations=seen, step0_loss=STEP0_LOSS)
 
