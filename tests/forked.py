@@ -44,14 +44,14 @@ def popen(
     pass_fds: Sequence[int] = (),
     **given: Any,
 ) -> subprocess.Popen[Any]:
-    """`subprocess.Popen` of `[sys.executable, "-m" or "-c", ...]`, as a fork."""
+    """`subprocess.Popen` of `[sys.executable, "-m" or "-c", ...]` as a fork, of others as it is."""
     return subprocess.Popen(**_arguments(command, env, pass_fds), **given)
 
 
 def run(
     command: Sequence[object], *, env: Mapping[str, str], **given: Any
 ) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` of `[sys.executable, "-m" or "-c", ...]`, as a fork; text is captured."""
+    """`subprocess.run` of what `popen` takes; text is captured."""
     return subprocess.run(
         **_arguments(command, env, ()), capture_output=True, text=True, check=False, **given
     )
@@ -61,11 +61,12 @@ def _arguments(
     command: Sequence[object], env: Mapping[str, str], pass_fds: Sequence[int]
 ) -> dict[str, Any]:
     words = [str(word) for word in command]
-    assert words[0] == sys.executable
-    assert words[1] in ("-m", "-c"), words
-    # What is called between fork and exec; here there is no exec.
-    instead = partial(_be, words[1:], dict(env), tuple(pass_fds))
-    return {"args": words, "env": env, "pass_fds": pass_fds, "preexec_fn": instead}
+    arguments: dict[str, Any] = {"args": words, "env": env, "pass_fds": pass_fds}
+    if words[0] == sys.executable:
+        assert words[1] in ("-m", "-c"), words
+        # What is called between fork and exec; here there is no exec.
+        arguments["preexec_fn"] = partial(_be, words[1:], dict(env), tuple(pass_fds))
+    return arguments
 
 
 def _be(words: list[str], environ: dict[str, str], pass_fds: tuple[int, ...]) -> NoReturn:

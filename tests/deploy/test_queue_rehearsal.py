@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.deploy.job_controller import ROOT, JobController, Pod
 from tests.tiny_model import make_base
 from tests.workers import make_inputs
@@ -165,6 +166,7 @@ def test_a_deaf_trial_is_ended_within_what_a_spot_machine_leaves(tmp_path: Path)
 def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
     """Slot 0 gets GKE's bare SIGTERM, slot 1 loses its node; both are committed once."""
     assert ENTRY_POINT[-2:] == ["-m", "job"]
+    forked.with_torch()
     inputs = make_inputs(tmp_path) | {
         "dataset_uri": f"file://{tmp_path}/rows.jsonl",
         "output_uri": f"file://{tmp_path}/out",
@@ -184,7 +186,7 @@ def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
             pod.lose_node()
 
     controller = JobController(
-        lambda _: [*ENTRY_POINT[:-3], sys.executable, *ENTRY_POINT[-2:]],
+        lambda _: [sys.executable, *ENTRY_POINT[-2:]],
         overrides={f"JOB_{name.upper()}": str(value) for name, value in inputs.items()}
         | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         on_pod=disturb,
