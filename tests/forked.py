@@ -52,9 +52,13 @@ def run(
     command: Sequence[object], *, env: Mapping[str, str], **given: Any
 ) -> subprocess.CompletedProcess[str]:
     """`subprocess.run` of what `popen` takes; text is captured."""
-    return subprocess.run(
-        **_arguments(command, env, ()), capture_output=True, text=True, check=False, **given
-    )
+    return _run(command, env=env, capture_output=True, text=True, check=False, **given)
+
+
+def _run(
+    command: Sequence[object], *, env: Mapping[str, str], check: bool, **given: Any
+) -> subprocess.CompletedProcess[Any]:
+    return subprocess.run(**_arguments(command, env, ()), check=check, **given)
 
 
 def _arguments(
@@ -79,9 +83,9 @@ def _be(words: list[str], environ: dict[str, str], pass_fds: tuple[int, ...]) ->
         # Its threads do not survive a fork, and waiting for them would never end.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         sys.argv = words[1:]
-        from job import supervisor
-
-        supervisor.subprocess = SimpleNamespace(Popen=popen)  # type: ignore[assignment]
+        for name in ("job.supervisor", "job.demo.run"):  # what starts trials and verbs
+            forking = SimpleNamespace(Popen=popen, run=_run, DEVNULL=subprocess.DEVNULL)
+            vars(importlib.import_module(name))["subprocess"] = forking
         if words[0] == "-m":
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:

@@ -179,6 +179,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _plan(inputs: dict[str, str], *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    forked.with_torch()
     return forked.run(
         [sys.executable, "-m", "job", "plan", *words],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | inputs | environ,

@@ -284,7 +284,7 @@ def test_a_tap_lights_a_trial_up(browser: Any) -> None:
     assert browser.get_log("browser") == []
 
 
-def test_the_verbs_print_without_torch(folder: Path, ledger: Ledger) -> None:
+def test_the_verbs_print_to_a_pipe_and_to_files(folder: Path, ledger: Ledger) -> None:
     status = _job(folder, "status")
     assert status.returncode == 0, status.stderr
     assert "best: slot" in status.stdout
