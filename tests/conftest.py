@@ -1,4 +1,4 @@
-"""All tests: one thread, no network, the longest files first, a fast tier without torch, servers."""
+"""All tests: one thread, no network, the longest first, a fast tier without torch, servers."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
         if pod.attempt > 1:
             return
         if pod.index == 0:
-            pod.wait_for_line("step 40/120")
+            pod.wait_for_line("step 30/120")
             pod.evict(grace_seconds=15, condition=False)
         else:
             pod.wait_for_line("checkpoint at step")  # a published one, or it starts over
