@@ -4,8 +4,8 @@ A start of Python with torch, transformers and peft takes 5 s of one core, one w
 second; a fork takes 30 ms. What it runs is a process of its own all the same: pid, group, signals,
 pipes, exit code, environment and working folder are what `subprocess` gives any other, and the
 trial that process 1 starts is a fork as well. What a fork cannot show has tests with a new Python:
-the import itself (a signal meanwhile, what may not be imported), hash seeds, other libraries'
-settings that are read at import.
+the import itself (a signal meanwhile, what may not be imported), hash seeds, settings that other
+libraries than the hub's read at import.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+READ_AT_IMPORT = ("huggingface_hub.constants", "datasets.config")
 QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
@@ -82,6 +83,7 @@ def _be(words: list[str], environ: dict[str, str], pass_fds: tuple[int, ...]) ->
         os.environ.update(environ)
         # Its threads do not survive a fork, and waiting for them would never end.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        _read_variables_again()
         sys.argv = words[1:]
         for name in ("job.supervisor", "job.demo.run"):  # what starts trials and verbs
             forking = SimpleNamespace(Popen=popen, run=_run, DEVNULL=subprocess.DEVNULL)
@@ -102,6 +104,18 @@ def _be(words: list[str], environ: dict[str, str], pass_fds: tuple[int, ...]) ->
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def _read_variables_again() -> None:
+    """The hub's clients read theirs at import: the tests' own, where they are imported already."""
+    modules = {name: sys.modules.get(name) for name in READ_AT_IMPORT}
+    for module in modules.values():
+        if module is not None:
+            importlib.reload(module)
+    if (hub := sys.modules.get("huggingface_hub.hf_api")) is not None:
+        hub.api.endpoint = hub.constants.ENDPOINT
+        hub.api.token = None
+        importlib.import_module("huggingface_hub").close_session()
 
 
 def _leave_behind(pass_fds: tuple[int, ...]) -> None:
