@@ -24,11 +24,12 @@ from job.store.base import Store
 from job.store.documents import read_document
 from job.store.local import LocalStore
 from tests.servers import azurite, s3
-from tests.workers import LEASE_SECONDS, check_accounts, make_inputs, start_worker
+from tests.workers import LEASE_SECONDS, check_accounts, make_inputs, start_worker, wait_for
 
 pytestmark = pytest.mark.slow
 
 NUM_SLOTS = 12
+REMOTE = {"num_trials": 5, "lease_seconds": 1.5}  # a server takes ten times the CPU of a folder
 NUM_WORKERS = 4
 LIMIT_SECONDS = 240
 ACTIONS = [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
@@ -82,25 +83,25 @@ def _result(store: Store, slot: int) -> dict[str, Any] | None:
     return document.content if document else None
 
 
-def _committed(store: Store) -> int:
-    return sum(_result(store, slot) is not None for slot in range(NUM_SLOTS))
+def _committed(store: Store, num_slots: int) -> int:
+    return sum(_result(store, slot) is not None for slot in range(num_slots))
 
 
 def _chaos(settings: dict[str, Any], connect: Callable[[], Store], seed: int) -> Counter[str]:
-    store = connect()
+    store, num_slots = connect(), settings["num_trials"]
     crowd = Crowd(lambda: start_worker(settings, connect), seed)
     pause = random.Random(seed + 1)
     deadline = time.monotonic() + LIMIT_SECONDS
     specs: dict[int, bytes] = {}
     try:
-        while _committed(store) < NUM_SLOTS:
-            assert time.monotonic() < deadline, f"{_committed(store)} of {NUM_SLOTS} in time"
+        while (committed := _committed(store, num_slots)) < num_slots:
+            assert time.monotonic() < deadline, f"{committed} of {num_slots} in time"
             crowd.tend()
             # The mischief's own rhythm, nothing is awaited. It breaks 44 % of the leases; at 0.5 s
             # most workers had ended by themselves, and 13 % were broken.
             time.sleep(pause.uniform(0.1, 0.6) * settings["lease_seconds"])
             crowd.harm()
-            for slot in range(NUM_SLOTS):
+            for slot in range(num_slots):
                 spec = store.get(f"sweeps/s/slots/{slot:04d}/spec.json")
                 if spec is not None:
                     assert specs.setdefault(slot, spec.data) == spec.data, f"slot {slot} redrawn"
@@ -109,10 +110,18 @@ def _chaos(settings: dict[str, Any], connect: Callable[[], Store], seed: int) ->
     return crowd.counts
 
 
-def _uninterrupted(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    from tests.workers import wait_for
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    given = make_inputs(tmp_path_factory.mktemp("inputs"))
+    return given | {"num_trials": NUM_SLOTS, "max_steps": 120}
 
-    store = LocalStore(folder)
+
+@pytest.fixture(scope="module")
+def calm(
+    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """The results of a sweep that nobody disturbs."""
+    store = LocalStore(tmp_path_factory.mktemp("calm"))
     for _ in range(NUM_SLOTS):
         assert wait_for(start_worker(settings, lambda: store)) == 0
     results = [_result(store, slot) for slot in range(NUM_SLOTS)]
@@ -124,27 +133,30 @@ COURSE = ("status", "params", "eval_loss", "best_step", "steps", "curve", "adapt
 
 
 def check_chaos(
-    settings: dict[str, Any], connect: Callable[[], Store], calm_dir: Path, seed: int
+    settings: dict[str, Any],
+    connect: Callable[[], Store],
+    calm: list[dict[str, Any]],
+    folder: Path,
+    *,
+    seed: int = 0,
 ) -> str:
     """Run the chaos, compare with an undisturbed sweep, return a table."""
-    settings = settings | {"num_trials": NUM_SLOTS, "max_steps": 120}
     counts = _chaos(settings, connect, seed)
-    calm = _uninterrupted(settings, calm_dir)
-    store = connect()
+    store, num_slots = connect(), settings["num_trials"]
     ledger = Ledger(store, "s")
     attempts = done_twice = steps_in_all = 0
-    for slot in range(NUM_SLOTS):
+    for slot in range(num_slots):
         result = _result(store, slot)
         assert result is not None
         assert {k: result[k] for k in COURSE} == {k: calm[slot][k] for k in COURSE}, slot
-        history = [json.loads(line) for line in _text(store, result["history_key"], calm_dir)]
+        history = [json.loads(line) for line in _text(store, result["history_key"], folder)]
         steps = [line["step"] for line in history]
         assert steps == list(range(1, result["steps"] + 1)), "no hole, no step twice"
         attempts += result["attempts"]
         done_twice += check_accounts(ledger, slot)
         steps_in_all += result["steps"]
     rows = [f"{name:18} {counts[name]}" for name in sorted(counts)]
-    rows.append(f"{'leases taken':18} {attempts} for {NUM_SLOTS} slots")
+    rows.append(f"{'leases taken':18} {attempts} for {num_slots} slots")
     rows.append(f"{'steps done twice':18} {done_twice} beside {steps_in_all} that count")
     return "\n  ".join(rows)
 
@@ -155,13 +167,15 @@ def _text(store: Store, key: str, folder: Path) -> list[str]:
 
 
 def test_chaos_on_a_local_store_commits_every_slot_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, Any],
+    calm: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = make_inputs(tmp_path)
     out = tmp_path / "out"
     for seed in range(int(os.environ.get("CHAOS_ROUNDS", "1"))):
         store = LocalStore(out / str(seed))
-        table = check_chaos(settings, partial(_same, store), tmp_path / f"calm-{seed}", seed)
+        table = check_chaos(settings, partial(_same, store), calm, tmp_path, seed=seed)
         with capsys.disabled():
             print(f"\n  chaos on a local store, seed {seed}\n  {table}")
         assert not list((out / str(seed)).rglob("result.json.v*"))
@@ -171,26 +185,24 @@ def _same(store: Store) -> Store:
     return store
 
 
-def test_chaos_on_an_s3_server_commits_every_slot_once(
-    moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = make_inputs(tmp_path) | {"lease_seconds": 1.5}
-    s3.use(monkeypatch, moto)
-    uri = f"s3://{s3.BUCKET}/{tmp_path.name}"
-    table = check_chaos(settings, partial(open_store, uri), tmp_path / "calm", 0)
-    with capsys.disabled():
-        print(f"\n  chaos on an S3 server\n  {table}")
+@pytest.fixture
+def connect(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[], Store]:
+    """What opens a store on the server that the parameter names."""
+    scheme, use = {"moto": ("s3", s3.use), "azurite_blobs": ("az", azurite.use)}[request.param]
+    use(monkeypatch, request.getfixturevalue(request.param))
+    return partial(open_store, f"{scheme}://{s3.BUCKET}/{tmp_path.name}")
 
 
-def test_chaos_on_azurite_commits_every_slot_once(
-    azurite_blobs: str,
+@pytest.mark.parametrize("connect", ["moto", "azurite_blobs"], indirect=True)
+def test_chaos_on_a_server_commits_every_slot_once(
+    settings: dict[str, Any],
+    calm: list[dict[str, Any]],
+    connect: Callable[[], Store],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = make_inputs(tmp_path) | {"lease_seconds": 1.5}
-    azurite.use(monkeypatch, azurite_blobs)
-    uri = f"az://{s3.BUCKET}/{tmp_path.name}"
-    table = check_chaos(settings, partial(open_store, uri), tmp_path / "calm", 0)
+    table = check_chaos(settings | REMOTE, connect, calm, tmp_path)
     with capsys.disabled():
-        print(f"\n  chaos on Azurite\n  {table}")
+        print(f"\n  chaos on {connect().uri}\n  {table}")
