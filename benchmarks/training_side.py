@@ -74,10 +74,9 @@ def _plan(
     usable_bytes: int | None,
     quantization: str,
 ) -> MemoryPlan:
-    lengths = table.lengths
     return plan_memory(
         config,
-        Samples(int(lengths.max()), float(lengths.mean()), recipe.samples_per_step),
+        Samples.of(table.lengths, recipe.samples_per_step),
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
@@ -96,12 +95,13 @@ def _train(
         raise SystemExit(infeasible)
     state = TrainState()
     steps = [trainer.step(table, state) for _ in range(recipe.planned_steps)]
-    plan_text = str(MemoryPlan(trainer.token_budget, trainer.recompute))
+    taken = MemoryPlan(trainer.token_budget, trainer.recompute)
+    predicted = next((p.predicted for p in (plan, *plan.rivals) if p.words == taken.words), None)
     result = {
         "losses": [step.train_loss for step in steps],
         "seconds": [step.seconds for step in steps],
-        "plan": plan_text,
-        "predicted_bytes": plan.predicted.total if plan.predicted else None,
+        "plan": str(taken),
+        "predicted_bytes": predicted.total if predicted else None,
     }
     if device.type == "cuda":
         result["peak_bytes"] = torch.cuda.max_memory_allocated()  # the profiler's own apart
@@ -116,7 +116,7 @@ def _kernel_rate(trainer: Trainer, table: SampleTable) -> float | None:
     """
     state, recipe = TrainState(), trainer.recipe
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         for _ in range(PROFILED_STEPS):
             trainer.step(table, state)
     steps = range(PROFILED_STEPS)

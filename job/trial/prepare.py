@@ -94,11 +94,11 @@ def mixed_of_sweep(
     identity = ledger.identity()
     if identity is not None and identity.mixed is not None:
         return identity.mixed
-    lengths, worst = data.train.lengths, Costliest.of(settings, definition)
+    worst = Costliest.of(settings, definition)
     per_step = settings.per_device_train_batch_size * max(worst.accumulation)
     return choose_mixed(
         base.config,
-        Samples(longest=int(lengths.max()), mean=float(lengths.mean()), per_step=per_step),
+        Samples.of(data.train.lengths, per_step),
         worst=worst,
         per_device_train_batch_size=settings.per_device_train_batch_size,
         usable_bytes=usable_bytes,

@@ -102,14 +102,9 @@ def _base(attempt: Attempt, memory: MemoryPlan) -> Any:
 
 def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
     settings, loaded = attempt.settings, attempt.loaded
-    lengths = loaded.data.train.lengths
     return plan_memory(
         loaded.base.config,
-        Samples(
-            longest=int(lengths.max()),
-            mean=float(lengths.mean()),
-            per_step=recipe.samples_per_step,
-        ),
+        Samples.of(loaded.data.train.lengths, recipe.samples_per_step),
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,
         per_device_train_batch_size=recipe.per_device_train_batch_size,

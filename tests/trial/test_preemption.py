@@ -40,7 +40,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _start(inputs: dict[str, str], out: Path) -> subprocess.Popen[str]:
-    environ = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environ = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "job"],
         env=environ | inputs | {"JOB_OUTPUT_URI": str(out), "JOB_WORK_DIR": str(out / "work")},
