@@ -1,6 +1,6 @@
 """What only a CUDA GPU can show: fp16 autocast, loss scaling, memory. `make test-gpu`
 
-These tests passed on an H100 (2026-11-27, torch 2.11) with the kernels that it chose; never on a T4.
+They passed on an H100 (2026-11-27, torch 2.11) with the kernels that it chose; never on a T4.
 """
 
 from __future__ import annotations
