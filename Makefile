@@ -55,8 +55,10 @@ $(AZURITE):
 demo: $(STAMP)  ## run a sweep of 3 trials of a real small model (93 MB, fetched once), on the CPU
 	$(BIN)/python -m job demo
 
+# One more than cores: many tests wait, for a lease to run out say. tests/conftest.py has the order.
+TEST_WORKERS = $(shell expr $$(nproc) + 1)
 test: $(STAMP) azurite  ## run all tests (without a GPU or a real model, those that need one are skipped)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP)  ## run the quick tests, which need no torch and train nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not gpu'

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one thread, no network, a fast tier without torch, store servers."""
+"""All tests: one thread, no network, the longest first, a fast tier without torch, servers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,24 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 
+# Files that take the longest, longest first, so that none of them is what others wait for at the
+# end: pytest-xdist hands out files in this order.
+LONGEST = (
+    "tests/demo/test_real_model.py",
+    "tests/trial/test_workers.py",
+    "tests/trial/test_chaos.py",
+    "tests/store/test_faults.py",
+    "tests/store/test_pace.py",
+    "tests/trial/test_faults.py",
+    "tests/trial/test_preemption.py",
+    "tests/ledger/test_spoiled_documents.py",
+)
+
 
 @pytest.hookimpl(trylast=True)  # once `-m` has chosen: the fast tier does not ask torch for a GPU
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
@@ -35,6 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and a store waits 4 ms for the disk at every write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

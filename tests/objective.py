@@ -26,6 +26,7 @@ from job.settings import load_settings
 from job.store.local import LocalStore
 from job.training.state import TrainState
 from job.trial.attempt import Training
+from tests import forked
 from tests.workers import make_inputs
 
 ROOT = Path(__file__).parents[1]
@@ -55,10 +56,10 @@ class Sweep:
     def job(self, *words: str, **changes: object) -> subprocess.CompletedProcess[str]:
         environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
                    "OMP_NUM_THREADS": "1", "OBJECTIVE_LOADS": str(self.loads)}  # fmt: skip
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, "-m", "tests.objective", *words],
             env=environ | self._environ | {name: str(value) for name, value in changes.items()},
-            cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
+            cwd=ROOT, timeout=400,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         return done

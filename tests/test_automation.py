@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from job.cli import VERBS
 from job.errors import ExitCode
+from tests import forked
 from tests.winner.tuned import make_tuned_sweep
 
 pytestmark = pytest.mark.slow
@@ -44,10 +44,7 @@ def test_each_line_prints_one_json_object_of_its_schema(folder: Path, line: str)
     }  # fmt: skip
     if words[0] == "plan":  # a sweep that is not begun: the made one has no identity of its own
         environ |= {"JOB_SWEEP_NAME": "new", "JOB_USE_FULL_DATASET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "job", *words], env=environ, cwd=folder, capture_output=True,
-        text=True, timeout=240, check=False,
-    )  # fmt: skip
+    done = forked.run([sys.executable, "-m", "job", *words], env=environ, cwd=folder, timeout=240)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert "--json" in words

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def test_both_sides_train_and_the_table_has_their_ratio() -> None:
     command = [sys.executable, "-m", "benchmarks.training", "--shapes", "smoke", "--rounds", "1"]
     done = subprocess.run(
-        [*command, "--steps", "3"],
+        [*command, "--steps", "3", "--sides", "job,trainer"],
         cwd=Path(__file__).parent.parent,
         env={**os.environ, "COLUMNS": "200"},
         capture_output=True,

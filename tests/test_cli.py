@@ -18,6 +18,7 @@ from job.errors import ExitCode, SettingsError
 from job.ledger.ledger import Ledger
 from job.ledger.redo import read_slot
 from job.store.local import LocalStore
+from tests import forked
 from tests.ledger.documents import make_identity, make_spec
 
 
@@ -147,9 +148,9 @@ def test_a_slot_beyond_job_num_trials_can_be_named_if_it_was_drawn(
     ],
 )
 def test_bad_arguments_end_in_one_line_and_64(tmp_path: Path, line: str, says: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "job", *line.split()], capture_output=True, text=True, timeout=60,
-        env={"PATH": os.environ["PATH"], "JOB_OUTPUT_URI": str(tmp_path)}, check=False,
+    done = forked.run(
+        [sys.executable, "-m", "job", *line.split()], timeout=60,
+        env={"PATH": os.environ["PATH"], "JOB_OUTPUT_URI": str(tmp_path)},
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert done.returncode == 64

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from job.environment import mend
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,10 +120,10 @@ def test_what_works_is_left_alone(name: str, value: str) -> None:
 
 
 def _job(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "job", *words],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
-        cwd="/", capture_output=True, text=True, timeout=60, check=False,
+        cwd="/", timeout=60,
     )  # fmt: skip
 
 

@@ -156,11 +156,13 @@ def test_temporary_files_lie_in_the_work_folder_where_there_is_no_other(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("environ", [
-    {"LC_ALL": "C"}, {"LC_ALL": "POSIX"}, {"LANG": "C"},
-    {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"},
+ASCII = {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.parametrize(("environ", "log_format"), [
+    ({"LC_ALL": "C"}, "text"), ({"LC_ALL": "POSIX"}, "json"), ({"LANG": "C"}, "text"),
+    (ASCII, "text"), (ASCII, "json"),
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_locale_without_our_letters_ends_no_line(
     tmp_path: Path, environ: dict[str, str], log_format: str
 ) -> None:

@@ -22,6 +22,7 @@ from job.ledger.ledger import Ledger
 from job.progress import size
 from job.staged_base import find_staged, staged_key
 from job.store.local import LocalStore
+from tests import forked
 from tests.ledger.documents import make_identity
 from tests.servers.hub import COMMIT, Hub, hub_server
 from tests.test_weights import weights
@@ -101,9 +102,7 @@ class Place:
 
 
 def _run(command: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=environ, cwd="/", capture_output=True, text=True, timeout=120, check=False
-    )
+    return forked.run(command, env=environ, cwd="/", timeout=120)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import ExitCode
+from tests import forked
 from tests.process.test_oom import _v1, _v2
 from tests.runbook import check_row
 from tests.tiers import slow
@@ -75,7 +76,7 @@ def _start(verb: str, script: str, tmp_path: Path, **settings: str) -> subproces
         "OUT": str(tmp_path),
         **settings,
     }
-    return subprocess.Popen(
+    return forked.popen(
         [sys.executable, "-c", PARENT, verb, script],
         env=environ,
         stdout=subprocess.PIPE,

@@ -22,6 +22,7 @@ from job.data.samples import SampleTable
 from job.data.table_parquet import read_table
 from job.demo.base import base_folder, ensure_base
 from job.errors import OutageError
+from tests import forked
 from tests.tiny_model import make_recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -184,7 +185,7 @@ def test_our_loss_of_the_untuned_base_is_transformers_loss(base: Path, demo: Dem
     from job.training.state import TrainState
     from job.training.trainer import Trainer
 
-    table = demo.table("eval").head(EVAL_ROWS)
+    table = demo.table("eval").head(EVAL_ROWS // 2)
     expected = _loss(_plain(base), table)
     recipe = make_recipe()
     trainer = Trainer(
@@ -210,13 +211,11 @@ def test_the_adapter_that_peft_loads_has_the_committed_eval_loss(base: Path, dem
 
 def test_the_merged_model_is_as_good_as_base_and_adapter(demo: Demo, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
-    subprocess.run(
-        [sys.executable, "-m", "job", "best", "--merge", str(merged)],
-        env=demo.environ,
-        capture_output=True,
-        timeout=300,
-        check=True,
+    forked.with_torch()
+    done = forked.run(
+        [sys.executable, "-m", "job", "best", "--merge", str(merged)], env=demo.environ, timeout=300
     )
+    assert done.returncode == 0, done.stderr
     loss = _loss(_plain(merged), demo.table("eval").head(EVAL_ROWS))
     assert loss < 1.01 * min(result["eval_loss"] for result in demo.results)
 
@@ -248,7 +247,7 @@ def test_a_killed_trial_ends_with_the_same_adapter_byte_for_byte(
         "JOB_CHECKPOINT_MINUTES": "0.01",
     }
     command = [sys.executable, "-m", "job", "run"]
-    with subprocess.Popen(
+    with forked.popen(
         command, env=environ, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stderr is not None
@@ -259,9 +258,7 @@ def test_a_killed_trial_ends_with_the_same_adapter_byte_for_byte(
                 os.killpg(process.pid, signal.SIGKILL)
                 break
     assert any("step 3/6" in line for line in before), "".join(before)
-    done = subprocess.run(
-        command, env=environ, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = forked.run(command, env=environ, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint at step" in done.stderr
     (path,) = tmp_path.glob("sweeps/*/slots/0000/result.json")

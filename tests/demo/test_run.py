@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import ExitCode
+from tests import forked
 from tests.tiny_model import make_base
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -24,15 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 def _demo(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     (folder / "pip.py").write_text("raise SystemExit('nothing is to be fetched')")
-    return subprocess.run(
+    forked.with_torch()
+    return forked.run(
         [sys.executable, "-m", "job", "demo"],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}:{ROOT}", "HOME": str(folder),
              "OMP_NUM_THREADS": "1", **environ},
-        capture_output=True,
-        text=True,
         timeout=300,
-        check=False,
     )  # fmt: skip
 
 

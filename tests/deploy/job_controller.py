@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from tests import forked
 from tests.deploy.job_model import Index, JobModel, Json, action
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +149,7 @@ class JobController:
 
     def _start(self, index: int) -> Pod:
         attempt = 1 + sum(pod.index == index for pod in self.pods)
-        process = subprocess.Popen(
+        process = forked.popen(
             self._command(index), env=self.environ(index), stderr=subprocess.PIPE, text=True,
             cwd=ROOT,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.deploy.job_controller import ROOT, JobController, Pod
 from tests.tiny_model import make_base
 from tests.workers import make_inputs
@@ -165,10 +166,11 @@ def test_a_deaf_trial_is_ended_within_what_a_spot_machine_leaves(tmp_path: Path)
 def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
     """Slot 0 gets GKE's bare SIGTERM, slot 1 loses its node; both are committed once."""
     assert ENTRY_POINT[-2:] == ["-m", "job"]
+    forked.with_torch()
     inputs = make_inputs(tmp_path) | {
         "dataset_uri": f"file://{tmp_path}/rows.jsonl",
         "output_uri": f"file://{tmp_path}/out",
-        "device": "cpu", "max_steps": 400, "num_epochs": 60, "num_trials": 2,
+        "device": "cpu", "max_steps": 120, "num_epochs": 20, "num_trials": 2,
         "lease_seconds": 2, "checkpoint_minutes": 0.01, "grace_seconds": 15,
     }  # fmt: skip
     make_base(tmp_path / "base", vocab_size=600)
@@ -177,14 +179,14 @@ def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
         if pod.attempt > 1:
             return
         if pod.index == 0:
-            pod.wait_for_line("step 100/400")
+            pod.wait_for_line("step 30/120")
             pod.evict(grace_seconds=15, condition=False)
         else:
             pod.wait_for_line("checkpoint at step")  # a published one, or it starts over
             pod.lose_node()
 
     controller = JobController(
-        lambda _: [*ENTRY_POINT[:-3], sys.executable, *ENTRY_POINT[-2:]],
+        lambda _: [sys.executable, *ENTRY_POINT[-2:]],
         overrides={f"JOB_{name.upper()}": str(value) for name, value in inputs.items()}
         | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         on_pod=disturb,
@@ -198,6 +200,6 @@ def test_real_trials_survive_what_spot_machines_do(tmp_path: Path) -> None:
     for index in range(2):
         (path,) = tmp_path.glob(f"out/sweeps/s/slots/{index:04}/result.json")
         result = json.loads(path.read_text())
-        assert (result["status"], result["steps"], result["attempts"]) == ("completed", 400, 2)
+        assert (result["status"], result["steps"], result["attempts"]) == ("completed", 120, 2)
     resumed = [pod.log for pod in controller.pods if pod.attempt == 2]
     assert all("going on from the checkpoint at step" in log for log in resumed)

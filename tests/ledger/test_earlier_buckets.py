@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests import forked
+
 BUCKET = Path(__file__).parent / "bucket_0_1"
 EXPECTED: dict[str, Any] = json.loads((BUCKET / "expected.json").read_text())
 
@@ -38,10 +40,10 @@ def _job(copy: Path, *verb: str, **settings: object) -> subprocess.CompletedProc
         "lora_dropout": 0.1, "lora_r": 4, "num_trials": 6, "lease_seconds": 1, **settings,
     }  # fmt: skip
     environ = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "job", *verb],
         env=environ | {f"JOB_{name.upper()}": str(value) for name, value in given.items()},
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False,
+        cwd=Path(__file__).parents[2], timeout=120,
     )  # fmt: skip
 
 
@@ -72,6 +74,7 @@ def test_an_earlier_buckets_attempts_best_and_garbage_are_told(copy: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("slot", [1, 4], ids=["told to end", "killed"])
 def test_an_earlier_versions_checkpoint_is_resumed_to_equal_losses(copy: Path, slot: int) -> None:
+    forked.with_torch()
     ended = _job(copy, completion_index=slot)
     assert ended.returncode == 0, ended.stderr
     assert "going on from the checkpoint at step" in ended.stderr
@@ -89,6 +92,7 @@ def test_an_earlier_versions_checkpoint_is_resumed_to_equal_losses(copy: Path, s
 
 @pytest.mark.slow
 def test_a_slot_that_an_earlier_version_left_is_drawn_and_committed(copy: Path) -> None:
+    forked.with_torch()
     ended = _job(copy, completion_index=5)
     assert ended.returncode == 0, ended.stderr
     assert _job(copy, "redo", "3").returncode == 0, "an excluded one is begun again, too"

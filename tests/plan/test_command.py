@@ -33,6 +33,7 @@ from job.settings import Settings
 from job.store import open_store
 from job.training.memory import Samples, plan_memory
 from job.training.shape import model_shape
+from tests import forked
 from tests.servers import s3
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -178,10 +179,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _plan(inputs: dict[str, str], *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    forked.with_torch()
+    return forked.run(
         [sys.executable, "-m", "job", "plan", *words],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | inputs | environ,
-        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+        timeout=120, cwd=ROOT,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from job.report.overview import Overview, State, read_overview
 from job.report.page import html_page, markdown
 from job.report.table import stuck_slots, to_json, to_prometheus
 from job.store.local import LocalStore
-from tests import every_state
+from tests import every_state, forked
 from tests.browser import chromium, requests
 
 pytestmark = pytest.mark.slow
@@ -61,13 +61,13 @@ def page(overview: Overview, folder: Path) -> Path:
 
 
 def _job(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "job", *words],
         env={
             "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "JOB_OUTPUT_URI": f"{folder}/out",
             "JOB_SWEEP_NAME": "s", "JOB_NUM_TRIALS": "20", "JOB_WORK_DIR": f"{folder}/work",
         } | environ,
-        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+        timeout=120, cwd=ROOT,
     )  # fmt: skip
 
 
@@ -284,7 +284,7 @@ def test_a_tap_lights_a_trial_up(browser: Any) -> None:
     assert browser.get_log("browser") == []
 
 
-def test_the_verbs_print_without_torch(folder: Path, ledger: Ledger) -> None:
+def test_the_verbs_print_to_a_pipe_and_to_files(folder: Path, ledger: Ledger) -> None:
     status = _job(folder, "status")
     assert status.returncode == 0, status.stderr
     assert "best: slot" in status.stdout

@@ -35,7 +35,7 @@ from tests.sweep.test_builtin import (
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(SPACES, st.integers(0, 2**32), st.integers(1, 12), st.sampled_from([1, 4]))
 def test_no_point_is_tried_twice_whatever_the_space_and_the_history(
     space: dict[str, Any], seed: int, num_trials: int, num_workers: int

@@ -6,7 +6,6 @@ What it cannot show needs a GPU: tests/training/test_cuda.py.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,15 +69,14 @@ SMALL = LLAMA | {
 }  # fmt: skip
 
 
-def _counted(folder: Path, *requests: dict[str, Any]) -> list[dict[str, Any]]:
-    output = run_with_fake_card("benchmarks.fake_cuda.steps", json.dumps(requests), folder=folder)
-    results: list[dict[str, Any]] = json.loads(output.splitlines()[-1])
-    return results
+# How much memory a card has that said 1 GiB: enough only for an easier plan; too little for any.
+CAPS = [("nf4", 0.4, 0.12), ("none", 0.4, 0.2), (ATTENTION, 0.42, 0.14)]
 
 
 @pytest.fixture(scope="module")
-def peaks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    requests = [
+def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """All that is asked of the card, by one process."""
+    peaks = [
         {
             "side": "peak",
             "config": CONFIGS[name],
@@ -89,7 +87,30 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         }
         for name, mode, n, quantization in PEAKS
     ]
-    return _counted(tmp_path_factory.mktemp("card"), *requests)
+    job = {"side": "job", "config": SMALL, "memory_gib": 1.0}
+    plans = [
+        job | {"quantization": quantization} | cap
+        for quantization, enough, too_little in CAPS
+        for cap in ({}, {"cap_gib": enough}, {"cap_gib": too_little})
+    ]
+    folder = tmp_path_factory.mktemp("card")
+    output = run_with_fake_card(
+        "benchmarks.fake_cuda.steps", json.dumps(peaks + plans), folder=folder
+    )
+    results: list[dict[str, Any]] = json.loads(output.splitlines()[-1])
+    return results
+
+
+@pytest.fixture(scope="module")
+def peaks(counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A step's, for each of PEAKS."""
+    return counted[: len(PEAKS)]
+
+
+@pytest.fixture(scope="module")
+def planned(counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each of CAPS a trial on the card as it said, and on those two."""
+    return counted[len(PEAKS) :]
 
 
 @pytest.mark.parametrize("number", range(len(PEAKS)), ids=["-".join(map(str, p)) for p in PEAKS])
@@ -112,17 +133,13 @@ def test_logits_are_never_whole(peaks: list[dict[str, Any]]) -> None:
             assert counted["largest_bytes"] < 0.6 * counted["logits_bytes"], name
 
 
-@pytest.mark.parametrize(
-    ("quantization", "cap_gib", "too_little_gib"),
-    [("nf4", 0.4, 0.12), ("none", 0.4, 0.2), (ATTENTION, 0.42, 0.14)],
-)
+@pytest.mark.parametrize("number", range(len(CAPS)), ids=["-".join(map(str, c)) for c in CAPS])
 def test_a_trial_takes_its_plan_where_it_fits_and_an_easier_one_where_it_does_not(
-    tmp_path: Path, quantization: str, cap_gib: float, too_little_gib: float
+    planned: list[dict[str, Any]], number: int
 ) -> None:
     """The second card has less memory than it said; both leave nothing behind when undone."""
-    job = {"side": "job", "config": SMALL, "memory_gib": 1.0, "quantization": quantization}
-    caps = ({}, {"cap_gib": cap_gib}, {"cap_gib": too_little_gib})
-    fits, eases, none = _counted(tmp_path, *(job | cap for cap in caps))
+    cap_gib = CAPS[number][1]
+    fits, eases, none = planned[3 * number : 3 * number + 3]
     assert not fits["eased"]
     assert fits["warm_up_bytes"] <= fits["predicted_bytes"]
     assert eases["eased"]

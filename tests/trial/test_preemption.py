@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.tiny_model import make_base
 from tests.workers import make_inputs
 
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    forked.with_torch()
     folder = tmp_path_factory.mktemp("inputs")
     settings = make_inputs(folder) | {
         "device": "cpu",
@@ -39,16 +42,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {f"JOB_{name.upper()}": str(value) for name, value in settings.items()}
 
 
-def _start(inputs: dict[str, str], out: Path) -> subprocess.Popen[str]:
+def _start(
+    inputs: dict[str, str], out: Path, *, start: Callable[..., Any] = forked.popen
+) -> subprocess.Popen[str]:
     environ = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
+    process: subprocess.Popen[str] = start(
         [sys.executable, "-m", "job"],
         env=environ | inputs | {"JOB_OUTPUT_URI": str(out), "JOB_WORK_DIR": str(out / "work")},
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
     )
+    return process
 
 
 def _finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -89,7 +95,9 @@ def calm(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
 def test_a_signal_ends_in_75_within_the_grace_and_the_next_attempt_ends_equal(
     inputs: dict[str, str], calm: dict[str, Any], tmp_path: Path, moment: str, number: int
 ) -> None:
-    process = _start(inputs, tmp_path)
+    # A new Python for the signal that comes while torch is imported.
+    start = subprocess.Popen if moment == "device:" else forked.popen
+    process = _start(inputs, tmp_path, start=start)
     before = _lines_until(process, moment)
     started = time.monotonic()
     process.send_signal(number)

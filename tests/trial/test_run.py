@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from job.ledger.records import RowLosses
+from tests import forked
 from tests.tiny_model import make_base
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -42,6 +43,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(tmp_path: Path, base: Path, rows: Path) -> Run:
     """Run `python -m job VERB` with small settings; keyword arguments override them."""
+    forked.with_torch()
 
     def run(*verb: str, **settings: str | Path) -> subprocess.CompletedProcess[str]:
         environ = {
@@ -59,13 +61,10 @@ def job(tmp_path: Path, base: Path, rows: Path) -> Run:
             "JOB_EVAL_ROWS": "16",
             "JOB_NUM_TRIALS": "2",
         } | settings
-        return subprocess.run(
+        return forked.run(
             [sys.executable, "-m", "job", *verb],
             env={name: str(value) for name, value in environ.items()},
-            capture_output=True,
-            text=True,
             timeout=300,
-            check=False,
             cwd=Path(__file__).parents[2],
         )
 

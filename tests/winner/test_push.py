@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from job.ledger.ledger import Ledger
+from tests import forked
 from tests.servers.hub import Hub, Refusal, hub_server
 from tests.winner.tuned import make_tuned_sweep
 
@@ -42,7 +43,7 @@ def _best(
     *words: str,
     token: str = "hf_mine",  # noqa: S107
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "job", "best", *words],
         env={
             "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.endpoint,
@@ -50,7 +51,7 @@ def _best(
             "JOB_OUTPUT_URI": f"{folder}/out", "JOB_SWEEP_NAME": "s", "JOB_NUM_TRIALS": "2",
             "JOB_WORK_DIR": f"{folder}/work", "JOB_DEVICE": "cpu", "OMP_NUM_THREADS": "1",
         },
-        capture_output=True, text=True, timeout=240, check=False,
+        timeout=240,
     )  # fmt: skip
 
 
