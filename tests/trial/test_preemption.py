@@ -143,18 +143,20 @@ def test_a_trial_that_is_killed_at_three_places_ends_with_the_same_bytes(
 ) -> None:
     """Bit by bit on a GPU as well: `make test-gpu`."""
     inputs = inputs | {"JOB_DEVICE": device}
+    # CUDA cannot be used in a fork of a process that has opened it, as other tests have.
+    start = subprocess.Popen if device == "cuda" else forked.popen
     if device == "cuda":
-        code, err = _finish(_start(inputs, tmp_path / "calm"))
+        code, err = _finish(_start(inputs, tmp_path / "calm", start=start))
         assert code == 0, err
         calm = _result(tmp_path / "calm")
     for moment in ("checkpoint at step", "step 120/240: eval", "step 180/240: eval"):
-        process = _start(inputs, tmp_path / "killed")
+        process = _start(inputs, tmp_path / "killed", start=start)
         _lines_until(process, moment)
         (child,) = _children(process.pid)
         os.kill(child, signal.SIGKILL)
         code, err = _finish(process)
         assert code == 70, err
-    code, err = _finish(_start(inputs, tmp_path / "killed"))
+    code, err = _finish(_start(inputs, tmp_path / "killed", start=start))
     assert code == 0, err
     assert "going on from the checkpoint at step" in err
     result = _result(tmp_path / "killed")
