@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ parameters: {learning_rate: {value: 2.0e-4}}
 """
 SETTINGS = {
     "JOB_DEVICE": "cpu",
-    "JOB_NUM_TRIALS": "1",
     "JOB_MAX_STEPS": "10",  # of 8 rows
     "JOB_EVALS_PER_TRIAL": "1",
     "JOB_EVAL_ROWS": "24",
@@ -51,21 +51,27 @@ def main() -> None:
 
 
 def measure(
-    mode: str, rows: str, base: str, folder: Path, settings: dict[str, str] | None = None
+    mode: str,
+    rows: str,
+    base: str,
+    folder: Path,
+    *,
+    sweep: str = SWEEP,
+    settings: Mapping[str, str] = SETTINGS,
 ) -> dict[str, Any]:
     """Run the sweep in a new folder; its three losses, and what `status` tells of the price."""
     folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text(SWEEP)
+    (folder / "sweep.yaml").write_text(sweep)
     environ = {
         **os.environ,
-        **SETTINGS,
+        **settings,
+        "JOB_NUM_TRIALS": "1",
         "JOB_SWEEP_FILE": str(folder / "sweep.yaml"),
         "JOB_DATASET_URI": rows,
         "JOB_BASE_MODEL": base,
         "JOB_OUTPUT_URI": str(folder / "store"),
         "JOB_WORK_DIR": str(folder / "work"),
         "JOB_QUANTIZATION": mode,
-        **(settings or {}),
     }
 
     def job(*words: str) -> str:

@@ -150,3 +150,14 @@ def test_a_checkpoint_in_4_bits_has_no_other_weights(base: Path) -> None:
     attempt = _attempt(base)
     attempt.loaded.base.config = {"quantization_config": {"load_in_4bit": True}}
     assert _measure(attempt) is None
+
+
+@pytest.mark.gpu
+def test_a_gpu_measures_what_a_cpu_does_and_gets_its_memory_back(base: Path) -> None:
+    import torch
+
+    on_gpu, expected = _attempt(base), _measure(_attempt(base))
+    on_gpu.loaded.device = torch.device("cuda", 0)
+    before = torch.cuda.memory_allocated()
+    assert _measure(on_gpu) == pytest.approx(expected, rel=2e-3)
+    assert torch.cuda.memory_allocated() == torch.cuda.max_memory_allocated() == before
