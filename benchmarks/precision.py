@@ -76,9 +76,7 @@ def measure(
 
     def job(*words: str) -> str:
         command = [sys.executable, "-m", "job", *words]
-        return subprocess.run(
-            command, env=environ, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
+        return subprocess.check_output(command, env=environ, text=True)
 
     job("queue")
     merge = json.loads(job("best", "--json", "--merge", str(folder / "merged"), "--onto", "16bit"))

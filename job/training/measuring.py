@@ -83,16 +83,21 @@ def loss_in_16_bits(
         )
         enable_packed_attention(model)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float16,
-            device_map={"": device},
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-        model = model.eval().float() if dtype == torch.float32 else model.eval()
+        model = _whole(folder, device, dtype)
     model.config.use_cache = False
     return _loss(model, table, batches, device, title=title, pace=pace)
+
+
+def _whole(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model as transformers loads it, by way of fp16."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float16,
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model.eval().float() if dtype == torch.float32 else model.eval()
 
 
 def free_memory(device: torch.device) -> None:
@@ -147,23 +152,11 @@ def _read_as_it_runs(
     hooked: list[Any] = []
     runs = 0
 
-    def fill(module: Any, name: str) -> None:
-        # By way of fp16: a merged model is in fp16, and so is every base on a GPU.
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta:
-                tensor = weights.read(f"{name}.{key}", device).to(torch.float16).to(dtype)
-                module.register_parameter(key, torch.nn.Parameter(tensor, requires_grad=False))
-
     def before(module: Any, name: str) -> None:
         nonlocal runs
         runs += 1
         pace(min(1.0, runs / (reads * len(hooked))))
-        fill(module, name)
-
-    def empty(module: Any) -> None:
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            hollow = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
-            module.register_parameter(key, hollow)
+        _fill(module, name, weights, device, dtype)
 
     body, head = model.base_model, model.get_output_embeddings()
     # Its frequencies are no weights: no file has them.
@@ -176,8 +169,24 @@ def _read_as_it_runs(
             hooked.append(module)
             module.register_forward_pre_hook(lambda module, _, name=name: before(module, name))
             if not keep:
-                module.register_forward_hook(lambda module, *_: empty(module))
+                module.register_forward_hook(lambda module, *_: _empty(module))
         elif f"{name}.weight" in weights.names():
-            fill(module, name)
+            _fill(module, name, weights, device, dtype)
     if model.config.tie_word_embeddings:
         head.weight = model.get_input_embeddings().weight
+
+
+def _fill(
+    module: Any, name: str, weights: Weights, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Read what the module has no weights of; by way of fp16, as every base on a GPU is."""
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.is_meta:
+            tensor = weights.read(f"{name}.{key}", device).to(torch.float16).to(dtype)
+            module.register_parameter(key, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _empty(module: Any) -> None:
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        hollow = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        module.register_parameter(key, hollow)

@@ -127,12 +127,6 @@ def freeze_spec(
     if asked == "mixed":
         identity = slot.ledger.identity()
         values["quantization"] = (identity and identity.mixed) or asked
-    untuned = {
-        o.params.get("quantization", settings.quantization): o.untrained_loss
-        for o in observations
-        if o.untrained_loss is not None
-    }
-    in_16 = (o.untrained_16bit for o in observations if o.untrained_16bit is not None)
     planned_steps = plan_steps(
         len(data.train),
         settings.per_device_train_batch_size * values["gradient_accumulation_steps"],
@@ -150,11 +144,7 @@ def freeze_spec(
     spec = Spec(
         params=dict(params),
         recipe=recipe,
-        measure_step_0=asked not in untuned,
-        measure_16bit="none" not in quantizations(settings, definition)
-        and not any(o.measures_16bit for o in observations),
-        untuned=untuned.get(asked),
-        untuned_16bit=next(in_16, untuned.get("none")),
+        **_untuned(settings, definition, observations, asked),
         data_digest=data.digest,
         wandb_run_id=run_id,
         code_version=job.__version__,
@@ -163,6 +153,28 @@ def freeze_spec(
     if wandb_sweep is not None:
         spec = spec.changed(wandb_sweep=wandb_sweep)
     return slot.specify(spec)
+
+
+def _untuned(
+    settings: Settings,
+    definition: SweepDefinition,
+    observations: Sequence[Observation],
+    quantization: str,
+) -> dict[str, Any]:
+    """What a new slot's spec says of the untuned base: what to measure, and what is known."""
+    known = {
+        o.params.get("quantization", settings.quantization): o.untrained_loss
+        for o in observations
+        if o.untrained_loss is not None
+    }
+    in_16 = (o.untrained_16bit for o in observations if o.untrained_16bit is not None)
+    in_16_anyway = "none" in quantizations(settings, definition)
+    return {
+        "measure_step_0": quantization not in known,
+        "measure_16bit": not (in_16_anyway or any(o.measures_16bit for o in observations)),
+        "untuned": known.get(quantization),
+        "untuned_16bit": next(in_16, known.get("none")),
+    }
 
 
 def observe(
