@@ -74,11 +74,13 @@ class Recorder:
         keeper: Keeper,
         work_dir: Path,
         timer: StepTimer,
+        *,
         card: Callable[[TrainState], str],
+        begun: TrainState,
     ) -> None:
         self.history_path = work_dir / HISTORY_FILE
         self.rows_path = work_dir / ROWS_FILE  # there once an adapter is the best
-        self.state = TrainState()
+        self.state = begun
         self._trainer = trainer
         self._keeper = keeper
         self._work_dir = work_dir

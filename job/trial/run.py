@@ -268,6 +268,7 @@ def _result(attempt: Attempt, fitted: Fit, files: dict[str, str]) -> Result:
             "wandb_run_id": attempt.spec.wandb_run_id,
             "attempts": attempt.lease.epoch,
             "data_digest": attempt.loaded.data.digest,
+            "eval_rows": min(len(attempt.loaded.data.eval), attempt.settings.eval_rows),
             "base_model": base.name,
             "base_model_revision": base.revision,
             "code_version": job.__version__,

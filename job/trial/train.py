@@ -19,6 +19,7 @@ from job.training.state import TrainState
 from job.trial.attempt import Attempt, Training
 from job.trial.model_card import Provenance, adapter_card
 from job.trial.result import stop_early
+from job.trial.untuned import untuned_in_16_bits
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +68,13 @@ def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path) -> Fit:
         if uploads.resume_dir is not None:  # it had room in an earlier attempt
             raise
         return infeasible(str(error), work_dir, loaded.device)
+    tables = Tables(loaded.data.train, loaded.data.eval.head(settings.eval_rows))
+    measures = attempt.spec.measure_16bit and uploads.resume_dir is None
     inputs = FitInputs(
         base=base,
-        tables=Tables(loaded.data.train, loaded.data.eval.head(settings.eval_rows)),
+        tables=tables,
         memory=memory,
+        untuned_16bit=untuned_in_16_bits(attempt, tables.eval) if measures else None,
         ending=Ending(
             should_stop=attempt.should_stop,
             out_of_time=attempt.clock.out_of_time,
@@ -125,8 +129,16 @@ def _card(attempt: Attempt, state: TrainState) -> str:
         train_rows=len(data.train),
         eval_rows=min(len(data.eval), attempt.settings.eval_rows),
     )
-    untuned = next((loss for step, loss in state.curve if step == 0), None)
-    return adapter_card(origin, eval_loss=state.best_loss, step=state.step, untuned=untuned)
+    spec = attempt.spec
+    untuned = next((loss for step, loss in state.curve if step == 0), spec.untuned)
+    in_16 = spec.untuned_16bit if state.untuned_16bit is None else state.untuned_16bit
+    return adapter_card(
+        origin,
+        eval_loss=state.best_loss,
+        step=state.step,
+        untuned=untuned,
+        untuned_16bit=in_16,
+    )
 
 
 def _hopeless(attempt: Attempt, state: TrainState) -> str | None:

@@ -81,20 +81,36 @@ def _result(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def calm(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("calm")
+    return _calm(inputs, tmp_path_factory.mktemp("calm"))
+
+
+def _calm(inputs: dict[str, str], out: Path) -> dict[str, Any]:
     code, err = _finish(_start(inputs, out))
     assert code == 0, err
     return _result(out)
 
 
+# Shorter than the others: the process around it is the same whatever the precision.
+IN_16_BITS = {"JOB_QUANTIZATION": "none", "JOB_MAX_STEPS": "48"}
+
+
 @pytest.mark.parametrize(
-    ("moment", "number"),
-    [("device:", signal.SIGTERM), ("data:", signal.SIGTERM), ("step 60/240", signal.SIGTERM),
-     ("model:", signal.SIGINT)],
+    ("moment", "changes"),
+    [("device:", {}), ("data:", {}), ("step 60/240", {}), ("model:", {}),
+     ("untuned in 16 bits: eval/loss", {}), ("step 12/48", IN_16_BITS)],
 )  # fmt: skip
 def test_a_signal_ends_in_75_within_the_grace_and_the_next_attempt_ends_equal(
-    inputs: dict[str, str], calm: dict[str, Any], tmp_path: Path, moment: str, number: int
+    inputs: dict[str, str],
+    calm: dict[str, Any],
+    tmp_path: Path,
+    moment: str,
+    changes: dict[str, str],
 ) -> None:
+    number = signal.SIGINT if moment == "model:" else signal.SIGTERM
+    if changes:
+        inputs = inputs | changes
+        calm = _calm(inputs, tmp_path / "calm")
+    tmp_path /= "told"
     # A new Python for the signal that comes while torch is imported.
     start = subprocess.Popen if moment == "device:" else forked.popen
     process = _start(inputs, tmp_path, start=start)
@@ -112,8 +128,11 @@ def test_a_signal_ends_in_75_within_the_grace_and_the_next_attempt_ends_equal(
     code, err = _finish(again)
     assert code == 0, err
     result = _result(tmp_path)
-    for key in ("eval_loss", "curve", "adapter_sha256", "best_step"):
+    for key in ("eval_loss", "curve", "adapter_sha256", "best_step", "untuned_16bit"):
         assert result[key] == calm[key], key
+    assert (result["untuned_16bit"] is None) == (result["quantization"] == "none")
+    if "untuned" not in moment:  # there it depends on whether a checkpoint came in time
+        assert ("untuned in 16 bits" in err) == ("step" not in moment), "a checkpoint keeps it"
     if "step" in moment:
         assert "going on from the checkpoint at step" in err
         assert result["attempts"] == 2
