@@ -103,12 +103,12 @@ def _unsent(error: Exception) -> Fault | None:
 
 
 def _of_answer(error: Any, bucket: str) -> Fault:
-    if _no_bucket(error):
-        return Fault(FaultKind.SETTING, f"no bucket {bucket} there; create it first")
     answer = getattr(error, "response", None)
     status = int(getattr(error, "code", None) or getattr(answer, "status_code", None) or 0)
     reason, words = _said(error)
     shown = f"{type(error).__name__}, HTTP {status}" + (f": {words}" if words else "")
+    if _no_bucket(error):
+        return Fault(FaultKind.SETTING, f"no bucket {bucket} there ({shown}); create it first")
     busy = status in (408, 409, 429) or status < 400 or (status >= 500 and status != 501)
     if busy or (status == 403 and reason in _BUSY):
         return Fault(FaultKind.OUTAGE, f"the service fails or is busy ({shown})")
