@@ -101,27 +101,19 @@ def resolve_base(
     full, and what the bucket does not hold as it was written, is left to the hub. `check` is given
     the config before any weight moves.
     """
-    from_elsewhere = partial(
-        resolve_base_model,
-        name,
-        revision,
-        cache_dir,
-        outage_seconds=outage_seconds,
-        should_stop=should_stop,
-        check=check,
-    )
+    waiting: dict[str, Any] = {"outage_seconds": outage_seconds, "should_stop": should_stop}
+    from_elsewhere = partial(resolve_base_model, name, revision, cache_dir, check=check, **waiting)
     commit, model = revision, None
     if not (is_hub_name(name) and FULL_COMMIT.fullmatch(revision)):
         model = from_elsewhere()
         commit = model.hub_revision or ""
     if commit and (staged := _to_take(store, name, commit)) is not None:
         folder = _folder(cache_dir, name, commit)
-        take = partial(_take, store, outage_seconds=outage_seconds, should_stop=should_stop)
         try:
-            take(staged.only(CONFIG), folder)
+            _take(store, staged.only(CONFIG), folder, **waiting)
             config = read_config(name, folder / CONFIG)
             check(name, config)
-            take(staged, folder)
+            _take(store, staged, folder, **waiting)
             return BaseModel(name, str(folder), commit, config)
         except DamagedError as error:
             log.warning("%s; the hub is asked instead, `job stage` mends it", error)
