@@ -10,11 +10,11 @@ because a worker that leaves with 0 completes its index for good.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from job.errors import HeldError, SlotError
-from job.ledger.accounts import NOTHING, Cost, cost_of_slot
+from job.ledger.accounts import NOTHING, Cost, cost_of, cost_of_slot
 from job.ledger.ledger import Ledger
 from job.ledger.slot import Slot
 from job.settings import Settings
@@ -99,8 +99,9 @@ def _budgets(
     settings: Settings, ledger: Ledger, expected_seconds: float, held: int | None
 ) -> Iterator[_Budget]:
     """The budgets that are set, if a trial takes so many GPU-seconds."""
-    costs = [cost_of_slot(ledger, number) for number in range(settings.num_trials)]
-    spent, bound = sum(costs, NOTHING), _bound(ledger, costs, expected_seconds, held)
+    numbers = range(settings.num_trials)
+    spent = sum((cost_of_slot(ledger, number) for number in numbers), NOTHING)
+    bound = _bound(ledger, numbers, expected_seconds, held)
     another, price = Cost(expected_seconds, 0.0, expected_seconds), settings.gpu_hourly_usd
     if (hours := settings.sweep_budget_gpu_hours) is not None:
         told = (cost.gpu_seconds / 3600 for cost in (spent, bound, another))
@@ -110,17 +111,20 @@ def _budgets(
         yield _Budget("JOB_SWEEP_BUDGET_USD", dollars, "${:.2f}", *told)
 
 
-def _bound(ledger: Ledger, costs: list[Cost], expected_seconds: float, held: int | None) -> Cost:
+def _bound(
+    ledger: Ledger, numbers: Iterable[int], expected_seconds: float, held: int | None
+) -> Cost:
     """What the trials at work will still take if each takes so many GPU-seconds, at its price."""
     bound = NOTHING
-    for number, cost in enumerate(costs):
+    for number in numbers:
         with contextlib.suppress(SlotError):  # a damaged slot binds nothing
             slot = ledger.slot(number)
             if not slot.is_open() or not _is_begun(slot, held):
                 continue
             stored = slot.lease()
             price = stored.lease.attempt.hourly_usd if stored else None
-            left = max(0.0, expected_seconds - cost.gpu_seconds)
+            # Since it was begun, or begun again: what came before a redo is spent.
+            left = max(0.0, expected_seconds - cost_of(slot).gpu_seconds)
             bound += Cost(left, 0.0, left) if price is None else Cost(left, left / 3600 * price)
     return bound
 

@@ -227,6 +227,18 @@ def test_before_the_first_commit_the_question_is_put_off(tmp_path: Path) -> None
         affordable(hours, ledger, [1])
 
 
+def test_a_trial_that_is_begun_again_takes_its_whole_price_again(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep(make_identity())
+    for number in range(2):
+        _end(_begin(ledger, [number], "a", 0.5), 2.0, 0)  # $1
+    redo(ledger.slot(0))
+    _begin(ledger, [0], "a", 0.5)
+    said = "$2.00 are spent, about $1.00 bound by the trials at work and about $1.00 needed"
+    settings = _settings(sweep_budget_usd=3.9, gpu_hourly_usd=0.5)
+    assert said in str(budget_reached(settings, ledger))
+
+
 def test_of_workers_that_loaded_at_once_those_at_higher_slots_stand_back(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
     _end(_begin(ledger, [0], "a", 0.5), 2.0, 0)  # $1 is spent
