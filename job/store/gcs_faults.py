@@ -28,6 +28,11 @@ _MEANINGS = (
         FaultKind.PERMISSION,
         "refused ({}); this job never pays as a requester: copy what it needs to a bucket of yours",
     ),
+    (  # https://cloud.google.com/vpc-service-controls/docs/troubleshooting
+        "prohibited by organization's policy",
+        FaultKind.PERMISSION,
+        "refused ({}); let the nodes' network and identity through VPC Service Controls",
+    ),
     (
         r"\bKMS\b",
         FaultKind.PERMISSION,

@@ -98,6 +98,14 @@ S3 = [
         403, "AccessDenied", "Access Denied: x-amz-request-payer is required for this bucket",
         CredentialsError, "never pays as a requester",
     ),
+    # https://github.com/usdigitalresponse/usdr-gost/pull/4044
+    Row(
+        403, "AccessDenied",
+        "User: arn:aws:sts::1:assumed-role/r/t is not authorized to perform: s3:PutObject on"
+        " resource: arn:aws:s3:::b/full-file-export/archive.zip with an explicit deny in a"
+        " resource-based policy",
+        CredentialsError, "a deny outdoes every grant",
+    ),
     # Plain denials keep the identity's needs
     Row(403, "AccessDenied", "Access Denied", CredentialsError, "s3:PutObject"),
     Row(
@@ -334,6 +342,12 @@ GCS = [
         "x@y.iam.gserviceaccount.com does not have storage.objects.create access to the Google"
         " Cloud Storage object. Permission 'storage.objects.create' denied on resource",
         CredentialsError, "Storage Object User",
+    ),
+    # https://cloud.google.com/vpc-service-controls/docs/troubleshooting
+    Row(
+        403, "vpcServiceControls",
+        "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: x",
+        CredentialsError, "through VPC Service Controls",
     ),
     Row(
         404, "notFound", "The specified bucket does not exist.", SettingsError, "create it first",
