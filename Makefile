@@ -100,7 +100,7 @@ check-skypilot:  ## check docs/skypilot.yaml by SkyPilot's own schemas
 	$(VENV)-skypilot/bin/pip install --quiet --disable-pip-version-check skypilot==0.14.1
 	$(VENV)-skypilot/bin/python .ci/skypilot.py
 
-notebook: $(STAMP) demo  ## execute docs/notebooks/worker.ipynb on the CPU and keep its output
+notebook: $(STAMP)  ## execute docs/notebooks/worker.ipynb on the CPU and keep its output
 	$(BIN)/python .ci/notebook.py
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer

@@ -18,7 +18,7 @@ from job.log import log
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
-from job.staged_base import resolve_base
+from job.staged_base import fetch_weights, resolve_base
 from job.store import probe
 from job.sweep.definition import SweepDefinition
 from job.training.families import Coverage, check_base
@@ -51,6 +51,12 @@ def load(
         probe(ledger.store)
     with _timed(seconds_of, "base"):
         base = find_base(settings, definition, ledger, stop.check)
+        fetch_weights(
+            base,
+            settings.work_dir,
+            outage_seconds=60 * settings.outage_minutes,
+            should_stop=stop.check,
+        )
     with _timed(seconds_of, "rows"):
         data = prepare_data(settings, base, ledger, stop.check)
         check_rows(base, data)

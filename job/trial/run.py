@@ -25,6 +25,7 @@ from job.sweep.definition import SweepDefinition
 from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
+from job.trial.budget import affordable, budget_reached
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.end import end_of, ended_line, why_ended, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
@@ -32,7 +33,6 @@ from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
 from job.trial.prepare import load
 from job.trial.result import summary, training_result
 from job.trial.slots import (
-    budget_spent,
     check_progress,
     check_undrawn,
     check_work_dir,
@@ -129,6 +129,11 @@ def _slots_worth_a_trial(
         warn_of_other_settings(settings, definition, ledger)
         tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
         return ended_line(settings, ended, name=name)
+    open_slots, reached = affordable(settings, ledger, open_slots)
+    if reached is not None and not open_slots:
+        warn_of_other_settings(settings, definition, ledger)
+        tell_of_budget(settings, ledger, reached)
+        return f"{name}: {reached}, no new trial is begun"
     if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
         warn_of_other_settings(settings, definition, ledger)
         return nothing_to_do(settings, ledger)
@@ -184,10 +189,11 @@ def _drawn(
     if spec is not None:
         return Drawn(spec)
     check_undrawn(slot)
-    if (spent := budget_spent(settings, slot.ledger)) is not None:
-        tell_of_budget(settings, slot.ledger, spent)
-        return f"slot {slot.number}: {spent}, no new trial is begun"
-    # Results may have come while the base was loaded.
+    # Other trials may have begun or ended while the base was loaded.
+    reached = budget_reached(settings, slot.ledger, held=slot.number)
+    if reached is not None:
+        tell_of_budget(settings, slot.ledger, reached)
+        return f"slot {slot.number}: {reached}, no new trial is begun"
     if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
         return ended_line(settings, ended, name=f"slot {slot.number}")
     drawn = draw_for(
