@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from job.base_model import BaseModel
 from job.data.prepared import DataSettings, PreparedData, prepare
-from job.data.tokens import load_tokenizer, vocabulary_digest
-from job.hub import waited_out
+from job.data.tokenisation import Tokenisation, find_tokenisation
+from job.data.tokens import load_tokenizer
+from job.hub import cached_snapshot, waited_out
 from job.ledger.ledger import Ledger
 from job.log import log
 from job.process.stop import Stop
@@ -144,11 +145,7 @@ def prepare_data(
     """The rows of the settings as tables for this base. Raises what `prepare` raises."""
     should_stop()
     identity = ledger.identity()
-    outage_seconds = 60 * settings.outage_minutes
-    tokenizer = waited_out(
-        lambda: load_tokenizer(base.location, base.hub_revision), outage_seconds, should_stop
-    )
-    data = prepare(
+    return prepare(
         DataSettings(
             dataset_uri=settings.dataset_uri,
             prompt_column=settings.prompt_column,
@@ -161,11 +158,28 @@ def prepare_data(
             subsample_fraction=settings.row_fraction,
             eval_fraction=settings.eval_fraction,
         ),
-        tokenizer=tokenizer,
+        tokenisation=_tokenisation(settings, base, should_stop),
         store=ledger.store,
         cache_dir=settings.work_dir,
         should_stop=should_stop,
         frozen_digest=None if identity is None else identity.dataset.prepared,
-        outage_seconds=outage_seconds,
+        outage_seconds=60 * settings.outage_minutes,
     )
-    return replace(data, vocabulary=vocabulary_digest(tokenizer))
+
+
+def _tokenisation(
+    settings: Settings, base: BaseModel, should_stop: Callable[[], None]
+) -> Tokenisation:
+    """How the base's chats become tokens, its tokenizer loaded only where this disk does not know.
+
+    Raises what `load_tokenizer` and `load_template` raise.
+    """
+    name, commit = base.location, base.hub_revision
+    return find_tokenisation(
+        settings.chat_template,
+        folder=lambda: Path(name) if commit is None else cached_snapshot(name, commit),
+        load=lambda: waited_out(
+            lambda: load_tokenizer(name, commit), 60 * settings.outage_minutes, should_stop
+        ),
+        work_dir=settings.work_dir,
+    )

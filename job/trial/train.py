@@ -12,6 +12,7 @@ from job.data.samples import Tables
 from job.ledger.records import Recipe
 from job.ledger.uploads import Uploads
 from job.process.gpu import preflight
+from job.process.imports import import_for_good
 from job.settings import Settings
 from job.training.memory import MemoryPlan, Samples, plan_memory
 from job.training.quantization import words
@@ -34,6 +35,7 @@ def real_training() -> Training:
 def _open_device(settings: Settings) -> torch.device:
     preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
     # Imported behind it: torch takes seconds, and this node may have no GPU that can be used.
+    import_for_good("torch")
     from job.training.device import open_device
 
     return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
@@ -46,6 +48,7 @@ def _usable_bytes(settings: Settings, device: torch.device) -> int | None:
 
 
 def _load_base(base: BaseModel, device: torch.device, quantization: str) -> Any:
+    import_for_good("job.training.fit")
     from job.training.model import load_base
 
     return load_base(base.location, base.hub_revision, device, quantization=quantization)
