@@ -11,6 +11,7 @@ from job.base_model import BaseModel
 from job.data.samples import Tables
 from job.ledger.records import Recipe
 from job.ledger.uploads import Uploads
+from job.log import log
 from job.process.gpu import preflight
 from job.process.imports import import_for_good
 from job.settings import Settings
@@ -48,7 +49,9 @@ def _usable_bytes(settings: Settings, device: torch.device) -> int | None:
 
 
 def _load_base(base: BaseModel, device: torch.device, quantization: str) -> Any:
-    import_for_good("job.training.fit")
+    seconds = import_for_good("job.training.fit")
+    if seconds is not None:
+        log.info("libraries for training: imported in %.1f s", seconds)
     from job.training.model import load_base
 
     return load_base(base.location, base.hub_revision, device, quantization=quantization)

@@ -1,0 +1,186 @@
+"""The seconds from a trial's process to its first optimizer step, by phases, on a warm work folder.
+
+`python -m benchmarks.first_step`: a random model in the shape of a 1B with a vocabulary of 128,000
+tokens, trained on the Python sources of this machine. The first trial fills the work folder; the
+table has the medians of the ones after it. Each is told to end at its first step: before it on a
+CPU, where quantising 1B and a step of it say nothing of a GPU and 16 bits are loaded; after it with
+`--device cuda`. Prints a table; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import re
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.shapes import SHAPES, write_model
+from job.demo.docstrings import write_rows
+from tests.tiny_tokenizer import LLAMA3
+
+SOURCE_CHARACTERS = 60_000_000  # that the tokenizer is trained on
+SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+NUM_SPECIALS = 256  # as Llama 3 has
+PARTS = re.compile(r"prepared in ([\d.]+) s \(device ([\d.]+), store ([\d.]+), base ([\d.]+), rows")
+# A phase ends with the log's line that holds these words.
+LINES = {
+    "rows": "prepared in",
+    "libraries (transformers, PEFT, bitsandbytes)": "libraries for training",
+    "weights": " loaded in ",
+    "slot, adapter": "memory: ",
+}
+FIRST_STEP = re.compile(r"step 1/\d+: loss")
+CPU = "CPU seconds of both processes"  # which a busy machine stretches less
+LIMIT_SECONDS = 600
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--rounds", type=int, default=5, help="on the warm folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--base", type=Path, help="a model's folder instead of a random model")
+    parser.add_argument("--dir", help="where 2.5 GB are written")
+    arguments = parser.parse_args()
+    console = Console(width=100, highlight=False)
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as name:
+        folder = Path(name)
+        write_rows(folder / "rows.jsonl")
+        base = arguments.base or _write_base(folder / "base", arguments.shape)
+        first, *later = [
+            _run_trial(folder, base, arguments.device, slot) for slot in range(arguments.rounds + 1)
+        ]
+        console.print(_table(first, later))
+    gpu = f", {torch.cuda.get_device_name()}" if arguments.device == "cuda" else ""
+    console.print(
+        f"{time.strftime('%F')}, {platform.machine()}, {os.cpu_count()} cores, load"
+        f" {os.getloadavg()[0]:.1f}{gpu}, Python {platform.python_version()}, torch"
+        f" {torch.__version__}"
+    )
+
+
+def _write_base(folder: Path, shape: str) -> Path:
+    """A random model, and a byte-level vocabulary like Llama 3's, trained on what lies around."""
+    write_model(folder, shape)
+    vocabulary = SHAPES[shape]["vocab_size"]
+    num_specials = min(NUM_SPECIALS, vocabulary // 4)
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - num_specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokens.train_from_iterator(_sources(), trainer)
+    extra = [*SPECIALS, *(f"<|{n}|>" for n in range(num_specials - len(SPECIALS)))]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        bos_token=extra[0],
+        eos_token=extra[4],
+        extra_special_tokens=extra[2:],
+    )
+    tokenizer.chat_template = LLAMA3
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _sources() -> Iterator[str]:
+    roots = [Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib")]
+    num_characters = 0
+    for path in itertools.chain(*(sorted(root.rglob("*.py")) for root in roots)):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        yield text
+        num_characters += len(text)
+        if num_characters > SOURCE_CHARACTERS:
+            return
+
+
+def _run_trial(folder: Path, base: Path, device: str, slot: int) -> dict[str, float]:
+    """Run a trial to its first step: the seconds of its phases, in order."""
+    environ = {
+        **os.environ,
+        "JOB_DEVICE": device,
+        "JOB_QUANTIZATION": "none" if device == "cpu" else "nf4",
+        "JOB_BASE_MODEL": str(base),
+        "JOB_DATASET_URI": str(folder / "rows.jsonl"),
+        "JOB_OUTPUT_URI": str(folder / "store"),
+        "JOB_WORK_DIR": str(folder / "work"),
+        "JOB_COMPLETION_INDEX": str(slot),
+        "JOB_NUM_TRIALS": "100",
+        "JOB_SUBSAMPLE_FRACTION": "0.5",
+    }
+    started = time.monotonic()
+    trial = subprocess.Popen(
+        [sys.executable, "-m", "job"], env=environ, stderr=subprocess.PIPE, text=True
+    )
+    cpu_before = _cpu_seconds()
+    phases: dict[str, float] = {}
+    lines: list[str] = []
+    last = started
+    for line in trial.stderr or ():
+        lines.append(line)
+        now = time.monotonic()
+        if found := PARTS.search(line):
+            prepared, *parts = map(float, found.groups())
+            phases["start (two processes, settings, the sweep)"] = now - started - prepared
+            phases |= zip(("torch, the device", "store probed", "base"), parts, strict=True)
+            last = now - prepared + sum(parts)
+        name = next((name for name, words in LINES.items() if words in line), None)
+        if name is None and FIRST_STEP.search(line):
+            name = "warm-up, first step"
+        if name is not None and name not in phases:
+            phases[name], last = now - last, now
+        if name == ("slot, adapter" if device == "cpu" else "warm-up, first step"):
+            trial.send_signal(signal.SIGTERM)
+    if trial.wait(LIMIT_SECONDS) != 75:
+        raise SystemExit("".join(lines))
+    return phases | {CPU: _cpu_seconds() - cpu_before}
+
+
+def _cpu_seconds() -> float:
+    """The CPU seconds of all processes that have ended below this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _table(first: dict[str, float], later: list[dict[str, float]]) -> Table:
+    title = "From the process to the first optimizer step, seconds"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table.add_column("phase")
+    for column in ("first trial", f"median of {len(later)} next", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for trial in (first, *later):
+        trial["all"] = sum(trial.values()) - trial[CPU]
+        trial["all but the weights"] = trial["all"] - trial["weights"]
+    for phase in later[0]:
+        _add(table, phase, first[phase], [trial[phase] for trial in later])
+    return table
+
+
+def _add(table: Table, name: str, first: float, later: list[float]) -> None:
+    shown: list[Any] = [first, statistics.median(later), min(later), max(later)]
+    table.add_row(name, *(f"{seconds:.2f}" for seconds in shown))
+
+
+if __name__ == "__main__":
+    main()
