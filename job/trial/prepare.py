@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
 from job.data.prepared import DataSettings, PreparedData, prepare
@@ -29,6 +29,9 @@ from job.trial.attempt import Loaded, Training
 from job.trial.identity import base_revision, check_rows
 from job.trial.weights import BaseWeights, Costliest, choose_mixed, quantizations
 
+if TYPE_CHECKING:
+    import torch
+
 
 def load(
     settings: Settings,
@@ -45,19 +48,8 @@ def load(
     a trial that draws another loads it again. Raises any `JobError`.
     """
     started = time.monotonic()
-    seconds_of: dict[str, float] = {}
-    with _timed(seconds_of, "device"):
-        device = training.open_device(settings)
-    with _timed(seconds_of, "store"):
-        probe(ledger.store)
-    with _timed(seconds_of, "base"):
-        base = find_base(settings, definition, ledger, stop.check)
-    with _timed(seconds_of, "rows"):
-        data = prepare_data(settings, base, ledger, stop.check)
-        check_rows(base, data)
+    device, base, data = _prepare(settings, definition, ledger, training, stop.check)
     prepared = time.monotonic()
-    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
-    log.info("prepared in %.1f s (%s)", prepared - started, parts)
 
     def load_base(quantization: str) -> Any:
         begun = time.monotonic()
@@ -80,6 +72,30 @@ def load(
     weights.model(mixed if mixed and modes[0] == "mixed" else modes[0])
     seconds = time.monotonic() - prepared
     return Loaded(base, data, device, weights, mixed, prepared - started, seconds)
+
+
+def _prepare(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    training: Training,
+    should_stop: Callable[[], None],
+) -> tuple[torch.device, BaseModel, PreparedData]:
+    """All but the model, in the order in which a node or settings that are no use end soonest."""
+    started = time.monotonic()
+    seconds_of: dict[str, float] = {}
+    with _timed(seconds_of, "device"):
+        device = training.open_device(settings)
+    with _timed(seconds_of, "store"):
+        probe(ledger.store)
+    with _timed(seconds_of, "base"):
+        base = find_base(settings, definition, ledger, should_stop)
+    with _timed(seconds_of, "rows"):
+        data = prepare_data(settings, base, ledger, should_stop)
+        check_rows(base, data)
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
+    log.info("prepared in %.1f s (%s)", time.monotonic() - started, parts)
+    return device, base, data
 
 
 def mixed_of_sweep(
