@@ -126,7 +126,7 @@ def _run_trial(folder: Path, base: Path, device: str, slot: int) -> dict[str, fl
         "JOB_OUTPUT_URI": str(folder / "store"),
         "JOB_WORK_DIR": str(folder / "work"),
         "JOB_COMPLETION_INDEX": str(slot),
-        "JOB_NUM_TRIALS": "100",
+        "JOB_NUM_TRIALS": str(max(12, slot + 1)),
         "JOB_SUBSAMPLE_FRACTION": "0.5",
     }
     started = time.monotonic()
