@@ -4,7 +4,8 @@
 tokens, trained on the Python sources of this machine. The first trial fills the work folder; the
 table has the medians of the ones after it. Each is told to end at its first step: before it on a
 CPU, where quantising 1B and a step of it say nothing of a GPU and 16 bits are loaded; after it with
-`--device cuda`. Prints a table; asserts nothing.
+`--device cuda`. Then what a bucket's answers add: the same with a folder that waits before each of
+them, and training that is faked. Prints tables; asserts nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,23 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.shapes import SHAPES, write_model
 from job.demo.docstrings import write_rows
+from job.ledger.uploads import Uploads
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
+from job.settings import Settings
+from job.store.base import Stored
+from job.store.local import LocalStore
+from job.trial.attempt import Attempt
+from job.trial.run import run_trial_on
+from tests.fake_training import FAKE_TRAINING
 from tests.tiny_tokenizer import LLAMA3
+from tests.workers import make_inputs
 
 SOURCE_CHARACTERS = 60_000_000  # that the tokenizer is trained on
 SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 NUM_SPECIALS = 256  # as Llama 3 has
+NUM_TRIALS = 12
+ANSWER_SECONDS = 0.03
 PARTS = re.compile(r"prepared in ([\d.]+) s \(device ([\d.]+), store ([\d.]+), base ([\d.]+), rows")
 # A phase ends with the log's line that holds these words.
 LINES = {
@@ -60,16 +74,20 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--base", type=Path, help="a model's folder instead of a random model")
     parser.add_argument("--dir", help="where 2.5 GB are written")
+    parser.add_argument("--store-alone", action="store_true", help="only what the store adds")
     arguments = parser.parse_args()
     console = Console(width=100, highlight=False)
     with tempfile.TemporaryDirectory(dir=arguments.dir) as name:
         folder = Path(name)
-        write_rows(folder / "rows.jsonl")
-        base = arguments.base or _write_base(folder / "base", arguments.shape)
-        first, *later = [
-            _run_trial(folder, base, arguments.device, slot) for slot in range(arguments.rounds + 1)
-        ]
-        console.print(_table(first, later))
+        if not arguments.store_alone:
+            write_rows(folder / "rows.jsonl")
+            base = arguments.base or _write_base(folder / "base", arguments.shape)
+            first, *later = [
+                _run_trial(folder, base, arguments.device, slot)
+                for slot in range(arguments.rounds + 1)
+            ]
+            console.print(_table(first, later))
+        console.print(_of_the_store(folder / "slow"))
     gpu = f", {torch.cuda.get_device_name()}" if arguments.device == "cuda" else ""
     console.print(
         f"{time.strftime('%F')}, {platform.machine()}, {os.cpu_count()} cores, load"
@@ -126,7 +144,7 @@ def _run_trial(folder: Path, base: Path, device: str, slot: int) -> dict[str, fl
         "JOB_OUTPUT_URI": str(folder / "store"),
         "JOB_WORK_DIR": str(folder / "work"),
         "JOB_COMPLETION_INDEX": str(slot),
-        "JOB_NUM_TRIALS": str(max(12, slot + 1)),
+        "JOB_NUM_TRIALS": str(max(NUM_TRIALS, slot + 1)),
         "JOB_SUBSAMPLE_FRACTION": "0.5",
     }
     started = time.monotonic()
@@ -175,6 +193,56 @@ def _table(first: dict[str, float], later: list[dict[str, float]]) -> Table:
     for phase in later[0]:
         _add(table, phase, first[phase], [trial[phase] for trial in later])
     return table
+
+
+class _SlowFolder(LocalStore):
+    """A folder that answers each question for a document as late as a bucket does."""
+
+    num_answers = 0
+
+    def get(self, key: str) -> Stored | None:
+        self._wait()
+        return super().get(key)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._wait()
+        return super().put_if_absent(key, data)
+
+    def put_if_version(self, key: str, data: bytes, version: str) -> bool:
+        self._wait()
+        return super().put_if_version(key, data, version)
+
+    def _wait(self) -> None:
+        self.num_answers += 1
+        time.sleep(ANSWER_SECONDS)
+
+
+def _of_the_store(folder: Path) -> str:
+    """How long each trial of a sweep takes to its training, and how often it asks the store."""
+    given = make_inputs(folder) | {"num_trials": NUM_TRIALS, "lease_seconds": 60}
+    seconds, answers = [], []
+    for _ in range(NUM_TRIALS):
+        store, stop, started = _SlowFolder(folder / "out"), Stop(8), time.monotonic()
+
+        def fit(
+            attempt: Attempt,
+            uploads: Uploads,
+            work_dir: Path,
+            store: _SlowFolder = store,
+            started: float = started,
+        ) -> Any:
+            seconds.append(time.monotonic() - started)
+            answers.append(store.num_answers)
+            return FAKE_TRAINING.fit(attempt, uploads, work_dir)
+
+        training, watchdog = replace(FAKE_TRAINING, fit=fit), Watchdog(stop, lambda _reason: None)
+        run_trial_on(store, Settings(**given), stop, training, watchdog)
+    return (
+        f"A sweep of {NUM_TRIALS} trials in a store that answers after {1000 * ANSWER_SECONDS:.0f}"
+        f" ms: {statistics.median(seconds[1:]):.1f} s to a trial's training (lowest"
+        f" {min(seconds[1:]):.1f}, highest {max(seconds[1:]):.1f}) and"
+        f" {statistics.median(answers[1:]):.0f} answers, medians without the first"
+    )
 
 
 def _add(table: Table, name: str, first: float, later: list[float]) -> None:
