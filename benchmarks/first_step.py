@@ -15,7 +15,6 @@ import itertools
 import os
 import platform
 import re
-import resource
 import signal
 import statistics
 import subprocess
@@ -54,17 +53,18 @@ SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", 
 NUM_SPECIALS = 256  # as Llama 3 has
 NUM_TRIALS = 12
 ANSWER_SECONDS = 0.03
-PARTS = re.compile(r"prepared in ([\d.]+) s \(device ([\d.]+), store ([\d.]+), base ([\d.]+), rows")
 # A phase ends with the log's line that holds these words.
 LINES = {
-    "rows": "prepared in",
-    "libraries (transformers, PEFT, bitsandbytes)": "libraries for training",
+    "start: two processes, the sweep, torch": "device: ",
+    "store probed, base, rows": "prepared in ",
+    "libraries: transformers, PEFT, bitsandbytes": "libraries for training",
     "weights": " loaded in ",
     "slot, adapter": "memory: ",
 }
 FIRST_STEP = re.compile(r"step 1/\d+: loss")
-CPU = "CPU seconds of both processes"  # which a busy machine stretches less
 LIMIT_SECONDS = 600
+WITH_STEP = "warm-up, first step"
+Phases = dict[str, tuple[float, float]]  # seconds of the clock and of CPU, in order
 
 
 def main() -> None:
@@ -133,8 +133,8 @@ def _sources() -> Iterator[str]:
             return
 
 
-def _run_trial(folder: Path, base: Path, device: str, slot: int) -> dict[str, float]:
-    """Run a trial to its first step: the seconds of its phases, in order."""
+def _run_trial(folder: Path, base: Path, device: str, slot: int) -> Phases:
+    """Run a trial to its first step."""
     environ = {
         **os.environ,
         "JOB_DEVICE": device,
@@ -147,51 +147,61 @@ def _run_trial(folder: Path, base: Path, device: str, slot: int) -> dict[str, fl
         "JOB_NUM_TRIALS": str(max(NUM_TRIALS, slot + 1)),
         "JOB_SUBSAMPLE_FRACTION": "0.5",
     }
-    started = time.monotonic()
+    last, last_cpu = time.monotonic(), 0.0
     trial = subprocess.Popen(
         [sys.executable, "-m", "job"], env=environ, stderr=subprocess.PIPE, text=True
     )
-    cpu_before = _cpu_seconds()
-    phases: dict[str, float] = {}
+    phases: Phases = {}
     lines: list[str] = []
-    last = started
     for line in trial.stderr or ():
         lines.append(line)
-        now = time.monotonic()
-        if found := PARTS.search(line):
-            prepared, *parts = map(float, found.groups())
-            phases["start (two processes, settings, the sweep)"] = now - started - prepared
-            phases |= zip(("torch, the device", "store probed", "base"), parts, strict=True)
-            last = now - prepared + sum(parts)
         name = next((name for name, words in LINES.items() if words in line), None)
         if name is None and FIRST_STEP.search(line):
-            name = "warm-up, first step"
+            name = WITH_STEP
         if name is not None and name not in phases:
-            phases[name], last = now - last, now
-        if name == ("slot, adapter" if device == "cpu" else "warm-up, first step"):
+            now, cpu = time.monotonic(), _cpu_seconds(trial.pid)
+            phases[name] = (now - last, cpu - last_cpu)
+            last, last_cpu = now, cpu
+        if name == ("slot, adapter" if device == "cpu" else WITH_STEP):
             trial.send_signal(signal.SIGTERM)
     if trial.wait(LIMIT_SECONDS) != 75:
         raise SystemExit("".join(lines))
-    return phases | {CPU: _cpu_seconds() - cpu_before}
+    return phases
 
 
-def _cpu_seconds() -> float:
-    """The CPU seconds of all processes that have ended below this one."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _cpu_seconds(pid: int) -> float:
+    """The CPU seconds that a process and its children have used so far, by /proc."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ticks = 0
+    for each in (str(pid), *children):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _table(first: dict[str, float], later: list[dict[str, float]]) -> Table:
-    title = "From the process to the first optimizer step, seconds"
+def _table(first: Phases, later: list[Phases]) -> Table:
+    title = "From the process to the first optimizer step, seconds (CPU: of all threads)"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("phase")
-    for column in ("first trial", f"median of {len(later)} next", "lowest", "highest"):
+    for column in (
+        "first",
+        "CPU",
+        f"next {len(later)}, median",
+        "lowest",
+        "highest",
+        "CPU, median",
+    ):
         table.add_column(column, justify="right")
     for trial in (first, *later):
-        trial["all"] = sum(trial.values()) - trial[CPU]
-        trial["all but the weights"] = trial["all"] - trial["weights"]
-    for phase in later[0]:
-        _add(table, phase, first[phase], [trial[phase] for trial in later])
+        every = list(trial.values())
+        rest = [trial[name] for name in trial if name != "weights"]
+        for name, parts in (("all", every), ("all but the weights", rest)):
+            trial[name] = (sum(part[0] for part in parts), sum(part[1] for part in parts))
+    for name, of_first in first.items():
+        seconds, cpu = zip(*(trial[name] for trial in later), strict=True)
+        median = statistics.median
+        shown = (*of_first, median(seconds), min(seconds), max(seconds), median(cpu))
+        table.add_row(name, *(f"{value:.2f}" for value in shown))
     return table
 
 
@@ -243,11 +253,6 @@ def _of_the_store(folder: Path) -> str:
         f" {min(seconds[1:]):.1f}, highest {max(seconds[1:]):.1f}) and"
         f" {statistics.median(answers[1:]):.0f} answers, medians without the first"
     )
-
-
-def _add(table: Table, name: str, first: float, later: list[float]) -> None:
-    shown: list[Any] = [first, statistics.median(later), min(later), max(later)]
-    table.add_row(name, *(f"{seconds:.2f}" for seconds in shown))
 
 
 if __name__ == "__main__":
