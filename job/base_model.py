@@ -277,19 +277,32 @@ def _resolve_hub(name: str, revision: str, check: Check) -> BaseModel:
     except Exception as error:  # the client's HTTP library has errors of its own
         if told := explained(error, "JOB_BASE_MODEL", name, revision):
             raise told from error
-        if isinstance(error, EntryNotFoundError):
-            adapter = None
-            with contextlib.suppress(Exception):
-                adapter = Path(hf_hub_download(name, ADAPTER_FILE, revision=commit))
-            if adapter is not None:
-                raise _adapter_as_base(name, adapter) from error
-            raise SettingsError(
-                f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
-            ) from error
-        raise
+        if not isinstance(error, EntryNotFoundError):
+            raise
+        if adapter := _adapter_file(name, commit):
+            raise _adapter_as_base(name, adapter) from error
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
+        ) from error
+    if adapter := _adapter_file(name, commit):
+        raise _adapter_as_base(name, adapter)
     config = read_config(name, path)
     check(name, config)
     return BaseModel(name, name, commit, config)
+
+
+def _adapter_file(name: str, commit: str | None) -> Path | None:
+    """The adapter's config in a hub's model; None without one, or where the hub does not say.
+
+    transformers loads what lies beside a base, too. The cache knows what a commit does not hold.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    known = try_to_load_from_cache(name, ADAPTER_FILE, revision=commit)
+    if known is None:
+        with contextlib.suppress(Exception):  # loading will tell what it means
+            known = hf_hub_download(name, ADAPTER_FILE, revision=commit)
+    return Path(known) if isinstance(known, str) else None
 
 
 def read_config(name: str, path: Path) -> dict[str, Any]:

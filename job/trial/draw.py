@@ -13,7 +13,7 @@ from job.data.prepared import PreparedData
 from job.errors import SlotError
 from job.ledger.accounts import now
 from job.ledger.ledger import Ledger
-from job.ledger.records import Recipe, Spec
+from job.ledger.records import Recipe, Result, Spec
 from job.ledger.slot import Slot
 from job.log import log
 from job.settings import Settings
@@ -185,17 +185,18 @@ def observe(
     Where it is known in several precisions, it is the highest: no loss below it is cut off. A
     damaged slot says nothing, and ends no other slot's trial.
     """
+
+    def read(slot: Slot) -> tuple[Spec | None, Result | None, bool]:
+        spec, result = slot.spec(), slot.result()
+        return spec, result, slot.failure() is not None or slot.exclusion() is not None
+
     observations = []
-    for number in range(num_trials):
-        if number == but:
+    numbers = [number for number in range(num_trials) if number != but]
+    for number, found in ledger.read_slots(numbers, read):
+        if isinstance(found, SlotError):
+            log.warning("the engine is not told of a damaged slot: %s", found)
             continue
-        try:
-            slot = ledger.slot(number)
-            spec, result = slot.spec(), slot.result()
-            is_closed = slot.failure() is not None or slot.exclusion() is not None
-        except SlotError as error:
-            log.warning("the engine is not told of a damaged slot: %s", error)
-            continue
+        spec, result, is_closed = found
         if spec is None or is_closed:
             continue
         if result is None:

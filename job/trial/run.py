@@ -100,19 +100,35 @@ def run_trial_on(
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
-        lease.open_account()
-        _check_progress(settings, lease)
-        drawn = _drawn(settings, definition, lease, loaded, stop)
-        if isinstance(drawn, str):
-            return drawn
-        attempt = begin_attempt(
-            settings, definition, lease, drawn, loaded, stop=stop, watchdog=watchdog
+        return _attempt_at(
+            settings, definition, lease, loaded, training, stop=stop, watchdog=watchdog
         )
-        try:
-            return _train_and_commit(attempt, training)
-        except JobError as error:
-            attempt.mirror.fail(error)
-            raise
+
+
+def _attempt_at(
+    settings: Settings,
+    definition: SweepDefinition,
+    lease: HeldLease,
+    loaded: Loaded,
+    training: Training,
+    *,
+    stop: Stop,
+    watchdog: Watchdog,
+) -> str:
+    """Draw the slot that we hold, train and commit it; or return the line why nothing was begun."""
+    lease.open_account()
+    _check_progress(settings, lease)
+    drawn = _drawn(settings, definition, lease, loaded, stop)
+    if isinstance(drawn, str):
+        return drawn
+    attempt = begin_attempt(
+        settings, definition, lease, drawn, loaded, stop=stop, watchdog=watchdog
+    )
+    try:
+        return _train_and_commit(attempt, training)
+    except JobError as error:
+        attempt.mirror.fail(error)
+        raise
 
 
 def _slots_worth_a_trial(

@@ -38,22 +38,25 @@ def open_slots(ledger: Ledger, num_trials: int) -> list[int]:
     """
     found: list[int] = []
     damage: SlotError | None = None
-    for number in range(num_trials):
-        try:
-            slot = ledger.slot(number)
-            if slot.exclusion() is not None:
-                continue
-            spec = slot.spec()
-            if slot.is_open():
-                if spec is None:
-                    check_undrawn(slot)
-                found.append(number)
-        except SlotError as error:
-            log.warning("left out: %s", error)
-            damage = damage or error
+    for number, is_open in ledger.read_slots(range(num_trials), _is_open):
+        if isinstance(is_open, SlotError):
+            log.warning("left out: %s", is_open)
+            damage = damage or is_open
+        elif is_open:
+            found.append(number)
     if damage is not None and not found:
         raise damage
     return found
+
+
+def _is_open(slot: Slot) -> bool:
+    """Whether a trial may work on the slot. Raises `SlotError` for a damaged one."""
+    if slot.exclusion() is not None:
+        return False
+    spec, is_open = slot.spec(), slot.is_open()
+    if is_open and spec is None:
+        check_undrawn(slot)
+    return is_open
 
 
 def slot_name(settings: Settings, sweep: str) -> str:

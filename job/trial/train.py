@@ -11,7 +11,9 @@ from job.base_model import BaseModel
 from job.data.samples import Tables
 from job.ledger.records import Recipe
 from job.ledger.uploads import Uploads
+from job.log import log
 from job.process.gpu import preflight
+from job.process.imports import import_for_good
 from job.settings import Settings
 from job.training.memory import MemoryPlan, Samples, plan_memory
 from job.training.quantization import words
@@ -35,6 +37,7 @@ def real_training() -> Training:
 def _open_device(settings: Settings) -> torch.device:
     preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
     # Imported behind it: torch takes seconds, and this node may have no GPU that can be used.
+    import_for_good("torch")
     from job.training.device import open_device
 
     return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
@@ -47,6 +50,9 @@ def _usable_bytes(settings: Settings, device: torch.device) -> int | None:
 
 
 def _load_base(base: BaseModel, device: torch.device, quantization: str) -> Any:
+    seconds = import_for_good("job.training.fit")
+    if seconds is not None:
+        log.info("libraries for training: imported in %.1f s", seconds)
     from job.training.model import load_base
 
     return load_base(base.location, base.hub_revision, device, quantization=quantization)
