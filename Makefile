@@ -10,6 +10,7 @@ TORCH ?=
 TRL_PYTHON ?=
 CHOOSERS_PYTHON ?=
 LIGER_PYTHON ?=
+UNSLOTH_PYTHON ?=
 IMAGE ?= qlora-sweep-job
 VARIANT ?= cu126
 VENV ?= .venv
@@ -99,7 +100,7 @@ check-skypilot:  ## check docs/skypilot.yaml by SkyPilot's own schemas
 	$(VENV)-skypilot/bin/pip install --quiet --disable-pip-version-check skypilot==0.14.1
 	$(VENV)-skypilot/bin/python .ci/skypilot.py
 
-notebook: $(STAMP) demo  ## execute docs/notebooks/worker.ipynb on the CPU and keep its output
+notebook: $(STAMP)  ## execute docs/notebooks/worker.ipynb on the CPU and keep its output
 	$(BIN)/python .ci/notebook.py
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
@@ -110,7 +111,7 @@ bench-sweep: $(STAMP)  ## print how far the engine and other choosers are from t
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep --choosers-python=$(CHOOSERS_PYTHON)
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
-	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON)
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON) --unsloth-python=$(UNSLOTH_PYTHON)
 
 # Docker before 23 builds with BuildKit only when told to.
 image:  ## build the container image, VARIANT=cu126 or cu130 (needs Docker)

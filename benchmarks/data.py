@@ -33,6 +33,7 @@ from job.data.formats import Layout
 from job.data.prepared import DataSettings, PreparedData, prepare
 from job.data.selection import Selection, SelectionRule
 from job.data.sources import open_source
+from job.data.tokenisation import tokenisation_of
 from job.data.tokens import load_tokenizer
 from job.store.local import LocalStore
 from tests.data.table_content import content_sha256
@@ -115,7 +116,7 @@ def _prepare(path: Path, store: Path, disk: Path) -> tuple[PreparedData, str]:
     started, cpu_started = time.monotonic(), time.process_time()
     data = prepare(
         _settings(path),
-        tokenizer=tokenizer,
+        tokenisation=tokenisation_of(tokenizer, None),
         store=LocalStore(store),
         cache_dir=disk,
         should_stop=lambda: None,

@@ -43,8 +43,9 @@ NAMES = {
     "trainer": "transformers.Trainer, padded",
     "trl": "TRL SFTTrainer, packing",
     "liger": "transformers.Trainer + Liger, pairs of like length",
+    "unsloth": "Unsloth, padding-free",
 }
-PEERS = ("trl", "liger")  # each in an environment of its own
+PEERS = ("trl", "liger", "unsloth")  # each in an environment of its own
 
 
 def main() -> None:
@@ -57,13 +58,17 @@ def main() -> None:
     parser.add_argument("--sides", default="", help=f"some of {','.join(NAMES)}; default: all")
     parser.add_argument("--trl-python", default="", help="a Python that has TRL (trl_peer.py)")
     parser.add_argument("--liger-python", default="", help="one with Liger (liger_peer.py)")
+    parser.add_argument("--unsloth-python", default="", help="one with Unsloth (unsloth_peer.py)")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that a side may take")
+    parser.add_argument("--logs", type=Path, help="a folder for what each side writes on stderr")
+    parser.add_argument("--models", type=Path, help="where models are kept, and found when again")
     arguments = parser.parse_args()
-    console = Console(width=120, highlight=False)
+    console = Console(width=132, highlight=False)
     sustained = sustained_flops(torch.device(arguments.device))
     console.print(_machine(sustained, arguments))
     for name in arguments.shapes.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            console.print(_shape_table(name, Path(folder), arguments, sustained))
+            console.print(_shape_table(name, Path(folder) / name, arguments, sustained, console))
 
 
 def _machine(sustained: float, arguments: argparse.Namespace) -> str:
@@ -99,12 +104,14 @@ def sustained_flops(device: torch.device, size: int = 0, seconds: float = 3.0) -
     return run(seconds)
 
 
-def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustained: float) -> Table:
+def _shape_table(
+    name: str, folder: Path, arguments: argparse.Namespace, sustained: float, console: Console
+) -> Table:
     # On the CPU without dropout, so that losses can be compared.
     dropout = 0.05 if arguments.device == "cuda" else 0.0
     recipe = make_recipe(arguments.steps, lora_dropout=dropout)
     table = log_normal_rows(recipe.samples_per_step * arguments.steps, SHAPES[name]["vocab_size"])
-    write_model(folder / "model", name)
+    _put_model(folder / "model", name, arguments.models)
     if arguments.device == "cuda":  # of this process, or the sides would plan with what it left
         torch.cuda.empty_cache()
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
@@ -119,13 +126,35 @@ def _shape_table(name: str, folder: Path, arguments: argparse.Namespace, sustain
     sides += [peer for peer in PEERS if getattr(arguments, f"{peer}_python")]
     asked = arguments.sides.split(",") if arguments.sides else sides
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides if side in asked}
+    steps = range(recipe.planned_steps)
+    tokens = [int(table.lengths[samples_of_step(recipe, len(table), s)].sum()) for s in steps]
     for _ in range(arguments.rounds):  # in turn, so that a slow minute hits all
         for side, done in runs.items():
             done.append(_run(side, folder, arguments))
-    steps = range(recipe.planned_steps)
-    tokens = [int(table.lengths[samples_of_step(recipe, len(table), s)].sum()) for s in steps]
+            console.print(f"  {name}, {NAMES[side]}: {_in_short(done[-1], tokens)}", soft_wrap=True)
     config = json.loads((folder / "model" / "config.json").read_text())
     return _show(name, runs, tokens, config, sustained)
+
+
+def _put_model(folder: Path, name: str, kept: Path | None) -> None:
+    """Write the shape's model, or link to the one that an earlier run wrote into `kept`."""
+    if kept is None:
+        write_model(folder, name)
+        return
+    if not (kept / name).exists():
+        write_model(kept / f"{name}.part", name)
+        (kept / f"{name}.part").rename(kept / name)
+    folder.parent.mkdir()
+    folder.symlink_to((kept / name).resolve())
+
+
+def _in_short(result: dict[str, Any], our_tokens: list[int]) -> str:
+    """A side's run in a line, which stays if a later side never ends."""
+    if "failure" in result:
+        return f"failed: {result['failure']}"
+    text = f"{_rate(result, our_tokens):.0f} tokens/s, peak {result['peak_bytes'] / 1e6:.0f} MB"
+    text += f", loss {result['losses'][-1]:.5f}, {result['wall_seconds']:.0f} s in all"
+    return text + _median([result], "kernel_rate", ", {:.0f} tokens a kernel second")
 
 
 def _run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,13 +170,21 @@ def _run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
         command = [sys.executable, "-m", "benchmarks.training_side", side, *options]
         wanted = "" if side == "any kernels" else DETERMINISTIC_WORKSPACE
         environ[CUBLAS_WORKSPACE] = wanted or ":0:0"
-    with BusyShare(arguments.device) as busy:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-    if done.returncode != 0:  # a peer may not fit the card: that is a result, too
-        last_line = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        return {"failure": last_line[:200]}
+    log = (arguments.logs or folder) / f"{folder.name}-{side.replace(' ', '-')}.log"
+    began = time.monotonic()
+    with BusyShare(arguments.device) as busy, log.open("a") as stderr:
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True, env=environ,
+                timeout=arguments.limit,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {"failure": f"took more than {arguments.limit:.0f} s"}
+        except subprocess.CalledProcessError as error:  # it may not fit the card: a result, too
+            last_line = (log.read_text().strip() or str(error)).splitlines()[-1]
+            return {"failure": last_line[:200]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result | {"busy": busy.share}
+    return result | {"busy": busy.share, "wall_seconds": time.monotonic() - began}
 
 
 def _show(
@@ -164,7 +201,7 @@ def _show(
         caption_justify="left",
     )
     columns = ["", "tokens/s", "lowest", "highest", "peak MB", f"loss, step {len(our_tokens)}"]
-    for column in [*columns, "FLOP used", "busy", "ratio"]:
+    for column in [*columns, "FLOP used", "busy", "a kernel s", "ratio"]:
         shown.add_column(column, justify="right" if column else "left")
     rates: dict[str, list[float]] = {}
     notes = []
@@ -184,7 +221,8 @@ def _show(
             f"{peak / 1e6:.0f}{_predicted(results[0])}",
             f"{results[0]['losses'][-1]:.5f}",
             f"{median * _flops_of_a_token(config) / sustained:.0%}",
-            _busy(results),
+            _median(results, "busy", "{:.0%}"),
+            _median(results, "kernel_rate", "{:.0f}"),
             _ratio(rates, side),
         )
         notes.append(f"{NAMES[side]}: {results[0]['plan']}")
@@ -223,9 +261,10 @@ class BusyShare:
             self._seen.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
 
 
-def _busy(results: list[dict[str, Any]]) -> str:
-    shares = [result["busy"] for result in results if result.get("busy") is not None]
-    return f"{statistics.median(shares):.0%}" if shares else ""
+def _median(results: list[dict[str, Any]], key: str, form: str) -> str:
+    """A figure that only some sides have, and only on a GPU."""
+    found = [result[key] for result in results if result.get(key) is not None]
+    return form.format(statistics.median(found)) if found else ""
 
 
 def _ratio(rates: dict[str, list[float]], side: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from benchmarks.trainer_peer import train_with_trainer
 from job.data.samples import SampleTable
 from job.ledger.records import Recipe
+from job.training.batching import samples_of_step
 from job.training.device import open_device, usable_memory_bytes
 from job.training.memory import MemoryPlan, Samples, plan_memory
 from job.training.model import add_adapters, load_base
@@ -23,6 +24,7 @@ from job.training.state import TrainState
 from job.training.trainer import Trainer
 from job.training.warmup import warm_up
 
+PROFILED_STEPS = 2
 # How the sides of the job hold the base that is not all in 4 bits.
 QUANTIZATIONS = {"mixed": "mixed:q_proj,k_proj,v_proj,o_proj", "none": "none"}
 
@@ -58,10 +60,10 @@ def main() -> None:
         result = _train(model, table, recipe, device, plan)
     else:
         result = _train_with_peer(model, table, recipe, arguments.folder / "trainer", device)
-    if device.type == "cuda":
-        result["peak_bytes"] = torch.cuda.max_memory_allocated()
-    else:
+    if device.type != "cuda":
         result["peak_bytes"] = _most_resident_bytes() - before
+    elif arguments.side == "trainer":
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()
     print(json.dumps(result))
 
 
@@ -72,10 +74,9 @@ def _plan(
     usable_bytes: int | None,
     quantization: str,
 ) -> MemoryPlan:
-    lengths = table.lengths
     return plan_memory(
         config,
-        Samples(int(lengths.max()), float(lengths.mean()), recipe.samples_per_step),
+        Samples.of(table.lengths, recipe.samples_per_step),
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
@@ -94,13 +95,34 @@ def _train(
         raise SystemExit(infeasible)
     state = TrainState()
     steps = [trainer.step(table, state) for _ in range(recipe.planned_steps)]
-    plan_text = str(MemoryPlan(trainer.token_budget, trainer.recompute))
-    return {
+    taken = MemoryPlan(trainer.token_budget, trainer.recompute)
+    predicted = next((p.predicted for p in (plan, *plan.rivals) if p.words == taken.words), None)
+    result = {
         "losses": [step.train_loss for step in steps],
         "seconds": [step.seconds for step in steps],
-        "plan": plan_text,
-        "predicted_bytes": plan.predicted.total if plan.predicted else None,
+        "plan": str(taken),
+        "predicted_bytes": predicted.total if predicted else None,
     }
+    if device.type == "cuda":
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()  # the profiler's own apart
+        result["kernel_rate"] = _kernel_rate(trainer, table)
+    return result
+
+
+def _kernel_rate(trainer: Trainer, table: SampleTable) -> float | None:
+    """Real tokens by the seconds that kernels run: the card's rate if it never waits for its host.
+
+    None where the profiler sees no kernels.
+    """
+    state, recipe = TrainState(), trainer.recipe
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        for _ in range(PROFILED_STEPS):
+            trainer.step(table, state)
+    steps = range(PROFILED_STEPS)
+    tokens = sum(int(table.lengths[samples_of_step(recipe, len(table), s)].sum()) for s in steps)
+    microseconds = sum(kernel.self_device_time_total for kernel in profile.key_averages())
+    return tokens / microseconds * 1e6 if microseconds else None
 
 
 def _train_with_peer(
@@ -127,5 +149,7 @@ def _most_resident_bytes() -> int:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)
+    # On stderr, of which `--logs` keeps what each side wrote: plans, their rates, the peak.
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("job").setLevel(logging.INFO)
     main()

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from job.errors import SettingsError, work_dir_error
 from job.file_uri import path_of
 from job.hub import FULL_COMMIT, cached_commit, explained, is_offline, waited_out
 from job.log import log
+from job.process.workspace import filling
 from job.progress import CountProgress, size
 from job.store.base import file_sha256
 from job.store.objects import ObjectInfo, download_object, list_objects
@@ -100,7 +102,7 @@ def resolve_base_model(
         model = _resolve_folder(name, folder, check, KnownDigests(cache_dir))
     elif re.match("(s3|gs|az)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
-        model = _resolve_bucket(name, cache_dir, outage_seconds, check)
+        model = _resolve_bucket(name, cache_dir, outage_seconds, should_stop, check)
     elif is_hub_name(name):
         model = waited_out(lambda: _resolve_hub(name, revision, check), outage_seconds, should_stop)
     else:
@@ -175,7 +177,13 @@ def _resolve_folder(name: str, folder: Path, check: Check, digests: KnownDigests
     return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
 
 
-def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float, check: Check) -> BaseModel:
+def _resolve_bucket(
+    name: str,
+    cache_dir: Path,
+    outage_seconds: float,
+    should_stop: Callable[[], None],
+    check: Check,
+) -> BaseModel:
     """Find a bucket's model. Its revision hashes the listing, so one on this disk moves no byte."""
     scheme, _, rest = name.rstrip("/").partition("://")
     bucket, _, key = rest.partition("/")
@@ -194,10 +202,13 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float, check: Ch
     for file, info in sorted(files.items()):
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
     folder = cache_dir / "models" / digest.hexdigest()
-    _download_model(uri, {"config.json": files["config.json"]}, folder, outage_seconds)
+    download = partial(
+        _download_model, uri, folder=folder, outage_seconds=outage_seconds, should_stop=should_stop
+    )
+    download({"config.json": files["config.json"]})
     config = read_config(uri, folder / "config.json")  # before gigabytes of weights
     check(name, config)
-    _download_model(uri, files, folder, outage_seconds)
+    download(files)
     for file in sorted(file for file in files if file.endswith(".safetensors")):
         try:
             check_weights(folder / file)
@@ -207,31 +218,40 @@ def _resolve_bucket(name: str, cache_dir: Path, outage_seconds: float, check: Ch
 
 
 def _download_model(
-    uri: str, files: Mapping[str, ObjectInfo], folder: Path, outage_seconds: float
+    uri: str,
+    files: Mapping[str, ObjectInfo],
+    *,
+    folder: Path,
+    outage_seconds: float,
+    should_stop: Callable[[], None],
 ) -> None:
-    """Download the files that this disk does not hold in full."""
-    missing = {
-        folder / file: info
-        for file, info in files.items()
-        if not _has_size(folder / file, info.size_bytes)
-    }
-    num_bytes = sum(info.size_bytes for info in missing.values())
-    if missing:
-        log.info("base model: downloading %d files, %s", len(missing), size(num_bytes))
-    with CountProgress("base model: downloading", "bytes", total=num_bytes) as progress:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path, info in missing.items():
-                download_object(
-                    uri,
-                    info,
-                    path,
-                    progress.advance,
-                    setting="JOB_BASE_MODEL",
-                    outage_seconds=outage_seconds,
-                )
-        except OSError as error:
-            raise work_dir_error(folder, error) from error
+    """Download the files that this disk does not hold in full, one worker on it for all."""
+
+    def missing() -> dict[Path, ObjectInfo]:
+        on_disk = {folder / file: info for file, info in files.items()}
+        return {p: info for p, info in on_disk.items() if not _has_size(p, info.size_bytes)}
+
+    if not missing():
+        return
+    try:
+        with filling(folder, limit_seconds=outage_seconds, should_stop=should_stop):
+            left = missing()
+            num_bytes = sum(info.size_bytes for info in left.values())
+            if left:
+                log.info("base model: downloading %d files, %s", len(left), size(num_bytes))
+            with CountProgress("base model: downloading", "bytes", total=num_bytes) as progress:
+                for path, info in left.items():
+                    should_stop()
+                    download_object(
+                        uri,
+                        info,
+                        path,
+                        progress.advance,
+                        setting="JOB_BASE_MODEL",
+                        outage_seconds=outage_seconds,
+                    )
+    except OSError as error:
+        raise work_dir_error(folder, error) from error
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:
@@ -257,19 +277,32 @@ def _resolve_hub(name: str, revision: str, check: Check) -> BaseModel:
     except Exception as error:  # the client's HTTP library has errors of its own
         if told := explained(error, "JOB_BASE_MODEL", name, revision):
             raise told from error
-        if isinstance(error, EntryNotFoundError):
-            adapter = None
-            with contextlib.suppress(Exception):
-                adapter = Path(hf_hub_download(name, ADAPTER_FILE, revision=commit))
-            if adapter is not None:
-                raise _adapter_as_base(name, adapter) from error
-            raise SettingsError(
-                f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
-            ) from error
-        raise
+        if not isinstance(error, EntryNotFoundError):
+            raise
+        if adapter := _adapter_file(name, commit):
+            raise _adapter_as_base(name, adapter) from error
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {name} at revision {revision} is no model: it has no config.json"
+        ) from error
+    if adapter := _adapter_file(name, commit):
+        raise _adapter_as_base(name, adapter)
     config = read_config(name, path)
     check(name, config)
     return BaseModel(name, name, commit, config)
+
+
+def _adapter_file(name: str, commit: str | None) -> Path | None:
+    """The adapter's config in a hub's model; None without one, or where the hub does not say.
+
+    transformers loads what lies beside a base, too. The cache knows what a commit does not hold.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    known = try_to_load_from_cache(name, ADAPTER_FILE, revision=commit)
+    if known is None:
+        with contextlib.suppress(Exception):  # loading will tell what it means
+            known = hf_hub_download(name, ADAPTER_FILE, revision=commit)
+    return Path(known) if isinstance(known, str) else None
 
 
 def read_config(name: str, path: Path) -> dict[str, Any]:

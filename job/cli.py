@@ -299,8 +299,7 @@ def _trial(options: Namespace) -> Ending:
     except HeldError as error:
         if not options.of_queue:
             raise
-        slot = settings.completion_index  # no end of the queue, so no last words either
-        log.info("slot %s: held by another worker; the queue goes on", slot)
+        log.info("%s; the queue goes on", error)  # no end of the queue, so no last words either
         return error.exit_code, None
 
 

@@ -75,13 +75,23 @@ def cached_commit(name: str, revision: str | None, *, kind: str) -> str | None:
     The client notes what a branch stood for only if it was asked by the branch's name; a single
     commit on the disk counts as the main branch's.
     """
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
+    folder = _cache_folder(name, kind)
     with contextlib.suppress(OSError):
         return (folder / "refs" / (revision or "main")).read_text().strip()
     snapshots = sorted(path.name for path in folder.glob("snapshots/*"))
     return snapshots[0] if revision in (None, "main") and len(snapshots) == 1 else None
+
+
+def cached_snapshot(name: str, commit: str) -> Path | None:
+    """The folder of what the client's cache on this disk holds of a model; None if nothing."""
+    folder = _cache_folder(name, "model") / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def _cache_folder(name: str, kind: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
 
 
 def explained(

@@ -218,10 +218,10 @@ class Settings(BaseSettings):
     patience: Count = Field(3, description="evaluations without improvement before stopping")
     trial_budget_hours: Positive = Field(3, description="training clock of a trial, at most")
     sweep_budget_gpu_hours: Positive | None = Field(
-        None, description="no new slot is begun past it"
+        None, description="no new slot is begun for which it has no room"
     )
     sweep_budget_usd: Positive | None = Field(
-        None, description="dollars; no new slot is begun past it; needs JOB_GPU_HOURLY_USD"
+        None, description="the same in dollars; needs JOB_GPU_HOURLY_USD"
     )
     gpu_hourly_usd: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
         None, description="price of a GPU, kept in each attempt's account; 0: it is free"

@@ -32,12 +32,14 @@ from job.base_model import (
 from job.errors import DamagedError, SettingsError, SlotError, work_dir_error
 from job.hub import FULL_COMMIT, explained, waited_out
 from job.log import log
+from job.process.workspace import filling
 from job.progress import size
 from job.store.base import Store, check_key, file_sha256
 from job.store.documents import create_document, read_document
 
 CONFIG = "config.json"
 _MANIFEST = "manifest.json"
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -78,6 +80,11 @@ def staged_key(name: str, commit: str) -> str:
     return f"bases/{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
+def _folder(cache_dir: Path, name: str, commit: str) -> Path:
+    """The folder of a base on this disk."""
+    return cache_dir / "models" / staged_key(name, commit).rpartition("/")[2]
+
+
 def resolve_base(
     store: Store,
     name: str,
@@ -94,30 +101,60 @@ def resolve_base(
     full, and what the bucket does not hold as it was written, is left to the hub. `check` is given
     the config before any weight moves.
     """
-    from_elsewhere = partial(
-        resolve_base_model,
-        name,
-        revision,
-        cache_dir,
-        outage_seconds=outage_seconds,
-        should_stop=should_stop,
-        check=check,
-    )
+    waiting: dict[str, Any] = {"outage_seconds": outage_seconds, "should_stop": should_stop}
+    from_elsewhere = partial(resolve_base_model, name, revision, cache_dir, check=check, **waiting)
     commit, model = revision, None
     if not (is_hub_name(name) and FULL_COMMIT.fullmatch(revision)):
         model = from_elsewhere()
         commit = model.hub_revision or ""
     if commit and (staged := _to_take(store, name, commit)) is not None:
-        folder = cache_dir / "models" / staged_key(name, commit).rpartition("/")[2]
+        folder = _folder(cache_dir, name, commit)
         try:
-            _take(store, staged.only(CONFIG), folder, should_stop)
+            _take(store, staged.only(CONFIG), folder, **waiting)
             config = read_config(name, folder / CONFIG)
             check(name, config)
-            _take(store, staged, folder, should_stop)
+            _take(store, staged, folder, **waiting)
             return BaseModel(name, str(folder), commit, config)
         except DamagedError as error:
             log.warning("%s; the hub is asked instead, `job stage` mends it", error)
     return model or from_elsewhere()
+
+
+def fetch_weights(
+    base: BaseModel, cache_dir: Path, *, outage_seconds: float, should_stop: Callable[[], None]
+) -> None:
+    """Bring a hub's weights to this disk, one worker on it for all; other bases are there.
+
+    The hub's client has locks of its own, but who waits for them gives no sign of life, and a
+    worker that waits for gigabytes would be ended as hung. Raises what `explained` makes of the
+    client's errors, and `SettingsError` without weights.
+    """
+    commit = base.hub_revision
+    if commit is None or _is_cached(base.name, commit):
+        return
+    folder = _folder(cache_dir, base.name, commit)
+    with filling(folder, limit_seconds=outage_seconds, should_stop=should_stop):
+        if _is_cached(base.name, commit):  # by another worker
+            return
+        listed = waited_out(partial(hub_files, base.name, commit), outage_seconds, should_stop)
+        for file in listed:
+            should_stop()
+            fetch = partial(_download, base.name, commit, file.name)
+            waited_out(fetch, outage_seconds, should_stop)
+
+
+def _is_cached(name: str, commit: str) -> bool:
+    """Whether the hub's cache holds the weights that transformers loads, at this commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(file: str) -> Path | None:
+        path = try_to_load_from_cache(name, file, revision=commit)
+        return Path(path) if isinstance(path, str) else None
+
+    if cached(_SINGLE):
+        return True
+    index = cached(_INDEX)
+    return index is not None and all(map(cached, _shards(index)))
 
 
 def find_staged(store: Store, name: str, commit: str) -> Staged | None:
@@ -152,22 +189,31 @@ def _to_take(store: Store, name: str, commit: str) -> Staged | None:
     return None
 
 
-def _take(store: Store, staged: Staged, folder: Path, should_stop: Callable[[], None]) -> None:
+def _take(
+    store: Store,
+    staged: Staged,
+    folder: Path,
+    *,
+    outage_seconds: float,
+    should_stop: Callable[[], None],
+) -> None:
     """Bring the files to this disk, each under its name only once its sha256 holds."""
     key = staged_key(staged.base_model, staged.revision)
-    missing = {
-        file: expected
-        for file, expected in staged.files.items()
-        if not _has_size(folder / file, expected.bytes)
-    }
-    if missing:
-        told = size(sum(expected.bytes for expected in missing.values()))
-        log.info("base model: %d files, %s, from %s/%s", len(missing), told, store.uri, key)
+
+    def missing() -> dict[str, StagedFile]:
+        files = staged.files.items()
+        return {file: has for file, has in files if not _has_size(folder / file, has.bytes)}
+
+    if not missing():
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, expected in missing.items():
-            should_stop()
-            _fetch_checked(store, f"{key}/{file}", expected.sha256, folder / file)
+        with filling(folder, limit_seconds=outage_seconds, should_stop=should_stop):
+            if left := missing():  # by another worker on this disk
+                told = size(sum(expected.bytes for expected in left.values()))
+                log.info("base model: %d files, %s, from %s/%s", len(left), told, store.uri, key)
+            for file, expected in left.items():
+                should_stop()
+                _fetch_checked(store, f"{key}/{file}", expected.sha256, folder / file)
     except OSError as error:
         raise work_dir_error(folder, error) from error
 
@@ -288,30 +334,23 @@ def hub_files(name: str, commit: str) -> list[HubFile]:
     ]
 
 
+def _shards(index: Path) -> set[str]:
+    content: dict[str, Any] = json.loads(index.read_bytes())
+    return set(content["weight_map"].values())
+
+
 def _needed_weights(name: str, commit: str, found: dict[str, HubFile]) -> set[str]:
     """The weight files that transformers loads; some models hold the same weights twice."""
-    if "model.safetensors" in found:
-        return {"model.safetensors"}
+    if _SINGLE in found:
+        return {_SINGLE}
     if _INDEX in found:
-        from huggingface_hub import hf_hub_download
-
-        index: dict[str, Any] = json.loads(
-            Path(hf_hub_download(name, _INDEX, revision=commit)).read_bytes()
-        )
-        return set(index["weight_map"].values())
+        return _shards(_download(name, commit, _INDEX))
     return {file for file in found if file.endswith(".safetensors")}
 
 
 def _from_hub(name: str, commit: str, file: HubFile) -> tuple[Path, str]:
     """A file of the hub on this disk and its sha256, checked as far as hub and format tell."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(name, file.name, revision=commit))
-    except Exception as error:
-        if told := explained(error, "JOB_BASE_MODEL", name, commit):
-            raise told from error
-        raise
+    path = _download(name, commit, file.name)
     sha256 = file_sha256(path)
     if file.sha256 not in (None, sha256):
         raise SettingsError(
@@ -320,3 +359,15 @@ def _from_hub(name: str, commit: str, file: HubFile) -> tuple[Path, str]:
     if file.name.endswith(".safetensors"):
         check_weights(path)
     return path, sha256
+
+
+def _download(name: str, commit: str, file: str) -> Path:
+    """A file of the hub on this disk, as the hub's client keeps it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file, revision=commit))
+    except Exception as error:
+        if told := explained(error, "JOB_BASE_MODEL", name, commit):
+            raise told from error
+        raise

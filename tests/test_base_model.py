@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from job.base_model import FP16_UNSAFE_MODEL_TYPES, resolve_base_model
 from job.errors import SettingsError
+from job.process.workspace import filling
 from tests.servers.gcs import Bucket, gcs_server
 from tests.test_weights import weights
 
@@ -57,6 +60,21 @@ def test_a_buckets_model_comes_to_this_disk_once(bucket: Bucket, tmp_path: Path)
     assert resolve_base_model("gs://models/llama", "main", tmp_path) == model
     assert (folder / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
     assert all((folder / name).stat().st_ino == inode for name, inode in inodes.items())
+
+
+def test_a_buckets_model_is_fetched_by_one_worker_on_a_disk(bucket: Bucket, tmp_path: Path) -> None:
+    folder = Path(resolve_base_model("gs://models/llama", "main", tmp_path).location)
+    weights_path = folder / "model-00001-of-00002.safetensors"
+    inode, waits = weights_path.stat().st_ino, threading.Event()
+    weights_path.rename(tmp_path / "kept")
+    with ThreadPoolExecutor() as pool, filling(folder, limit_seconds=1):
+        found = pool.submit(
+            resolve_base_model, "gs://models/llama", "main", tmp_path, should_stop=waits.set
+        )
+        assert waits.wait(30)
+        (tmp_path / "kept").rename(weights_path)  # by us, which the other one waits for
+    assert found.result(30).location == str(folder)
+    assert weights_path.stat().st_ino == inode
 
 
 def test_a_work_folder_that_is_none_of_ours_is_a_setting(bucket: Bucket, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ try:
 except JobError as error:
     print(json.dumps([int(error.exit_code), str(error)]))
 """
+ADAPTER = b'{"base_model_name_or_path": "owner/base"}'
 CONFIG = json.dumps({"model_type": "llama"}).encode()
 ROWS = b'{"question": "a?", "answer": "b"}\n'
 
@@ -61,6 +62,10 @@ ROWS = b'{"question": "a?", "answer": "b"}\n'
 def hub() -> Iterator[Hub]:
     with hub_server() as hub:
         hub.repositories["models/owner/model"] = {"config.json": CONFIG}
+        hub.repositories["models/owner/both"] = {
+            "config.json": CONFIG,
+            "adapter_config.json": ADAPTER,
+        }
         hub.repositories["models/owner/other"] = {"README.md": b"no model"}
         hub.repositories["datasets/owner/rows"] = {"rows.jsonl": ROWS}
         yield hub
@@ -133,6 +138,7 @@ def test_a_refusal_has_its_code_and_names_the_repository(
     [
         ("owner/missing", 64, "neither a path here nor on the Hugging Face hub"),
         ("owner/other", 64, "is no model: it has no config.json"),
+        ("owner/both", 64, "is an adapter (adapter_config.json), not a base model"),
         ("a..b/c", 64, "neither a path here"),  # no name that the hub knows: HFValidationError
     ],
 )

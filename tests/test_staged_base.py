@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,13 +23,15 @@ from jsonschema import Draft202012Validator
 
 from job.ledger.garbage import collect
 from job.ledger.ledger import Ledger
+from job.process.workspace import filling
 from job.progress import size
-from job.staged_base import find_staged, staged_key
+from job.staged_base import find_staged, resolve_base, staged_key
 from job.store.local import LocalStore
 from tests import forked
 from tests.ledger.documents import make_identity
 from tests.servers.hub import COMMIT, Hub, hub_server
 from tests.test_weights import weights
+from tests.workers import wait_for
 
 ROOT = Path(__file__).parent.parent
 NAME = "owner/model"
@@ -40,6 +46,15 @@ out, name, revision, work = sys.argv[1:]
 base = resolve_base(LocalStore(Path(out)), name, revision, Path(work),
                     outage_seconds=0.5, should_stop=lambda: None)
 print(base.location, base.revision, base.hub_revision)
+"""
+FETCH = """
+import sys
+from pathlib import Path
+from job.base_model import BaseModel
+from job.staged_base import fetch_weights
+name, commit, work, told = sys.argv[1:]
+fetch_weights(BaseModel(name, name, commit, {}), Path(work), outage_seconds=60,
+              should_stop=Path(told).touch)
 """
 FILES = {
     "config.json": json.dumps({"model_type": "llama"}).encode(),
@@ -232,6 +247,105 @@ def test_what_cannot_be_staged_is_told(
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert list(place.store.list("bases/")) == []
+
+
+class SlowStore(LocalStore):
+    """Notes each download of a worker; only the second one to come is not held up."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        super().__init__(folder / "out")
+        self._folder, self._worker = folder, worker
+
+    def download(self, key: str, path: Path) -> None:
+        with (self._folder / "downloads").open("a") as file:
+            file.write(f"{self._worker} {key.rpartition('/')[2]}\n")
+        if self._worker != "second" and key.endswith(".safetensors"):
+            is_killed = self._worker == "killed"
+            _until(lambda: not is_killed and (self._folder / "waited").exists())
+        super().download(key, path)
+
+    def take(self) -> None:
+        """Take the base and leave; as a worker that is the second to come, tell of each wait."""
+        told = self._folder / "waited"
+        resolve_base(
+            self, NAME, COMMIT, self._folder / "work", outage_seconds=60,
+            should_stop=told.touch if self._worker == "second" else lambda: None,
+        )  # fmt: skip
+
+
+def _until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _fork(act: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_of_two_workers_on_one_disk_one_fetches_and_the_other_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    store, key = LocalStore(tmp_path / "out"), staged_key(NAME, COMMIT)
+    for file, data in FILES.items():
+        store.put_if_absent(f"{key}/{file}", data)
+    files = {f: {"bytes": len(d), "sha256": sha256(d).hexdigest()} for f, d in FILES.items()}
+    manifest = {"base_model": NAME, "revision": COMMIT, "files": files}
+    store.put_if_absent(f"{key}/manifest.json", json.dumps(manifest).encode())
+    log = tmp_path / "downloads"
+    first = _fork(SlowStore(tmp_path, "killed" if is_killed else "first").take)
+    _until(lambda: log.exists() and ".safetensors" in log.read_text())
+    second = _fork(SlowStore(tmp_path, "second").take)
+    if is_killed:
+        _until((tmp_path / "waited").exists)
+        os.kill(first, signal.SIGKILL)
+    assert wait_for(first) == (-signal.SIGKILL if is_killed else 0)
+    assert wait_for(second) == 0
+    (folder,) = (path for path in (tmp_path / "work/models").iterdir() if path.is_dir())
+    whole = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
+    assert whole == FILES
+    fetched = Counter(line.split()[1] for line in log.read_text().splitlines())
+    twice = {file for file, times in fetched.items() if times > 1}
+    assert set(fetched) == set(FILES)
+    assert len(twice) == is_killed, "only the file at which the first one was killed"
+
+
+@pytest.mark.slow
+def test_a_hubs_weights_are_waited_for_as_well(place: Place) -> None:
+    """The hub's client would wait without a sign of life, which the watchdog takes for a hang."""
+    home, told = place.folder / "worker", place.folder / "waited"
+    folder = home / "work/models" / place.key.rpartition("/")[2]
+    arguments = [NAME, COMMIT, str(home / "work")]
+    with filling(folder, limit_seconds=1):
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", FETCH, *arguments, f"{told}-{n}"],
+                env=place.environ_of("worker"), cwd="/",
+            )
+            for n in range(2)
+        ]  # fmt: skip
+        for n in range(2):
+            _until(Path(f"{told}-{n}").exists)
+        assert place.hub.asked == []
+    assert [worker.wait(60) for worker in workers] == [0, 0]
+    asked = Counter(path for path in place.hub.asked if path.endswith(".safetensors"))
+    assert list(asked.values()) == [2, 2], "of either shard its HEAD and its content, once"
+    again = _run(
+        [sys.executable, "-c", FETCH, *arguments, str(told)],
+        place.environ_of("worker", HF_ENDPOINT="http://127.0.0.1:9"),
+    )
+    assert again.returncode == 0, "what is in the cache needs no hub"
 
 
 def test_gc_leaves_a_sweeps_base_and_takes_one_that_none_uses(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_slot_of_another_worker_is_no_error_of_the_queue(tmp_path: Path) -> No
         queue.send_signal(signal.SIGTERM)
         queue.wait(60)
     words = said.read_text().partition("SIGTERM")[0]
-    assert "slot 0: held by another worker; the queue goes on" in words
+    assert "slot 0: another attempt is at work on it; nothing is left for this one; the" in words
     assert "exit 75" not in words
     assert "error" not in words
 

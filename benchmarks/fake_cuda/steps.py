@@ -59,10 +59,9 @@ def _job(card: Meter, request: Mapping[str, Any]) -> dict[str, Any]:
     config, quantization = request["config"], request.get("quantization", "nf4")
     table = rows_of(config)
     base = fake_base(config, quantization)
-    lengths = table.lengths
     plan = plan_memory(
         config,
-        Samples(int(lengths.max()), float(lengths.mean()), RECIPE.samples_per_step),
+        Samples.of(table.lengths, RECIPE.samples_per_step),
         lora_r=RECIPE.lora_r,
         lora_dropout=RECIPE.lora_dropout,
         per_device_train_batch_size=RECIPE.per_device_train_batch_size,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from job.data.build import DataSettings, build_tables
@@ -21,14 +21,10 @@ from job.data.table_files import (
     TableFile,
 )
 from job.data.table_parquet import read_table
-from job.data.templates import ChatTemplate, load_template
-from job.data.tokens import tokenizer_fingerprint
+from job.data.tokenisation import Facts, Tokenisation
 from job.errors import StoreError, work_dir_error
 from job.log import log
 from job.store.base import Store, Stored, file_sha256
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Counts", "DataSettings", "PreparedData", "data_digest", "prepare", "stored_tables"]
 
@@ -49,7 +45,7 @@ class PreparedData:
 def prepare(
     settings: DataSettings,
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenisation: Tokenisation,
     store: Store,
     cache_dir: Path,
     should_stop: Callable[[], None],
@@ -66,14 +62,37 @@ def prepare(
     Raises `DataError`, `SettingsError`, `OutageError` for a full disk, and `StoreError` where the
     store's tables are damaged and these rows give other ones, or an earlier version's are gone.
     """
-    template = load_template(settings.chat_template, tokenizer)
     source = open_source(
         settings.dataset_uri, cache_dir, outage_seconds=outage_seconds, should_stop=should_stop
     )
-    identity = _identity(settings, source, tokenizer, template)
+    identity = _identity(settings, source, tokenisation.facts)
     if frozen_digest is not None and frozen_digest == _digest_of_schema_1(settings, identity):
-        return _earlier_tables(store, frozen_digest, cache_dir)
-    digest = _sha256(identity)
+        found = _earlier_tables(store, frozen_digest, cache_dir)
+    else:
+        digest = _sha256(identity)
+        build = partial(
+            _build,
+            settings,
+            source,
+            tokenisation,
+            folder=cache_dir / "prepared" / digest,
+            should_stop=should_stop,
+        )
+        found = _tables(store, digest, cache_dir, build, should_stop)
+    return replace(found, vocabulary=tokenisation.facts.vocabulary)
+
+
+def _tables(
+    store: Store,
+    digest: str,
+    cache_dir: Path,
+    build: Callable[[], Manifest],
+    should_stop: Callable[[], None],
+) -> PreparedData:
+    """The tables from the store, else from this disk, else built; those not from it are published.
+
+    Raises what `build` raises, and `StoreError`.
+    """
     folder = cache_dir / "prepared" / digest
     prefix = f"prepared/{digest}"
     own: Manifest | None = None
@@ -84,27 +103,14 @@ def prepare(
             log.info("data: %s from the store", _summary(found))
             return found
         if own is None:
-            own = _from_disk(folder) or _build(
-                settings,
-                source,
-                tokenizer=tokenizer,
-                template=template,
-                folder=folder,
-                should_stop=should_stop,
-            )
+            own = _from_disk(folder) or build()
         _publish(store, own, stored, prefix, folder)
     raise StoreError(f"{store.uri}/{prefix}: what was published there does not come back whole")
 
 
-def data_digest(
-    settings: DataSettings,
-    source: Source,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate,
-) -> str:
+def data_digest(settings: DataSettings, source: Source, facts: Facts) -> str:
     """A sha256 of all that decides the tables, and of nothing that a machine adds (no paths)."""
-    return _sha256(_identity(settings, source, tokenizer, template))
+    return _sha256(_identity(settings, source, facts))
 
 
 def _digest_of_schema_1(settings: DataSettings, identity: dict[str, object]) -> str | None:
@@ -116,18 +122,13 @@ def _digest_of_schema_1(settings: DataSettings, identity: dict[str, object]) -> 
     return _sha256({**earlier, "schema": 1, "columns": columns})
 
 
-def _identity(
-    settings: DataSettings,
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate,
-) -> dict[str, object]:
+def _identity(settings: DataSettings, source: Source, facts: Facts) -> dict[str, object]:
     return {
         "schema": SCHEMA_VERSION,
         "sources": source.versions(),
         "layout": settings.layout,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": template.source,
+        "tokenizer": facts.fingerprint,
+        "template": facts.template,
         "max_seq_length": settings.max_seq_length,
         "seed": settings.seed,
         "subsample_fraction": float(settings.subsample_fraction),
@@ -224,16 +225,16 @@ def _from_disk(folder: Path) -> Manifest | None:
 def _build(
     settings: DataSettings,
     source: Source,
+    tokenisation: Tokenisation,
     *,
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate,
     folder: Path,
     should_stop: Callable[[], None],
 ) -> Manifest:
+    template = tokenisation.load()
     train_file, eval_file, counts = build_tables(
         settings,
         source,
-        tokenizer=tokenizer,
+        tokenizer=template.tokenizer,
         template=template,
         work_dir=folder,
         should_stop=should_stop,

@@ -304,7 +304,7 @@ def load_template(chat_template: str | None, tokenizer: PreTrainedTokenizerBase)
     rendering does not begin as that of the question alone.
     """
     if chat_template is not None:
-        source, owner = _template_text(chat_template), "JOB_CHAT_TEMPLATE"
+        source, owner = template_text(chat_template), "JOB_CHAT_TEMPLATE"
     elif tokenizer.chat_template is not None:
         source, owner = _own_template(tokenizer), "JOB_BASE_MODEL: the tokenizer's chat template"
     else:
@@ -331,7 +331,8 @@ def load_template(chat_template: str | None, tokenizer: PreTrainedTokenizerBase)
     return replace(template, folds_system=not _keeps_system(template))
 
 
-def _template_text(chat_template: str) -> str:
+def template_text(chat_template: str) -> str:
+    """JOB_CHAT_TEMPLATE itself, or what its file holds. Raises `SettingsError`."""
     if "{{" in chat_template or "{%" in chat_template:
         return chat_template
     try:

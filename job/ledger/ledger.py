@@ -12,8 +12,9 @@ Slots 0 to N-1 are read by name; nothing here rests on listing a bucket.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,7 +25,10 @@ from job.log import log
 from job.store.base import Store
 from job.store.documents import create_document, read_document
 
+T = TypeVar("T")
+
 LEDGER_SCHEMA = 1
+READERS = 8  # slots that are read at once
 
 _SAME_SETTINGS = (
     "JOB_DATASET_URI: the settings are the same, but the files changed, or this version reads or"
@@ -126,15 +130,35 @@ class Ledger:
             count += 1
         return count
 
+    def read_slots(
+        self, numbers: Sequence[int], read: Callable[[Slot], T]
+    ) -> Iterator[tuple[int, T | SlotError]]:
+        """What `read` gives for each slot, in their order; of a damaged one its error.
+
+        Side by side: a bucket answers each small read in tens of milliseconds, and a trial reads
+        300 documents of twelve slots before its first step. Raises what else `read` raises.
+        """
+
+        def read_one(number: int) -> T | SlotError:
+            try:
+                return read(self.slot(number))
+            except SlotError as error:  # ends no other slot's trial
+                return error
+
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from zip(numbers, pool.map(read_one, numbers), strict=True)
+
     def committed(self, num_trials: int) -> Iterator[tuple[Slot, Spec, Result]]:
         """Every committed slot that is neither excluded nor damaged, with its documents."""
-        for number in range(num_trials):
-            try:
-                slot = self.slot(number)
-                spec, result, excluded = slot.spec(), slot.result(), slot.exclusion()
-            except SlotError as error:  # ends no other slot's trial
-                log.warning("not counted: %s", error)
+
+        def read(slot: Slot) -> tuple[Slot, Spec | None, Result | None, str | None]:
+            return slot, slot.spec(), slot.result(), slot.exclusion()
+
+        for _, found in self.read_slots(range(num_trials), read):
+            if isinstance(found, SlotError):
+                log.warning("not counted: %s", found)
                 continue
+            slot, spec, result, excluded = found
             if spec is not None and result is not None and excluded is None:
                 yield slot, spec, result
 

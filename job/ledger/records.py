@@ -95,6 +95,12 @@ class Spec(Record):
     recipe: Recipe
     # Measure the untuned model, too: only the first slot drawn in a precision does.
     measure_step_0: bool = False
+    # Measure it with its weights in 16 bits as well: one slot of a sweep does.
+    measure_16bit: bool = False
+    # What earlier slots had measured of it when this one was drawn: in this slot's precision, and
+    # in 16 bits.
+    untuned: float | None = None
+    untuned_16bit: float | None = None
     data_digest: str  # the digest of the prepared rows
     wandb_run_id: str
     # entity/project/id; None: drawn by the built-in engine.
@@ -120,6 +126,9 @@ class Result(Record):
     tokens_per_second: float | None = None
     peak_memory_bytes: Count | None = None
     curve: tuple[tuple[int, float | None], ...]  # (step, eval/loss); None: it overflowed
+    # The untuned base's eval/loss with its weights in 16 bits; None: not measured here.
+    untuned_16bit: float | None = None
+    eval_rows: Count | None = None  # held-out rows that every eval/loss is of
     phase_seconds: dict[str, float] = {}
     params: dict[str, Hyperparameter] = {}
     quantization: str = "nf4"  # how the base's weights were held, as in the recipe

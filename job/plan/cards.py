@@ -27,6 +27,8 @@ from job.training.footprint import Recompute
 from job.training.shape import ModelShape
 
 # By NVIDIA's data sheets: TFLOPS of dense fp16 products in tensor cores with fp32 sums, GB/s.
+# Looked up 2026-11-26 where others quote the sheets; not found so: the arithmetic of a10g and 3090.
+# Of a card's kinds, these are v100 SXM2, a100 with 40 GB and h100 SXM.
 CARDS = {
     "t4": (65, 320),
     "l4": (121, 300),

@@ -19,12 +19,8 @@ from job.trial.weights import Costliest
 
 def samples_of(settings: Settings, data: PreparedData, worst: Costliest) -> Samples:
     """What a memory plan needs to know of the rows."""
-    lengths = data.train.lengths
-    return Samples(
-        longest=int(lengths.max()),
-        mean=float(lengths.mean()),
-        per_step=settings.per_device_train_batch_size * max(worst.accumulation),
-    )
+    per_step = settings.per_device_train_batch_size * max(worst.accumulation)
+    return Samples.of(data.train.lengths, per_step)
 
 
 def usable_bytes_of(settings: Settings) -> int | None:

@@ -1,4 +1,4 @@
-"""An attempt's folder below `JOB_WORK_DIR`, and what killed attempts left there."""
+"""Folders below `JOB_WORK_DIR`: an attempt's own, what killed ones left, and shared ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from job.errors import VOLUME_FULL, work_dir_error
 from job.log import log
 
 PREFIX = "attempt-"
+WAIT_SECONDS = 0.2  # between two looks at a lock
 LOCK = "lock"  # held as long as the attempt lives; the kernel frees it with the process
 
 
@@ -41,6 +43,34 @@ def attempt_folder(work_dir: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(top, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def filling(
+    folder: Path, *, limit_seconds: float, should_stop: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Make a shared folder and hold it: of the workers on this disk one fills it, others wait.
+
+    The kernel frees the lock with its holder, killed or not. Who waited for `limit_seconds`, or is
+    on a volume without locks, goes on unheld, so what is written has to be put in place whole.
+    Raises `SettingsError` or `OutageError` if it cannot be made, and what `should_stop` raises.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise work_dir_error(folder, error) from error
+    deadline, is_told = time.monotonic() + limit_seconds, False
+    try:
+        while not _try_lock(lock, without_locks=True) and time.monotonic() < deadline:
+            if not is_told:
+                log.info("%s: another worker is fetching it; waiting for that", folder)
+                is_told = True
+            should_stop()
+            time.sleep(WAIT_SECONDS)
+        yield
+    finally:
         os.close(lock)
 
 
@@ -78,10 +108,15 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Lock an open file; False if another process holds it, or the file system has no locks."""
+def _try_lock(descriptor: int, *, without_locks: bool = False) -> bool:
+    """Lock an open file; False if another process holds it.
+
+    `without_locks` is the answer where the file system has none.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return without_locks
     return True

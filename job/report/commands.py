@@ -230,6 +230,7 @@ def _print_status(
     price, budget = settings.gpu_hourly_usd, settings.sweep_budget_usd
     outlook, min_gain = outlook_of(overview), settings.min_gain
     for line in (
+        *overview.prices_of_4_bits,
         *cost_lines(overview, price, budget),
         *gain_lines(overview, outlook, min_gain=min_gain, usd_per_hour=price),
     ):

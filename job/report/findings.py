@@ -10,7 +10,6 @@ from job.report.importance import WEAK_BELOW_TRIALS, searched
 from job.report.notation import trials
 from job.report.overview import COMMITTED, Overview
 from job.sweep.distributions import FloatRange, IntRange
-from job.training.quantization import words
 
 BAYES_FROM_TRIALS = 8  # with fewer the ladder of learning rates decides, not the optimiser
 TRUNCATED_SHARE = 0.25
@@ -18,7 +17,7 @@ TRUNCATED_SHARE = 0.25
 
 def findings(overview: Overview) -> list[str]:
     """Everything worth saying, the most important first."""
-    kinds = (_broken, _four_bits, _price_of_4_bits, _at_the_edge, _cut_short, _few)
+    kinds = (_broken, _four_bits, _at_the_edge, _cut_short, _few)
     return [finding for kind in kinds for finding in kind(overview)]
 
 
@@ -30,12 +29,7 @@ def _broken(overview: Overview) -> Iterator[str]:
 
 
 def _four_bits(overview: Overview) -> Iterator[str]:
-    in_16, in_4 = overview.untuned_losses
-    if in_16 is not None and in_4 is not None:
-        yield (
-            f"four bits cost {in_4 - in_16:.4f} nats: untuned {in_16:.4f} in 16 bits,"
-            f" {in_4:.4f} in 4"
-        )
+    yield from overview.prices_of_4_bits
     best = overview.merges.get(overview.best.slot) if overview.best else None
     if best is not None and best.written is not None:
         way = "its 16-bit base" if best.written == "16bit" else "the dequantised base"
@@ -62,25 +56,6 @@ def _at_the_edge(overview: Overview) -> Iterator[str]:
         else:
             place = f"is in the outer tenth of its range {where}"
         yield f"the best trial's {name}, {value:g}, {place}: widen it there in another sweep"
-
-
-def _price_of_4_bits(overview: Overview) -> Iterator[str]:
-    """Compare the untuned base's losses where they were measured in several precisions."""
-    untuned = {
-        view.result.quantization: loss
-        for view in overview.slots
-        if view.result is not None
-        for step, loss in view.curve[:1]
-        if step == 0
-    }
-    whole = untuned.pop("none", None)
-    for mode, loss in sorted(untuned.items()):
-        if whole is not None:
-            yield (
-                f"held in {words(mode)}, the untuned base's eval/loss is {loss:.3f}, in 16 bits"
-                f" {whole:.3f}: {1000 * (loss - whole):.0f} milli-nats are the price, of which"
-                " training may win back a part"
-            )
 
 
 def _cut_short(overview: Overview) -> Iterator[str]:

@@ -27,6 +27,7 @@ from job.ledger.slot import Slot
 from job.log import log
 from job.sweep.definition import SweepDefinition, parse_definition
 from job.sweep.distributions import contains
+from job.training.quantization import price_of_4_bits
 from job.winner.intervals import Comparison
 
 State = Literal[
@@ -163,11 +164,43 @@ class Overview:
         return sum(view.wasted_gpu_seconds for view in self.slots)
 
     @property
-    def untuned_losses(self) -> tuple[float | None, float | None]:
-        """The base's eval/loss in 16 bits, if a merge measured it, and in 4: the one at step 0."""
-        in_16 = (merge.untuned_16bit for merge in self.merges.values() if merge.untuned_16bit)
-        in_4 = (loss for view in self.slots for step, loss in view.curve if step == 0)
-        return next(in_16, None), next(in_4, None)
+    def untuned(self) -> dict[str, float]:
+        """The untuned base's eval/loss by `quantization`, as far as it was measured.
+
+        At step 0 of a trial, for `none` also beside a trial in 4 bits; else by a merge.
+        """
+        results = [view.result for view in self.slots if view.result is not None]
+        merges = self.merges.values()
+        told = [
+            *(
+                (view.result.quantization if view.result else "nf4", loss)
+                for view in self.slots
+                for step, loss in view.curve[:1]
+                if step == 0
+            ),
+            *(("none", result.untuned_16bit) for result in results),
+            *(("none", merge.untuned_16bit) for merge in merges),
+            *(("nf4", merge.untuned_4bit) for merge in merges),
+        ]
+        return {mode: loss for mode, loss in reversed(told) if loss is not None}
+
+    @property
+    def eval_rows(self) -> int | None:
+        """The number of held-out rows that the trials are judged by, if a result tells it."""
+        told = [view.result.eval_rows for view in self.slots if view.result is not None]
+        told += [merge.num_rows for merge in self.merges.values()]
+        return next((count for count in told if count is not None), None)
+
+    @property
+    def prices_of_4_bits(self) -> list[str]:
+        """A sentence for every precision that was measured beside 16 bits."""
+        lossy = dict(self.untuned)
+        if (in_16 := lossy.pop("none", None)) is None:
+            return []
+        return [
+            price_of_4_bits(mode, loss, in_16, self.eval_rows)
+            for mode, loss in sorted(lossy.items(), reverse=True)
+        ]
 
 
 def read_overview(ledger: Ledger, num_trials: int, *, now: datetime | None = None) -> Overview:

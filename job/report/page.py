@@ -22,6 +22,7 @@ from job.report.importance import WEAK_BELOW_TRIALS, importances
 from job.report.notation import duration, number, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
 from job.settings import Settings
+from job.training.quantization import in_short
 from job.trial.end import nats, price
 
 DEFAULT_MIN_GAIN: float = Settings.model_fields["min_gain"].default
@@ -134,11 +135,10 @@ def _facts(overview: Overview, outlook: Outlook, usd_per_hour: float | None) -> 
     facts = [("committed", f"{committed} of {len(overview.slots)}")]
     if (best := overview.best) is not None:
         facts.append(("best eval/loss", f"{best.eval_loss:.4f}"))
-    in_16, in_4 = overview.untuned_losses
-    if in_16 is not None:
-        facts.append(("untuned, 16 bits", f"{in_16:.4f}"))
-    if in_4 is not None:
-        facts.append(("untuned, 4 bits" if in_16 else "untuned eval/loss", f"{in_4:.4f}"))
+    untuned = overview.untuned
+    for mode, loss in sorted(untuned.items(), reverse=True):
+        name = f"untuned, {in_short(mode)}" if len(untuned) > 1 else "untuned eval/loss"
+        facts.append((name, f"{loss:.4f}"))
     spent, wasted = overview.gpu_seconds, overview.wasted_gpu_seconds
     facts.append(("of GPU", duration(spent)))
     if spent:

@@ -133,6 +133,11 @@ def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
         "trial_gpu_seconds": outlook.trial_gpu_seconds,
         "trial_usd": outlook.trial_usd(usd_per_hour),
         "ended": overview.ended.to_json() if overview.ended else None,
+        "untuned": {
+            "num_rows": overview.eval_rows,
+            "eval_loss": overview.untuned,
+            "price_of_4_bits": overview.prices_of_4_bits,
+        },
         "merges": {str(slot): losses.to_json() for slot, losses in overview.merges.items()},
         "comparison": comparison_json(overview),
         "slots": [_as_dict(view) for view in overview.slots],

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from job.errors import SettingsError, StoreError
+from job.errors import SettingsError
 from job.store.azure_faults import diagnose, error_code
-from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
+from job.store.base import Stored, check_document_size, check_whole
 from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, TransferProgress
 from job.store.retries import Fault, Limits
 
@@ -63,9 +63,7 @@ class AzureBucket:
     def read(self, key: str) -> Stored | None:
         try:
             stream = self._azure().download_blob(key, max_concurrency=1)
-            if stream.size > DOCUMENT_LIMIT_BYTES:
-                limit = f"the limit of {DOCUMENT_LIMIT_BYTES} bytes"
-                raise StoreError(f"{self.uri}/{key}: over {limit}")
+            check_document_size(f"{self.uri}/{key}", stream.size)
             return Stored(stream.readall(), stream.properties.etag)
         except Exception as error:
             if error_code(error) in _ABSENT:
@@ -122,8 +120,7 @@ class AzureBucket:
             if error_code(error) in (_ABSENT | ({"ConditionNotMet"} if version else set())):
                 return False
             raise
-        if path.stat().st_size != stream.size:
-            raise StoreError(f"{self.uri}/{key}: {path.stat().st_size} of {stream.size} bytes came")
+        check_whole(f"{self.uri}/{key}", path, stream.size)
         return True
 
     def list(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:
@@ -173,25 +170,44 @@ def _quoted(etag: str) -> str:
 
 def _connect(name: str, limits: Limits) -> Any:
     """A client whose connections keep the pace. Raises `ValueError` for what names no container."""
+    from azure.storage.blob import ContainerClient
+
+    options = {
+        "transport": _transport(limits),
+        "retry_policy": _retry_policy(limits),
+        "max_single_put_size": _PART_BYTES,
+        "max_block_size": _PART_BYTES,
+        "max_single_get_size": _PART_BYTES,
+        "max_chunk_get_size": _PART_BYTES,
+    }
+    if connection := os.environ.get("AZURE_STORAGE_CONNECTION_STRING"):
+        return ContainerClient.from_connection_string(connection, name, **options)
+    return ContainerClient(_account_url(), name, credential=_credential(), **options)
+
+
+def _transport(limits: Limits) -> Any:
     import requests
     from azure.core.pipeline.transport import RequestsTransport
-    from azure.storage.blob import ContainerClient, ExponentialRetry
 
-    from job.store.transport import PacedAdapter
+    from job.store.transport import mount
 
     session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, PacedAdapter(limits.pace, num_connections=2 * _PARALLEL_PARTS))
-    transport = RequestsTransport(
+    mount(session, limits, num_connections=2 * _PARALLEL_PARTS)
+    return RequestsTransport(
         session=session,
         session_owner=False,
         connection_timeout=limits.connect_seconds,
         read_timeout=limits.read_seconds,
     )
-    # As many tries as fit into the SDK's time if each ends by silence.
+
+
+def _retry_policy(limits: Limits) -> Any:
+    """As many tries as fit into the SDK's time if each ends by silence."""
+    from azure.storage.blob import ExponentialRetry
+
     tries = min(limits.attempts, int(limits.seconds_in_sdk / limits.read_seconds))
     again = max(0, tries - 1)
-    retries = ExponentialRetry(
+    return ExponentialRetry(
         initial_backoff=0,
         increment_base=2,
         random_jitter_range=1,
@@ -200,18 +216,6 @@ def _connect(name: str, limits: Limits) -> Any:
         retry_read=again,
         retry_status=again,
     )
-    options = {
-        "transport": transport,
-        "retry_policy": retries,
-        "max_single_put_size": _PART_BYTES,
-        "max_block_size": _PART_BYTES,
-        "max_single_get_size": _PART_BYTES,
-        "max_chunk_get_size": _PART_BYTES,
-    }
-    if connection := os.environ.get("AZURE_STORAGE_CONNECTION_STRING"):
-        return ContainerClient.from_connection_string(connection, name, **options)
-    url, credential = _account_url(), _credential()
-    return ContainerClient(url, name, credential=credential, **options)
 
 
 def _account_url() -> str:

@@ -14,13 +14,15 @@ from typing import Any
 from job.store.retries import SKEW_HINT, Fault, FaultKind, in_one_line, is_bad_header
 
 _NEEDED = (
-    "the identity needs the role Storage Blob Data Contributor on the container, or a SAS token the"
-    " permissions racwdl; without any, use workload identity or set AZURE_STORAGE_CONNECTION_STRING"
+    "the identity needs the role Storage Blob Data Contributor on the container (a new role counts"
+    " after up to ten minutes), or a SAS token the permissions racwdl; without any, use workload"
+    " identity or set AZURE_STORAGE_CONNECTION_STRING"
 )
 _UNKNOWN_TO_US = {
     "AuthenticationFailed",
     "InvalidAuthenticationInfo",
     "NoAuthenticationInformation",
+    "PublicAccessNotPermitted",  # 409, where we send no credentials
 }
 _PASSING = {"Md5Mismatch", "ConditionNotMet", "TargetConditionNotMet", "OperationTimedOut"}
 _NAMES = {"InvalidResourceName", "InvalidUri", "OutOfRangeInput", "RequestUrlFailedToParse"}
@@ -33,6 +35,28 @@ _MEANINGS = (
     (
         " AuthenticationFailed:.*(Signature not valid in the specified time frame|[Ll]ifetime)",
         FaultKind.CREDENTIALS, "refused ({}); make a new AZURE_STORAGE_SAS_TOKEN that is valid now",
+    ),
+    (  # of a request signed by a key; of a SAS token
+        " AuthenticationFailed:.*(MAC signature|Signature (did not match|fields not well formed))",
+        FaultKind.CREDENTIALS,
+        ("refused ({}); the key or the SAS token is cut off, another account's, or was renewed:"
+         " make AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN or the connection string again"),
+    ),
+    (
+        " Authorization(Protocol|ResourceType|Service)Mismatch:",
+        FaultKind.PERMISSION,
+        ("refused ({}); a SAS token of the account needs the service b, the resource types c and o"
+         " and https: make it again, or take one of the container"),
+    ),
+    (
+        " AccountIsDisabled:",
+        FaultKind.PERMISSION,
+        "refused ({}); the account's subscription is disabled: pay for it, or enable it again",
+    ),
+    (
+        " ContainerBeingDeleted:",
+        FaultKind.OUTAGE,
+        "the container is being deleted ({}); restore it, or name another one",
     ),
     (
         " KeyBasedAuthenticationNotPermitted:",
@@ -160,8 +184,8 @@ def _of_answer(error: Any, status: int, container: str) -> Fault:
         if re.search(pattern, f"{status} {code}: {words}"):
             return Fault(kind, text.format(shown))
     if code == "ContainerNotFound":
-        reason = f"no bucket {container} there ({shown}); create the container first"
-        return Fault(FaultKind.SETTING, reason)
+        way_out = "create the container first, or restore a deleted one"
+        return Fault(FaultKind.SETTING, f"no bucket {container} there ({shown}); {way_out}")
     if code in _NAMES and status == 400:
         return Fault(FaultKind.SETTING, f"{container} cannot be a container's name ({shown})")
     if code in _UNKNOWN_TO_US or status in (401, 403):

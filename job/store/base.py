@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from job.errors import StoreError
+
 DOCUMENT_LIMIT_BYTES = 16 * 2**20  # of get(): JSON documents; big files go through download()
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*")
@@ -69,3 +71,15 @@ def check_key(key: str) -> str:
     if not _KEY.fullmatch(key) or ".." in key.split("/"):
         raise ValueError(f"not a store key: {key!r}")
     return key
+
+
+def check_document_size(where: str, num_bytes: int) -> None:
+    """Raise `StoreError` for an object that is too large for a document."""
+    if num_bytes > DOCUMENT_LIMIT_BYTES:
+        raise StoreError(f"{where}: over the limit of {DOCUMENT_LIMIT_BYTES} bytes")
+
+
+def check_whole(where: str, path: Path, num_bytes: int) -> None:
+    """Raise `StoreError` for a download that lacks bytes, or has too many."""
+    if (size_bytes := path.stat().st_size) != num_bytes:
+        raise StoreError(f"{where}: {size_bytes} of {num_bytes} bytes came")

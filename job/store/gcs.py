@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from job.errors import SettingsError, StoreError
-from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
+from job.store.base import Stored, check_document_size
 from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, TransferProgress
 from job.store.gcs_faults import diagnose, is_absent
 from job.store.retries import Fault, Limits
@@ -61,9 +61,7 @@ class GcsBucket:
             if is_absent(error):
                 return None
             raise
-        if len(data) > DOCUMENT_LIMIT_BYTES:
-            limit = f"the limit of {DOCUMENT_LIMIT_BYTES} bytes"
-            raise StoreError(f"{self.uri}/{key}: over {limit}")
+        check_document_size(f"{self.uri}/{key}", len(data))
         if not blob.generation:  # content and generation must come in one answer
             raise StoreError(f"{self.uri}/{key}: the service names no generation of the object")
         return Stored(data, str(blob.generation))
@@ -176,15 +174,14 @@ def _connect(limits: Limits) -> Any:
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud import storage
 
-    from job.store.transport import PacedAdapter
+    from job.store.transport import mount
 
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         credentials = AnonymousCredentials()
     else:
         credentials, _ = google.auth.default(scopes=storage.Client.SCOPE)
     session = AuthorizedSession(credentials, refresh_timeout=limits.credentials_seconds)
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, PacedAdapter(limits.pace, num_connections=_NUM_CONNECTIONS))
+    mount(session, limits, num_connections=_NUM_CONNECTIONS)
     session.configure_mtls_channel()
     return storage.Client(project=None, credentials=credentials, _http=session)
 

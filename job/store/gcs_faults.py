@@ -28,6 +28,11 @@ _MEANINGS = (
         FaultKind.PERMISSION,
         "refused ({}); this job never pays as a requester: copy what it needs to a bucket of yours",
     ),
+    (  # https://cloud.google.com/vpc-service-controls/docs/troubleshooting
+        "prohibited by organization's policy",
+        FaultKind.PERMISSION,
+        "refused ({}); let the nodes' network and identity through VPC Service Controls",
+    ),
     (
         r"\bKMS\b",
         FaultKind.PERMISSION,
@@ -103,12 +108,12 @@ def _unsent(error: Exception) -> Fault | None:
 
 
 def _of_answer(error: Any, bucket: str) -> Fault:
-    if _no_bucket(error):
-        return Fault(FaultKind.SETTING, f"no bucket {bucket} there; create it first")
     answer = getattr(error, "response", None)
     status = int(getattr(error, "code", None) or getattr(answer, "status_code", None) or 0)
     reason, words = _said(error)
     shown = f"{type(error).__name__}, HTTP {status}" + (f": {words}" if words else "")
+    if _no_bucket(error):
+        return Fault(FaultKind.SETTING, f"no bucket {bucket} there ({shown}); create it first")
     busy = status in (408, 409, 429) or status < 400 or (status >= 500 and status != 501)
     if busy or (status == 403 and reason in _BUSY):
         return Fault(FaultKind.OUTAGE, f"the service fails or is busy ({shown})")

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.errors import StoreError
-from job.store.base import DOCUMENT_LIMIT_BYTES, Stored
+from job.store.base import Stored, check_document_size, check_whole
 from job.store.bucket import BucketStore, Expiry, Listed, OnProgress, TransferProgress
 from job.store.retries import Fault, Limits
 from job.store.s3_faults import diagnose, error_code
@@ -56,9 +55,7 @@ class S3Bucket:
                 return None
             raise
         with answer["Body"] as body:
-            if answer["ContentLength"] > DOCUMENT_LIMIT_BYTES:
-                limit = f"the limit of {DOCUMENT_LIMIT_BYTES} bytes"
-                raise StoreError(f"{self.uri}/{key}: over {limit}")
+            check_document_size(f"{self.uri}/{key}", answer["ContentLength"])
             return Stored(body.read(), answer["ETag"])
 
     def write(self, key: str, data: bytes, *, version: str | None) -> bool:
@@ -103,8 +100,7 @@ class S3Bucket:
         with self._transfers() as transfers:  # every part asks for this ETag
             watcher = _Watcher(progress.advance, size_bytes, answer["ETag"])
             transfers.download(self._name, key, str(path), subscribers=[watcher]).result()
-        if path.stat().st_size != size_bytes:
-            raise StoreError(f"{self.uri}/{key}: {path.stat().st_size} of {size_bytes} bytes came")
+        check_whole(f"{self.uri}/{key}", path, size_bytes)
         return True
 
     def list(self, prefix: str, page: str | None) -> tuple[list[Listed], str | None]:

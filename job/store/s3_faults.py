@@ -60,6 +60,12 @@ _MEANINGS = (
         " on an enabled key"),
     ),
     (
+        r"explicit deny",
+        FaultKind.PERMISSION,
+        ("refused ({}); a deny outdoes every grant: look at the policies of the bucket, of the VPC"
+         " endpoint and of the organisation"),
+    ),
+    (
         r"requester.?pays|request-payer",
         FaultKind.PERMISSION,
         "refused ({}); this job never pays as a requester: copy what it needs to a bucket of yours",

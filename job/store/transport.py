@@ -50,6 +50,12 @@ class PacedAdapter(HTTPAdapter):  # type: ignore[misc]
         return manager
 
 
+def mount(session: requests.Session, limits: Limits, *, num_connections: int) -> None:
+    """Let all connections of a session keep the pace."""
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, PacedAdapter(limits.pace, num_connections=num_connections))
+
+
 class Sender:
     """A handler of botocore's event `before-send`: it sends the request and returns the answer.
 

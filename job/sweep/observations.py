@@ -18,6 +18,8 @@ class Observation:
     status: str  # completed | truncated | stopped | diverged | infeasible | running
     eval_loss: float | None
     untrained_loss: float | None = None  # the base's, if this trial measured it at step 0
+    untrained_16bit: float | None = None  # the same with its weights in 16 bits
+    measures_16bit: bool = False  # whether it has measured that, or is the one to do so
 
 
 @dataclass(frozen=True)

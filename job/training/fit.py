@@ -37,6 +37,7 @@ class FitInputs:
     max_adapter_bytes: int
     budget_seconds: float | None = None  # of training clock: for the planned end in the log only
     card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # writes README.md beside it
+    untuned_16bit: float | None = None  # the base's eval/loss in 16 bits; a checkpoint's own holds
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def fit(
         why = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
         return infeasible(why, work_dir, device)
     timer = StepTimer(recipe, len(inputs.tables.eval.input_ids), inputs.budget_seconds)
-    recorder = Recorder(trainer, keeper, work_dir, timer, inputs.card)
+    begun = TrainState(untuned_16bit=inputs.untuned_16bit)
+    recorder = Recorder(trainer, keeper, work_dir, timer, card=inputs.card, begun=begun)
     reason = _too_large(trainer, inputs)
     if reason is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
         reason = warm_up(

@@ -6,9 +6,13 @@ It needs only the base model's config.json, so `job plan` can make it before a G
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from job.training.families import is_packed
 from job.training.footprint import FP16_CUDA, Footprint, Recompute, Work, footprint
@@ -24,6 +28,8 @@ FILL = 0.86
 # it with this many tokens (2 FLOP each at 24 TFLOPS). From the data sheet, not measured.
 TOKENS_PER_DEQUANTISATION = 125
 RECOMPUTED_SHARE: dict[Recompute, float] = {"none": 0.0, "second": 0.5, "all": 1.0}
+# Steps of a normal distribution that stand for all: what they hold is a sum of lengths.
+QUANTILES = [statistics.NormalDist().inv_cdf((i + 0.5) / 9) for i in range(9)]
 T4_USABLE_BYTES = int(14.6 * 2**30)  # the most that torch's allocator gets on a T4
 
 
@@ -33,7 +39,13 @@ class Samples:
 
     longest: int
     mean: float
+    deviation: float  # standard deviation of the lengths
     per_step: int  # samples of an optimizer step
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.int64], per_step: int) -> Samples:
+        """Of rows with these lengths."""
+        return cls(int(lengths.max()), float(lengths.mean()), float(lengths.std()), per_step)
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ def plan_memory(
     """Choose the plan of least predicted cost whose peak fits `usable_bytes` (None: a CPU).
 
     The cost is a T4's by its data sheet; on a card that its host keeps waiting the order is another
-    (an H100: 1.5 times as fast with the costliest of three). So the best plan of each other
+    (an H100: up to 1.5 times as fast with the costliest of three). So the best plan of each other
     recompute mode comes with it, as a rival that the warm-up times.
     On a CPU memory is no concern and nothing is recomputed. A family whose memory cannot be
     predicted gets room for `per_device_train_batch_size` longest samples, with all layers
@@ -143,10 +155,12 @@ def _relative_cost(
 
 
 def row_tokens(budget: int, samples: Samples) -> float:
-    """The tokens of a micro-batch with this budget, on average."""
-    tokens_of_step = samples.mean * samples.per_step
+    """The tokens of a micro-batch with this budget, on average over steps light and heavy."""
+    mean = samples.mean * samples.per_step
+    deviation = samples.deviation * math.sqrt(samples.per_step)
     full = max(samples.mean, budget - samples.mean / 2)  # half a sample stays free on average
-    return tokens_of_step / math.ceil(tokens_of_step / full)
+    steps = [max(samples.mean, mean + deviation * quantile) for quantile in QUANTILES]
+    return mean / statistics.mean(1 if s <= budget else math.ceil(s / full) for s in steps)
 
 
 def _peak(plan: MemoryPlan) -> int:

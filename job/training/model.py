@@ -69,32 +69,10 @@ def load_base(
     # every pair of sample length and row length, and packed rows hardly ever repeat one.
     torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = dtype or compute_dtype(device)
-    where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     report: list[str] = []
     try:
-        config = AutoConfig.from_pretrained(location, **where)
-        if (own := getattr(config, "quantization_config", None)) is None:
-            where |= _quantisation(config, quantization, dtype)
-        elif (method := other_quantisation({"quantization_config": own})) is not None:
-            raise ValueError(f"it is quantised already, by {method}, not in bitsandbytes' NF4")
         with _collected_warnings(report):
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                location,
-                output_loading_info=True,
-                dtype=dtype,
-                device_map={"": device},
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                **where,
-            )
-        if missing := sorted(loading["missing_keys"]) + sorted(loading["mismatched_keys"]):
-            raise ValueError(f"its files lack {missing[0]} (and {len(missing) - 1} more)")
-        if getattr(model, "peft_config", None):
-            raise ValueError("an adapter lies beside it, which transformers loads as well")
-    except torch.OutOfMemoryError as error:
-        raise TooSmallError(
-            f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
-        ) from error
+            model = _from_files(location, revision or "main", device, quantization, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _load_error(location, error, "\n".join(report)) from error
     except Exception as error:  # the hub's client lets its HTTP library's own errors through
@@ -107,6 +85,35 @@ def load_base(
     model.eval()
     if not is_packed(model.config.model_type):
         _try_family(location, model)
+    return model
+
+
+def _from_files(
+    location: str, revision: str, device: torch.device, quantization: str, dtype: torch.dtype
+) -> Any:
+    """The model with all of its weights, as transformers loads it.
+
+    Raises `ValueError` for files that are not what a trial needs, and whatever transformers raises.
+    """
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(location, **where)
+    if (own := getattr(config, "quantization_config", None)) is None:
+        where |= _quantisation(config, quantization, dtype)
+    elif (method := other_quantisation({"quantization_config": own})) is not None:
+        raise ValueError(f"it is quantised already, by {method}, not in bitsandbytes' NF4")
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        location,
+        output_loading_info=True,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        **where,
+    )
+    if missing := sorted(loading["missing_keys"]) + sorted(loading["mismatched_keys"]):
+        raise ValueError(f"its files lack {missing[0]} (and {len(missing) - 1} more)")
+    if getattr(model, "peft_config", None):
+        raise ValueError("an adapter lies beside it, which transformers loads as well")
     return model
 
 
@@ -186,6 +193,10 @@ def _load_error(location: str, error: Exception, report: str = "") -> JobError:
     The network, because a hub's weights are downloaded only now: `resolve_base_model` reads no more
     than the config.
     """
+    if isinstance(error, torch.OutOfMemoryError):
+        return TooSmallError(
+            f"JOB_BASE_MODEL: {location} does not fit this GPU's free memory: {error}"
+        )
     first_line = str(error).strip().partition("\n")[0]
     if is_volume_full(error):
         return OutageError(f"JOB_BASE_MODEL: no space left for {location}: enlarge JOB_WORK_DIR")

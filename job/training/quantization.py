@@ -44,6 +44,18 @@ def is_kept(module: str, patterns: Collection[str]) -> bool:
     )
 
 
+def price_of_4_bits(
+    quantization: str, untuned: float, untuned_16bit: float, num_rows: int | None
+) -> str:
+    """What holding the untuned base so costs against 16 bits, by its eval/loss in both."""
+    held = in_short(quantization) + ("," if "," in in_short(quantization) else "")
+    rows = "the held-out rows" if num_rows is None else f"these {num_rows} rows"
+    return (
+        f"{held} cost the untuned base {untuned - untuned_16bit:.3f} nats on {rows}"
+        f" ({untuned:.3f} against {untuned_16bit:.3f})"
+    )
+
+
 def words(quantization: str) -> str:
     """The mode in a person's words."""
     if quantization == "nf4":
@@ -52,3 +64,8 @@ def words(quantization: str) -> str:
         return "16 bits"
     names = ", ".join(names_in_16_bits(quantization))
     return f"4 bits (NF4), {names or 'parts'} in 16 bits"
+
+
+def in_short(quantization: str) -> str:
+    """The mode in a person's words, without the format of the 4 bits."""
+    return words(quantization).replace(" (NF4)", "")

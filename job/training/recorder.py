@@ -74,11 +74,13 @@ class Recorder:
         keeper: Keeper,
         work_dir: Path,
         timer: StepTimer,
+        *,
         card: Callable[[TrainState], str],
+        begun: TrainState,
     ) -> None:
         self.history_path = work_dir / HISTORY_FILE
         self.rows_path = work_dir / ROWS_FILE  # there once an adapter is the best
-        self.state = TrainState()
+        self.state = begun
         self._trainer = trainer
         self._keeper = keeper
         self._work_dir = work_dir
@@ -95,7 +97,7 @@ class Recorder:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(keeper.resume_dir / ROWS_FILE, self.rows_path)
             self._saved_step = self.state.step
-        self._first_clock = self.state.clock_seconds
+        self._first_step, self._first_clock = self.state.step, self.state.clock_seconds
         keeper.report(first_step=self.state.step, step=self.state.step, trained_seconds=0.0)
 
     def __enter__(self) -> None:
@@ -126,6 +128,9 @@ class Recorder:
             }
         )
         rate = report.num_tokens / report.seconds
+        if report.step == self._first_step + 1:
+            planned, loss = self._trainer.recipe.planned_steps, report.train_loss
+            log.info("step %d/%d: loss %.4f, in %.1f s", report.step, planned, loss, report.seconds)
         self._progress.update(report.step, f"loss {report.train_loss:.3f}, {rate:.0f} tokens/s")
         if line := self._timer.count(self.state, report.num_tokens, report.seconds):
             log.info("%s", line)

@@ -41,11 +41,15 @@ class TrainState:
     skipped_in_a_row: int = 0  # the latest steps, if their gradients overflowed
     tokens: int = 0  # tokens trained on; there is no padding
     diverged: bool = False
+    untuned_16bit: float | None = None  # the base's eval/loss with its weights in 16 bits
 
     def to_json(self) -> dict[str, Any]:
         """The state as JSON; an infinite `best_loss`, which JSON cannot hold, becomes null."""
         best_loss = self.best_loss if math.isfinite(self.best_loss) else None
-        return {**asdict(self), "best_loss": best_loss}
+        content = {**asdict(self), "best_loss": best_loss}
+        # An earlier version reads no key that it does not know: it stands beside the state.
+        del content["untuned_16bit"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -57,14 +61,21 @@ class TrainState:
 
 def write_state(folder: Path, state: TrainState, trainer: dict[str, Any]) -> None:
     """Write `state.json`; `trainer` is what `Trainer.save` returned."""
-    content = {"schema": SCHEMA, "state": state.to_json(), "trainer": trainer}
+    content = {
+        "schema": SCHEMA,
+        "state": state.to_json(),
+        "untuned_16bit": state.untuned_16bit,
+        "trainer": trainer,
+    }
     (folder / STATE_FILE).write_text(json.dumps(content, indent=1, allow_nan=False))
 
 
 def read_state(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     """Read the state, and what `Trainer.restore` needs, from a checkpoint's folder."""
     content = json.loads((folder / STATE_FILE).read_text())
-    return TrainState.from_json(content["state"]), content["trainer"]
+    state = TrainState.from_json(content["state"])
+    state.untuned_16bit = content.get("untuned_16bit")
+    return state, content["trainer"]
 
 
 def saved_clock_seconds(folder: Path) -> float:

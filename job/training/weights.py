@@ -20,17 +20,21 @@ _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _PACKED = ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4"
 
 
-def local_folder(location: str, revision: str | None) -> Path:
+def local_folder(location: str, revision: str | None, *, fetched: bool = False) -> Path:
     """The folder with the model's files: itself, or the hub's cache after a download.
 
-    Raises what `explained` makes of the hub's errors.
+    With `fetched` nothing is downloaded: the model was loaded before. Raises what `explained` makes
+    of the hub's errors.
     """
     if revision is None:
         return Path(location)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(location, revision=revision, allow_patterns=list(_FILES)))
+        folder = snapshot_download(
+            location, revision=revision, allow_patterns=list(_FILES), local_files_only=fetched
+        )
+        return Path(folder)
     except Exception as error:  # the client's HTTP library has errors of its own
         if told := explained(error, "JOB_BASE_MODEL", location, revision):
             raise told from error

@@ -13,7 +13,7 @@ from job.data.prepared import PreparedData
 from job.errors import SlotError
 from job.ledger.accounts import now
 from job.ledger.ledger import Ledger
-from job.ledger.records import Recipe, Spec
+from job.ledger.records import Recipe, Result, Spec
 from job.ledger.slot import Slot
 from job.log import log
 from job.settings import Settings
@@ -21,6 +21,7 @@ from job.sweep.builtin import suggest
 from job.sweep.definition import SweepDefinition
 from job.sweep.observations import Observation
 from job.training.recipe import plan_evaluations, plan_steps
+from job.trial.weights import quantizations
 from job.wandb.agent import AgentRun, draw
 from job.wandb.sweeps import SweepPath, wait_until_running
 
@@ -63,7 +64,7 @@ def draw_for(
     Whoever freezes first wins: what is returned is what stands in the bucket.
     """
     observations, step_0_loss = observe(slot.ledger, settings.num_trials, but=slot.number)
-    freeze = partial(freeze_spec, slot, settings, data, observations)
+    freeze = partial(freeze_spec, slot, settings, data, observations, definition=definition)
     if settings.wandb_sweep_id is not None:
         return _draw_from_wandb(slot, settings, definition, freeze, should_stop)
     identity = slot.ledger.identity()
@@ -112,23 +113,20 @@ def freeze_spec(
     observations: Sequence[Observation],
     params: Mapping[str, Any],
     *,
+    definition: SweepDefinition,
     run_id: str,
     wandb_sweep: str | None = None,
 ) -> Spec:
     """Write the slot's spec once, whoever drew its parameters; return the one that holds.
 
-    It measures the untrained model as well, unless one of the `observations` has, in its precision.
+    It measures the untrained model as well, unless one of the `observations` has, in its precision;
+    and in 16 bits, unless a slot does so or the sweep draws them anyway.
     """
     values: dict[str, Any] = {**settings.hyperparameters, **params}
     asked = values["quantization"]
     if asked == "mixed":
         identity = slot.ledger.identity()
         values["quantization"] = (identity and identity.mixed) or asked
-    measured = {
-        o.params.get("quantization", settings.quantization)
-        for o in observations
-        if o.untrained_loss is not None
-    }
     planned_steps = plan_steps(
         len(data.train),
         settings.per_device_train_batch_size * values["gradient_accumulation_steps"],
@@ -146,7 +144,7 @@ def freeze_spec(
     spec = Spec(
         params=dict(params),
         recipe=recipe,
-        measure_step_0=asked not in measured,
+        **_untuned(settings, definition, observations, asked),
         data_digest=data.digest,
         wandb_run_id=run_id,
         code_version=job.__version__,
@@ -157,6 +155,28 @@ def freeze_spec(
     return slot.specify(spec)
 
 
+def _untuned(
+    settings: Settings,
+    definition: SweepDefinition,
+    observations: Sequence[Observation],
+    quantization: str,
+) -> dict[str, Any]:
+    """What a new slot's spec says of the untuned base: what to measure, and what is known."""
+    known = {
+        o.params.get("quantization", settings.quantization): o.untrained_loss
+        for o in observations
+        if o.untrained_loss is not None
+    }
+    in_16 = (o.untrained_16bit for o in observations if o.untrained_16bit is not None)
+    in_16_anyway = "none" in quantizations(settings, definition)
+    return {
+        "measure_step_0": quantization not in known,
+        "measure_16bit": not (in_16_anyway or any(o.measures_16bit for o in observations)),
+        "untuned": known.get(quantization),
+        "untuned_16bit": next(in_16, known.get("none")),
+    }
+
+
 def observe(
     ledger: Ledger, num_trials: int, *, but: int | None = None
 ) -> tuple[list[Observation], float | None]:
@@ -165,25 +185,34 @@ def observe(
     Where it is known in several precisions, it is the highest: no loss below it is cut off. A
     damaged slot says nothing, and ends no other slot's trial.
     """
+
+    def read(slot: Slot) -> tuple[Spec | None, Result | None, bool]:
+        spec, result = slot.spec(), slot.result()
+        return spec, result, slot.failure() is not None or slot.exclusion() is not None
+
     observations = []
-    for number in range(num_trials):
-        if number == but:
+    numbers = [number for number in range(num_trials) if number != but]
+    for number, found in ledger.read_slots(numbers, read):
+        if isinstance(found, SlotError):
+            log.warning("the engine is not told of a damaged slot: %s", found)
             continue
-        try:
-            slot = ledger.slot(number)
-            spec, result = slot.spec(), slot.result()
-            is_closed = slot.failure() is not None or slot.exclusion() is not None
-        except SlotError as error:
-            log.warning("the engine is not told of a damaged slot: %s", error)
-            continue
+        spec, result, is_closed = found
         if spec is None or is_closed:
             continue
         if result is None:
-            observations.append(Observation(number, spec.params, "running", None))
+            running = Observation(
+                number, spec.params, "running", None, measures_16bit=spec.measure_16bit
+            )
+            observations.append(running)
             continue
         untrained = next((loss for step, loss in result.curve[:1] if step == 0), None)
+        in_16 = result.untuned_16bit
+        # One that did not fit may have ended before it came to measure.
+        measures = spec.measure_16bit and (in_16 is not None or result.status != "infeasible")
         observations.append(
-            Observation(number, spec.params, result.status, result.eval_loss, untrained)
+            Observation(
+                number, spec.params, result.status, result.eval_loss, untrained, in_16, measures
+            )
         )
     known = [o.untrained_loss for o in observations if o.untrained_loss is not None]
     return observations, max(known, default=None)

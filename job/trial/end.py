@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from job.errors import SlotError
 from job.ledger.accounts import now
 from job.ledger.ledger import Ledger
 from job.ledger.records import Ended, Identity, Result
@@ -27,7 +28,12 @@ def worth_working_on(
     All of them, unless the sweep has ended: then only those that are drawn, or that a person began
     again. Called before anything is loaded. Raises a damaged slot's `SlotError`.
     """
-    new = [number for number in numbers if _is_new(ledger.slot(number))]
+    new = []
+    for number, is_new in ledger.read_slots(numbers, _is_new):
+        if isinstance(is_new, SlotError):
+            raise is_new
+        if is_new:
+            new.append(number)
     if not new or (ended := end_of(settings, ledger)) is None:
         return numbers, None
     return [number for number in numbers if number not in new], ended

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import job
-from job.training.quantization import words
+from job.training.quantization import in_short, price_of_4_bits, words
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -34,15 +34,27 @@ class Provenance:
 
 
 def adapter_card(
-    origin: Provenance, *, eval_loss: float, step: int, untuned: float | None = None
+    origin: Provenance,
+    *,
+    eval_loss: float,
+    step: int,
+    untuned: float | None = None,
+    untuned_16bit: float | None = None,
 ) -> str:
     """The card of the adapter that reached `eval_loss` after `step` optimizer steps.
 
-    `untuned` is the 4-bit base's own eval/loss, where the trial measured it.
+    `untuned` is the base's own eval/loss as it was trained on, `untuned_16bit` with its weights in
+    16 bits, where they are known.
     """
-    before = "" if untuned is None else f" The untuned base, in 4 bits, has {untuned:.6f}."
+    mode = origin.recipe.get("quantization", "nf4")
+    before = (
+        "" if untuned is None else f" The untuned base, in {in_short(mode)}, has {untuned:.6f}."
+    )
+    if mode != "none" and untuned is not None and untuned_16bit is not None:
+        price = price_of_4_bits(mode, untuned, untuned_16bit, origin.eval_rows)
+        before += f"\n{price[:1].upper()}{price[1:]}."
     front = yaml.safe_dump(_metadata(origin, eval_loss), sort_keys=False, allow_unicode=True)
-    precision = words(origin.recipe.get("quantization", "nf4"))
+    precision = words(mode)
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""---
 {front}---
@@ -59,8 +71,7 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("FOLDER OF THIS FILE", device_map="auto")
 ```
 
-It was trained on the base in 4 bits. A model of its own, which vLLM and llama.cpp take, is made by
-`job best --merge`, which measures whether the 16-bit or the 4-bit base is the better one for it.
+{_merging(mode)}
 
 | | |
 |---|---|
@@ -75,6 +86,16 @@ It was trained on the base in 4 bits. A model of its own, which vLLM and llama.c
 
 {packages}
 """
+
+
+def _merging(mode: str) -> str:
+    made = "A model of its own, which vLLM and llama.cpp take, is made by\n`job best --merge`"
+    if mode != "nf4":
+        return f"It was trained on the base in {in_short(mode)}. {made}."
+    return (
+        f"It was trained on the base in 4 bits. {made}, which measures whether the 16-bit or the"
+        " 4-bit base\nis the better one for it."
+    )
 
 
 def _hyperparameters(origin: Provenance) -> str:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
 from job.data.prepared import DataSettings, PreparedData, prepare
-from job.data.tokens import load_tokenizer, vocabulary_digest
-from job.hub import waited_out
+from job.data.tokenisation import Tokenisation, find_tokenisation
+from job.data.tokens import load_tokenizer
+from job.hub import cached_snapshot, waited_out
 from job.ledger.ledger import Ledger
 from job.log import log
 from job.process.stop import Stop
 from job.process.watchdog import Watchdog
 from job.settings import Settings
-from job.staged_base import resolve_base
+from job.staged_base import fetch_weights, resolve_base
 from job.store import probe
 from job.sweep.definition import SweepDefinition
 from job.training.families import Coverage, check_base
@@ -27,6 +28,9 @@ from job.training.quantization import words
 from job.trial.attempt import Loaded, Training
 from job.trial.identity import base_revision, check_rows
 from job.trial.weights import BaseWeights, Costliest, choose_mixed, quantizations
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load(
@@ -44,19 +48,8 @@ def load(
     a trial that draws another loads it again. Raises any `JobError`.
     """
     started = time.monotonic()
-    seconds_of: dict[str, float] = {}
-    with _timed(seconds_of, "device"):
-        device = training.open_device(settings)
-    with _timed(seconds_of, "store"):
-        probe(ledger.store)
-    with _timed(seconds_of, "base"):
-        base = find_base(settings, definition, ledger, stop.check)
-    with _timed(seconds_of, "rows"):
-        data = prepare_data(settings, base, ledger, stop.check)
-        check_rows(base, data)
+    device, base, data = _prepare(settings, definition, ledger, training, stop.check)
     prepared = time.monotonic()
-    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
-    log.info("prepared in %.1f s (%s)", prepared - started, parts)
 
     def load_base(quantization: str) -> Any:
         begun = time.monotonic()
@@ -81,6 +74,34 @@ def load(
     return Loaded(base, data, device, weights, mixed, prepared - started, seconds)
 
 
+def _prepare(
+    settings: Settings,
+    definition: SweepDefinition,
+    ledger: Ledger,
+    training: Training,
+    should_stop: Callable[[], None],
+) -> tuple[torch.device, BaseModel, PreparedData]:
+    """All but the model, in the order in which a node or settings that are no use end soonest."""
+    started = time.monotonic()
+    seconds_of: dict[str, float] = {}
+    with _timed(seconds_of, "device"):
+        device = training.open_device(settings)
+    with _timed(seconds_of, "store"):
+        probe(ledger.store)
+    with _timed(seconds_of, "base"):
+        base = find_base(settings, definition, ledger, should_stop)
+        outage_seconds = 60 * settings.outage_minutes
+        fetch_weights(
+            base, settings.work_dir, outage_seconds=outage_seconds, should_stop=should_stop
+        )
+    with _timed(seconds_of, "rows"):
+        data = prepare_data(settings, base, ledger, should_stop)
+        check_rows(base, data)
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
+    log.info("prepared in %.1f s (%s)", time.monotonic() - started, parts)
+    return device, base, data
+
+
 def mixed_of_sweep(
     settings: Settings,
     definition: SweepDefinition,
@@ -94,11 +115,11 @@ def mixed_of_sweep(
     identity = ledger.identity()
     if identity is not None and identity.mixed is not None:
         return identity.mixed
-    lengths, worst = data.train.lengths, Costliest.of(settings, definition)
+    worst = Costliest.of(settings, definition)
     per_step = settings.per_device_train_batch_size * max(worst.accumulation)
     return choose_mixed(
         base.config,
-        Samples(longest=int(lengths.max()), mean=float(lengths.mean()), per_step=per_step),
+        Samples.of(data.train.lengths, per_step),
         worst=worst,
         per_device_train_batch_size=settings.per_device_train_batch_size,
         usable_bytes=usable_bytes,
@@ -144,11 +165,7 @@ def prepare_data(
     """The rows of the settings as tables for this base. Raises what `prepare` raises."""
     should_stop()
     identity = ledger.identity()
-    outage_seconds = 60 * settings.outage_minutes
-    tokenizer = waited_out(
-        lambda: load_tokenizer(base.location, base.hub_revision), outage_seconds, should_stop
-    )
-    data = prepare(
+    return prepare(
         DataSettings(
             dataset_uri=settings.dataset_uri,
             prompt_column=settings.prompt_column,
@@ -161,11 +178,28 @@ def prepare_data(
             subsample_fraction=settings.row_fraction,
             eval_fraction=settings.eval_fraction,
         ),
-        tokenizer=tokenizer,
+        tokenisation=_tokenisation(settings, base, should_stop),
         store=ledger.store,
         cache_dir=settings.work_dir,
         should_stop=should_stop,
         frozen_digest=None if identity is None else identity.dataset.prepared,
-        outage_seconds=outage_seconds,
+        outage_seconds=60 * settings.outage_minutes,
     )
-    return replace(data, vocabulary=vocabulary_digest(tokenizer))
+
+
+def _tokenisation(
+    settings: Settings, base: BaseModel, should_stop: Callable[[], None]
+) -> Tokenisation:
+    """How the base's chats become tokens, its tokenizer loaded only where this disk does not know.
+
+    Raises what `load_tokenizer` and `load_template` raise.
+    """
+    name, commit = base.location, base.hub_revision
+    return find_tokenisation(
+        settings.chat_template,
+        folder=lambda: Path(name) if commit is None else cached_snapshot(name, commit),
+        load=lambda: waited_out(
+            lambda: load_tokenizer(name, commit), 60 * settings.outage_minutes, should_stop
+        ),
+        work_dir=settings.work_dir,
+    )

@@ -27,6 +27,7 @@ class AttemptClock:
     ) -> None:
         self.prepare_seconds = prepare_seconds
         self.load_seconds = load_seconds
+        self.untuned_seconds = 0.0  # of measuring the untuned base in 16 bits
         self._lease = lease
         self._budget_seconds = settings.trial_budget_hours * 3600
 
@@ -46,13 +47,14 @@ class AttemptClock:
     def close(self, state: TrainState) -> tuple[float, float]:
         """End the attempt's account; return the GPU-seconds of all attempts, and the wasted ones.
 
-        Wasted is all but loading once, and the steps and evaluations that count: redone steps,
-        restarts, waiting. The result and the accounts of the attempts then say the same.
+        Wasted is all but loading and measuring the base once, and the steps and evaluations that
+        count: redone steps, restarts, waiting. The result and the accounts of the attempts then say
+        the same.
         """
         self._lease.stop_paying()
         lease = self._lease.record
         trained = state.clock_seconds - lease.attempt.clock_before
-        useful = round(trained + self.load_seconds, 1)
+        useful = round(trained + self.load_seconds + self.untuned_seconds, 1)
         self._lease.report(useful_seconds=useful)
         own = {"gpu_seconds": self._lease.own_gpu_seconds, "useful_seconds": useful}
         closed = lease.changed(attempt=lease.attempt.changed(**own))
@@ -97,9 +99,11 @@ def training_result(fitted: Fit, clock: AttemptClock) -> dict[str, Any]:
         "peak_memory_bytes": fitted.peak_memory_bytes,
         # JSON has no NaN: a diverged evaluation stands as null.
         "curve": [[step, loss if math.isfinite(loss) else None] for step, loss in state.curve],
+        "untuned_16bit": state.untuned_16bit,
         "phase_seconds": {
             "prepare": round(clock.prepare_seconds, 2),
             "load": round(clock.load_seconds, 2),
+            **({"untuned_16bit": round(untuned, 2)} if (untuned := clock.untuned_seconds) else {}),
             "train": round(state.step_seconds, 2),
             "evaluate": round(state.clock_seconds - state.step_seconds, 2),
         },

@@ -25,6 +25,7 @@ from job.sweep.definition import SweepDefinition
 from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
+from job.trial.budget import affordable, budget_reached
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.end import end_of, ended_line, why_ended, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
@@ -32,7 +33,6 @@ from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
 from job.trial.prepare import load
 from job.trial.result import summary, training_result
 from job.trial.slots import (
-    budget_spent,
     check_progress,
     check_undrawn,
     check_work_dir,
@@ -100,19 +100,35 @@ def run_trial_on(
     if lease is None:
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
-        lease.open_account()
-        _check_progress(settings, lease)
-        drawn = _drawn(settings, definition, lease, loaded, stop)
-        if isinstance(drawn, str):
-            return drawn
-        attempt = begin_attempt(
-            settings, definition, lease, drawn, loaded, stop=stop, watchdog=watchdog
+        return _attempt_at(
+            settings, definition, lease, loaded, training, stop=stop, watchdog=watchdog
         )
-        try:
-            return _train_and_commit(attempt, training)
-        except JobError as error:
-            attempt.mirror.fail(error)
-            raise
+
+
+def _attempt_at(
+    settings: Settings,
+    definition: SweepDefinition,
+    lease: HeldLease,
+    loaded: Loaded,
+    training: Training,
+    *,
+    stop: Stop,
+    watchdog: Watchdog,
+) -> str:
+    """Draw the slot that we hold, train and commit it; or return the line why nothing was begun."""
+    lease.open_account()
+    _check_progress(settings, lease)
+    drawn = _drawn(settings, definition, lease, loaded, stop)
+    if isinstance(drawn, str):
+        return drawn
+    attempt = begin_attempt(
+        settings, definition, lease, drawn, loaded, stop=stop, watchdog=watchdog
+    )
+    try:
+        return _train_and_commit(attempt, training)
+    except JobError as error:
+        attempt.mirror.fail(error)
+        raise
 
 
 def _slots_worth_a_trial(
@@ -129,6 +145,11 @@ def _slots_worth_a_trial(
         warn_of_other_settings(settings, definition, ledger)
         tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
         return ended_line(settings, ended, name=name)
+    open_slots, reached = affordable(settings, ledger, open_slots)
+    if reached is not None and not open_slots:
+        warn_of_other_settings(settings, definition, ledger)
+        tell_of_budget(settings, ledger, reached)
+        return f"{name}: {reached}, no new trial is begun"
     if not wait_for_a_free_slot(ledger, open_slots, watch, should_stop=stop.check, wait=stop.wait):
         warn_of_other_settings(settings, definition, ledger)
         return nothing_to_do(settings, ledger)
@@ -184,10 +205,11 @@ def _drawn(
     if spec is not None:
         return Drawn(spec)
     check_undrawn(slot)
-    if (spent := budget_spent(settings, slot.ledger)) is not None:
-        tell_of_budget(settings, slot.ledger, spent)
-        return f"slot {slot.number}: {spent}, no new trial is begun"
-    # Results may have come while the base was loaded.
+    # Other trials may have begun or ended while the base was loaded.
+    reached = budget_reached(settings, slot.ledger, held=slot.number)
+    if reached is not None:
+        tell_of_budget(settings, slot.ledger, reached)
+        return f"slot {slot.number}: {reached}, no new trial is begun"
     if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
         return ended_line(settings, ended, name=f"slot {slot.number}")
     drawn = draw_for(
@@ -268,6 +290,7 @@ def _result(attempt: Attempt, fitted: Fit, files: dict[str, str]) -> Result:
             "wandb_run_id": attempt.spec.wandb_run_id,
             "attempts": attempt.lease.epoch,
             "data_digest": attempt.loaded.data.digest,
+            "eval_rows": min(len(attempt.loaded.data.eval), attempt.settings.eval_rows),
             "base_model": base.name,
             "base_model_revision": base.revision,
             "code_version": job.__version__,

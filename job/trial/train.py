@@ -11,7 +11,9 @@ from job.base_model import BaseModel
 from job.data.samples import Tables
 from job.ledger.records import Recipe
 from job.ledger.uploads import Uploads
+from job.log import log
 from job.process.gpu import preflight
+from job.process.imports import import_for_good
 from job.settings import Settings
 from job.training.memory import MemoryPlan, Samples, plan_memory
 from job.training.quantization import words
@@ -19,6 +21,7 @@ from job.training.state import TrainState
 from job.trial.attempt import Attempt, Training
 from job.trial.model_card import Provenance, adapter_card
 from job.trial.result import stop_early
+from job.trial.untuned import untuned_in_16_bits
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +37,7 @@ def real_training() -> Training:
 def _open_device(settings: Settings) -> torch.device:
     preflight(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
     # Imported behind it: torch takes seconds, and this node may have no GPU that can be used.
+    import_for_good("torch")
     from job.training.device import open_device
 
     return open_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
@@ -46,6 +50,9 @@ def _usable_bytes(settings: Settings, device: torch.device) -> int | None:
 
 
 def _load_base(base: BaseModel, device: torch.device, quantization: str) -> Any:
+    seconds = import_for_good("job.training.fit")
+    if seconds is not None:
+        log.info("libraries for training: imported in %.1f s", seconds)
     from job.training.model import load_base
 
     return load_base(base.location, base.hub_revision, device, quantization=quantization)
@@ -67,10 +74,13 @@ def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path) -> Fit:
         if uploads.resume_dir is not None:  # it had room in an earlier attempt
             raise
         return infeasible(str(error), work_dir, loaded.device)
+    tables = Tables(loaded.data.train, loaded.data.eval.head(settings.eval_rows))
+    measures = attempt.spec.measure_16bit and uploads.resume_dir is None
     inputs = FitInputs(
         base=base,
-        tables=Tables(loaded.data.train, loaded.data.eval.head(settings.eval_rows)),
+        tables=tables,
         memory=memory,
+        untuned_16bit=untuned_in_16_bits(attempt, tables.eval) if measures else None,
         ending=Ending(
             should_stop=attempt.should_stop,
             out_of_time=attempt.clock.out_of_time,
@@ -102,14 +112,9 @@ def _base(attempt: Attempt, memory: MemoryPlan) -> Any:
 
 def _plan_memory(attempt: Attempt, recipe: Recipe) -> MemoryPlan:
     settings, loaded = attempt.settings, attempt.loaded
-    lengths = loaded.data.train.lengths
     return plan_memory(
         loaded.base.config,
-        Samples(
-            longest=int(lengths.max()),
-            mean=float(lengths.mean()),
-            per_step=recipe.samples_per_step,
-        ),
+        Samples.of(loaded.data.train.lengths, recipe.samples_per_step),
         lora_r=recipe.lora_r,
         lora_dropout=recipe.lora_dropout,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
@@ -130,8 +135,16 @@ def _card(attempt: Attempt, state: TrainState) -> str:
         train_rows=len(data.train),
         eval_rows=min(len(data.eval), attempt.settings.eval_rows),
     )
-    untuned = next((loss for step, loss in state.curve if step == 0), None)
-    return adapter_card(origin, eval_loss=state.best_loss, step=state.step, untuned=untuned)
+    spec = attempt.spec
+    untuned = next((loss for step, loss in state.curve if step == 0), spec.untuned)
+    in_16 = spec.untuned_16bit if state.untuned_16bit is None else state.untuned_16bit
+    return adapter_card(
+        origin,
+        eval_loss=state.best_loss,
+        step=state.step,
+        untuned=untuned,
+        untuned_16bit=in_16,
+    )
 
 
 def _hopeless(attempt: Attempt, state: TrainState) -> str | None:

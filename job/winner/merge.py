@@ -147,12 +147,20 @@ def _merge(
         download(ledger.store, slot, result, adapter, option=_MERGE)
         losses = _measure(work, adapter, Path(beside), onto, in_4_bits=in_4_bits)
         assert losses.written is not None
-        card = merged_card(result, slot=slot, sweep=ledger.sweep, losses=losses)
+        untuned = _untuned(ledger, slot, result)
+        card = merged_card(result, slot=slot, sweep=ledger.sweep, losses=losses, untuned=untuned)
         chosen = Path(beside) / losses.written
         (chosen / "README.md").write_text(card, encoding="utf-8")
         folder.rmdir()  # the move makes it again
         shutil.move(chosen, folder)
     return losses
+
+
+def _untuned(ledger: Ledger, slot: int, result: Result) -> float | None:
+    """The base's eval/loss as the slot trained on it: its own step 0, or an earlier slot's."""
+    own = next((loss for step, loss in result.finite_curve[:1] if step == 0), None)
+    spec = ledger.slot(slot).spec()
+    return spec.untuned if own is None and spec is not None else own
 
 
 def _tokenizer(base: BaseModel, ledger: Ledger) -> Any:

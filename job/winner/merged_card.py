@@ -6,6 +6,7 @@ import yaml
 
 import job
 from job.ledger.records import MergeLosses, Result
+from job.training.quantization import price_of_4_bits
 
 _WAYS = {
     "16bit": "added to the base's own 16-bit weights",
@@ -22,8 +23,18 @@ VLLM_LINES = "vllm serve FOLDER_OF_THIS_FILE --dtype float16"
 LLAMA_CPP_LINES = "python convert_hf_to_gguf.py FOLDER_OF_THIS_FILE --outtype f16 --outfile m.gguf"
 
 
-def merged_card(result: Result, *, slot: int, sweep: str, losses: MergeLosses) -> str:
-    """The card of the merge of a slot's adapter that was written."""
+def merged_card(
+    result: Result,
+    *,
+    slot: int,
+    sweep: str,
+    losses: MergeLosses,
+    untuned: float | None = None,
+) -> str:
+    """The card of the merge of a slot's adapter that was written.
+
+    `untuned` is the base's own eval/loss as it was trained on, where a trial measured it.
+    """
     assert losses.written is not None
     on_the_hub = not result.base_model_revision.startswith("sha256:")
     metadata = {
@@ -43,7 +54,7 @@ The LoRA adapter of trial {slot} of the sweep `{sweep}`, merged into its base by
 | on {losses.num_rows} held-out rows | eval/loss |
 |---|---|
 {_rows(losses)}
-
+{_price(result.quantization, losses, untuned)}
 ```python
 {TRANSFORMERS_LINES}
 ```
@@ -61,6 +72,14 @@ To serve it with vLLM, or to convert it for llama.cpp:
 | its revision | `{result.base_model_revision}` |
 | adapter | `{result.adapter_sha256}` |
 """
+
+
+def _price(mode: str, losses: MergeLosses, untuned: float | None) -> str:
+    held = untuned if losses.untuned_4bit is None else losses.untuned_4bit
+    if mode == "none" or held is None or losses.untuned_16bit is None:
+        return ""
+    price = price_of_4_bits(mode, held, losses.untuned_16bit, losses.num_rows)
+    return f"\n{price[:1].upper()}{price[1:]}.\n"
 
 
 def _rows(losses: MergeLosses) -> str:

@@ -17,7 +17,7 @@ import pytest
 from job.data.prepared import DataSettings, PreparedData, data_digest, prepare
 from job.data.sources import open_source
 from job.data.table_files import Manifest
-from job.data.templates import load_template
+from job.data.tokenisation import tokenisation_of
 from job.data.tokens import load_tokenizer
 from job.errors import StoreError
 from job.store.local import LocalStore
@@ -33,7 +33,11 @@ def prepare_in(
     should_stop: Callable[[], None] = lambda: None,
 ) -> PreparedData:
     return prepare(
-        settings, tokenizer=tokenizer(), store=store, cache_dir=cache_dir, should_stop=should_stop
+        settings,
+        tokenisation=tokenisation_of(tokenizer(), settings.chat_template),
+        store=store,
+        cache_dir=cache_dir,
+        should_stop=should_stop,
     )
 
 
@@ -76,9 +80,9 @@ print(digest_of(settings_for(Path(sys.argv[1]))))
 
 
 def digest_of(settings: DataSettings) -> str:
-    template = load_template(settings.chat_template, tokenizer())
     source = open_source(settings.dataset_uri, Path("unused"))
-    return data_digest(settings, source, tokenizer=tokenizer(), template=template)
+    facts = tokenisation_of(tokenizer(), settings.chat_template).facts
+    return data_digest(settings, source, facts)
 
 
 @pytest.mark.slow
@@ -196,12 +200,12 @@ EARLIER = Path(__file__).parents[1] / "ledger/bucket_0_1"  # by version 0.1: sch
 def test_a_sweep_keeps_the_tables_that_an_earlier_version_made(tmp_path: Path) -> None:
     (folder,) = (EARLIER / "out/prepared").iterdir()
     settings = settings_for(EARLIER / "rows.jsonl", max_seq_length=1024, subsample_fraction=1.0)
-    earlier = load_tokenizer(str(EARLIER / "base"))
+    earlier = tokenisation_of(load_tokenizer(str(EARLIER / "base")), None)
     store = LocalStore(shutil.copytree(EARLIER / "out", tmp_path / "out"))
 
     def prepared(frozen: str | None, settings: DataSettings = settings) -> PreparedData:
         return prepare(
-            settings, tokenizer=earlier, store=store, cache_dir=tmp_path / uuid4().hex,
+            settings, tokenisation=earlier, store=store, cache_dir=tmp_path / uuid4().hex,
             should_stop=lambda: None, frozen_digest=frozen,
         )  # fmt: skip
 

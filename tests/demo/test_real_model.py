@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from job.data.samples import SampleTable
 from job.data.table_parquet import read_table
@@ -113,6 +114,11 @@ def test_the_demo_ends_with_what_a_person_wants_to_see(demo: Demo) -> None:
     adapter = Path(next(line for line in lines if line.startswith("adapter: "))[9:])
     assert (adapter / "adapter_model.safetensors").is_file()
     assert (demo.folder / ".demo/report.html").is_file()
+    (price,) = re.findall(
+        r"^4 bits cost the untuned base (\d\.\d{3}) nats on .* 16 rows", demo.out, re.M
+    )
+    untuned = demo.results[0]["curve"][0][1]
+    assert float(price) == pytest.approx(untuned - demo.results[0]["untuned_16bit"], abs=1e-3)
 
 
 def test_held_out_questions_are_answered_in_the_rows_form_only_after_training(demo: Demo) -> None:
@@ -192,6 +198,7 @@ def test_our_loss_of_the_untuned_base_is_transformers_loss(base: Path, demo: Dem
         add_adapters(_plain(base), recipe), recipe, device=torch.device("cpu"), token_budget=4096
     )
     assert trainer.evaluate(table, TrainState()) == pytest.approx(expected, abs=1e-4)
+    assert demo.results[0]["untuned_16bit"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_adapter_that_peft_loads_has_the_committed_eval_loss(base: Path, demo: Demo) -> None:
@@ -209,15 +216,45 @@ def test_the_adapter_that_peft_loads_has_the_committed_eval_loss(base: Path, dem
     assert loss == pytest.approx(best["eval_loss"], abs=2e-3)
 
 
-def test_the_merged_model_is_as_good_as_base_and_adapter(demo: Demo, tmp_path: Path) -> None:
-    merged = tmp_path / "merged"
+@pytest.fixture(scope="module")
+def merge(demo: Demo) -> dict[str, Any]:
+    """What `job best --merge` prints; the model lies in `merged` in the demo's folder."""
     forked.with_torch()
     done = forked.run(
-        [sys.executable, "-m", "job", "best", "--merge", str(merged)], env=demo.environ, timeout=300
+        [sys.executable, "-m", "job", "best", "--json", "--merge", str(demo.folder / "merged")],
+        env=demo.environ,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    loss = _loss(_plain(merged), demo.table("eval").head(EVAL_ROWS))
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_the_merged_model_is_as_good_as_base_and_adapter(demo: Demo, merge: dict[str, Any]) -> None:
+    loss = _loss(_plain(demo.folder / "merged"), demo.table("eval").head(EVAL_ROWS))
     assert loss < 1.01 * min(result["eval_loss"] for result in demo.results)
+    assert loss == pytest.approx(merge["merge"][f"merged_{merge['merge']['written']}"], abs=1e-3)
+
+
+def test_a_base_in_16_bits_gives_the_better_model(
+    demo: Demo, merge: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two rows of the table in benchmarks/training.md: the best trial, and it again in 16 bits."""
+    from benchmarks.precision import SWEEP, measure
+
+    content = yaml.safe_load(SWEEP)
+    content["parameters"] = {name: {"value": value} for name, value in merge["params"].items()}
+    rows, base = demo.environ["JOB_DATASET_URI"], demo.environ["JOB_BASE_MODEL"]
+    folder, sweep = tmp_path / "whole", yaml.safe_dump(content)
+    whole = measure("none", rows, base, folder, sweep=sweep, settings=demo.environ)
+    first, in_4 = demo.results[0], merge["merge"]
+    assert whole["untuned"] == pytest.approx(first["untuned_16bit"], abs=1e-4)
+    assert whole["untuned"] < first["curve"][0][1]
+    assert whole["tuned"] < in_4["adapter_4bit"]
+    assert whole["on_16_bits"] < in_4["merged_16bit"]
+    # What is left is fp16, in which the merged model is written.
+    assert whole["on_16_bits"] == pytest.approx(whole["tuned"], abs=2e-3)
+    assert whole["told"] == []
 
 
 def test_the_converted_model_knows_the_capital_of_france(base: Path) -> None:
@@ -263,6 +300,6 @@ def test_a_killed_trial_ends_with_the_same_adapter_byte_for_byte(
     assert "going on from the checkpoint at step" in done.stderr
     (path,) = tmp_path.glob("sweeps/*/slots/0000/result.json")
     result, calm = json.loads(path.read_text()), demo.results[0]
-    for key in ("params", "eval_loss", "curve", "adapter_sha256"):
+    for key in ("params", "eval_loss", "curve", "adapter_sha256", "untuned_16bit"):
         assert result[key] == calm[key], key
     assert (result["attempts"], calm["attempts"]) == (2, 1)

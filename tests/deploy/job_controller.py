@@ -8,6 +8,7 @@ kubelet's part.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -87,7 +88,8 @@ def kill_all(pid: int) -> None:
     for member in family:
         family += parents.get(member, [])
     for member in family:
-        os.kill(member, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # ended meanwhile
+            os.kill(member, signal.SIGKILL)
 
 
 class JobController:

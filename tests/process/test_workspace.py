@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
 
-from job.process.workspace import attempt_folder
+import pytest
+
+from job.process.workspace import attempt_folder, filling
 
 
 def _child(work_dir: Path) -> int:
@@ -61,3 +65,26 @@ def test_other_files_in_the_work_folder_are_left_alone(tmp_path: Path) -> None:
     with attempt_folder(tmp_path):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ["attempt-notes.txt", "prepared"]
+
+
+def test_who_waited_long_enough_for_a_shared_folder_goes_on(tmp_path: Path) -> None:
+    looks: list[None] = []
+    with (
+        filling(tmp_path / "base", limit_seconds=60),
+        filling(tmp_path / "base", limit_seconds=0.3, should_stop=lambda: looks.append(None)),
+    ):
+        assert looks, "asked while it waited"
+    looks.clear()
+    with filling(tmp_path / "base", limit_seconds=60, should_stop=lambda: looks.append(None)):
+        assert not looks, "free again"
+
+
+def test_a_volume_without_locks_is_no_reason_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with filling(tmp_path / "base", limit_seconds=60, should_stop=lambda: pytest.fail("waits")):
+        assert (tmp_path / "base").is_dir()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from job.report.findings import findings
 from job.report.gain import gain_lines, observations, outlook_of
 from job.report.overview import Overview, SlotView, read_overview
 from job.report.page import html_page, markdown
-from job.report.table import slot_table, to_prometheus
+from job.report.table import slot_table, to_json, to_prometheus
 from job.store.local import LocalStore
 from job.sweep.distributions import Choice, FloatRange
 from job.trial.draw import observe
@@ -189,24 +190,54 @@ def test_a_value_has_its_place_in_its_range(domain: Any, value: float, place: fl
     assert charts.share(domain, value) == pytest.approx(place)
 
 
-def test_the_price_of_4_bits_is_told_where_both_precisions_were_measured() -> None:
-    def view(slot: int, mode: str, *curve: tuple[int, float]) -> SlotView:
-        result = make_result(quantization=mode)
-        return _trial(slot, 1.2, 1e-4, curve=curve, result=result)
+def _untuned(*trials: tuple[str, float | None, float | None], rows: int | None = 192) -> Overview:
+    """Trials of a `quantization`, an eval/loss at step 0, and one in 16 bits beside it."""
+    views = []
+    for slot, (mode, start, in_16) in enumerate(trials):
+        curve: Any = ((9, 1.2),) if start is None else ((0, start), (9, 1.2))
+        result = make_result(quantization=mode, untuned_16bit=in_16, eval_rows=rows)
+        views.append(_trial(slot, 1.2, 1e-4, curve=curve, result=result))
+    return Overview("s", "/out", make_identity(JOB_SWEEP_FILE=SWEEP), tuple(views))
 
-    def notes(*views: SlotView) -> list[str]:
-        told = findings(Overview("s", "/out", make_identity(JOB_SWEEP_FILE=SWEEP), views))
-        return [note for note in told if "milli-nats" in note]
 
-    four, whole = view(0, "nf4", (0, 1.594), (9, 1.4)), view(1, "none", (0, 1.327), (9, 1.2))
-    some = view(2, "mixed:down_proj", (0, 1.469), (9, 1.3))
-    assert notes(four, view(1, "none", (9, 1.2))) == notes(four, some) == []
-    (told,) = notes(four, whole)
-    assert told.startswith(
-        "held in 4 bits (NF4), the untuned base's eval/loss is 1.594, in 16 bits"
-    )
-    assert "1.327: 267 milli-nats" in told
-    assert len(notes(four, whole, some)) == 2
+PRICE = "4 bits cost the untuned base 0.267 nats on these 192 rows (1.594 against 1.327)"
+FOUR, BESIDE = ("nf4", 1.594, None), ("nf4", 1.594, 1.327)
+SOME, WHOLE = ("mixed:down_proj", 1.469, None), ("none", 1.327, None)
+
+
+@pytest.mark.parametrize(
+    ("trials", "told"),
+    [
+        ((FOUR, ("none", None, None)), []),
+        ((FOUR, SOME), []),
+        ((WHOLE,), []),
+        ((FOUR, WHOLE), [PRICE]),
+        ((BESIDE, ("nf4", None, None)), [PRICE]),
+        (
+            (SOME, FOUR, WHOLE),
+            [
+                PRICE,
+                (
+                    "4 bits, down_proj in 16 bits, cost the untuned base 0.142 nats on these"
+                    " 192 rows (1.469 against 1.327)"
+                ),
+            ],
+        ),
+    ],
+)
+def test_the_price_of_4_bits_is_told_where_16_were_measured(trials: Any, told: list[str]) -> None:
+    overview = _untuned(*trials)
+    assert [note for note in findings(overview) if "cost the untuned base" in note] == told
+    content = json.loads(to_json(overview))["untuned"]
+    assert content["price_of_4_bits"] == told
+    assert content["eval_loss"].get("none") == (1.327 if told or trials == (WHOLE,) else None)
+    page = markdown(overview, usd_per_hour=None)
+    assert ("- untuned, 4 bits: **1.5940**" in page) == (len(content["eval_loss"]) > 1)
+
+
+def test_a_bucket_that_says_no_number_of_rows_is_told_without(tmp_path: Path) -> None:
+    (told,) = _untuned(BESIDE, rows=None).prices_of_4_bits
+    assert told.startswith("4 bits cost the untuned base 0.267 nats on the held-out rows (1.594")
 
 
 def test_trials_that_broke_are_told_with_the_way_out() -> None:

@@ -98,8 +98,34 @@ S3 = [
         403, "AccessDenied", "Access Denied: x-amz-request-payer is required for this bucket",
         CredentialsError, "never pays as a requester",
     ),
+    # https://github.com/usdigitalresponse/usdr-gost/pull/4044
+    Row(
+        403, "AccessDenied",
+        "User: arn:aws:sts::1:assumed-role/r/t is not authorized to perform: s3:PutObject on"
+        " resource: arn:aws:s3:::b/full-file-export/archive.zip with an explicit deny in a"
+        " resource-based policy",
+        CredentialsError, "a deny outdoes every grant",
+    ),
     # Plain denials keep the identity's needs
     Row(403, "AccessDenied", "Access Denied", CredentialsError, "s3:PutObject"),
+    Row(
+        403, "SignatureDoesNotMatch",
+        "The request signature we calculated does not match the signature you provided. Check your"
+        " key and signing method.",
+        CredentialsError, "AWS_SECRET_ACCESS_KEY",
+    ),
+    Row(
+        400, "ExpiredToken", "The provided token has expired.",
+        CredentialsError, "AWS_ACCESS_KEY_ID",
+    ),
+    Row(
+        403, "AllAccessDisabled", "All access to this Amazon S3 resource has been disabled.",
+        CredentialsError, "s3:PutObject",
+    ),
+    Row(
+        404, "NoSuchBucket", "The specified bucket does not exist",
+        SettingsError, "create it first",
+    ),
     Row(
         403, "InvalidAccessKeyId",
         "The AWS Access Key Id you provided does not exist in our records.",
@@ -317,6 +343,15 @@ GCS = [
         " Cloud Storage object. Permission 'storage.objects.create' denied on resource",
         CredentialsError, "Storage Object User",
     ),
+    # https://cloud.google.com/vpc-service-controls/docs/troubleshooting
+    Row(
+        403, "vpcServiceControls",
+        "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: x",
+        CredentialsError, "through VPC Service Controls",
+    ),
+    Row(
+        404, "notFound", "The specified bucket does not exist.", SettingsError, "create it first",
+    ),
     Row(
         403, "accountDisabled",
         "The billing account for the owning project is disabled in state absent",
@@ -354,8 +389,53 @@ AZURE = [
         " Expiry [Tue, 02 Jan 2024 00:00:00 GMT] - Current [Wed, 03 Jan 2024 00:00:00 GMT]",
     ),
     Row(
-        403, "AuthenticationFailed", _UNSIGNED, CredentialsError, "Storage Blob Data Contributor",
+        403, "AuthenticationFailed", _UNSIGNED, CredentialsError, "AZURE_STORAGE_KEY",
         "The MAC signature found in the HTTP request 'x' is not the same as any other.",
+    ),
+    # https://github.com/Azure/AzureStor/issues/140
+    Row(
+        403, "AuthenticationFailed", _UNSIGNED, CredentialsError, "or was renewed",
+        "Signature did not match. String to sign used was r 2024-03-13T17:07:02Z",
+    ),
+    # https://github.com/Azure/azure-storage-ruby/issues/115
+    Row(
+        403, "AuthenticationFailed", _UNSIGNED, CredentialsError, "AZURE_STORAGE_SAS_TOKEN",
+        "Signature fields not well formed.",
+    ),
+    Row(
+        401, "NoAuthenticationInformation",
+        "Server failed to authenticate the request. Please refer to the information in the"
+        " www-authenticate header.",
+        CredentialsError, "use workload identity",
+    ),
+    # https://github.com/MicrosoftDocs/azure-docs/issues/56908
+    Row(
+        403, "AuthorizationResourceTypeMismatch",
+        "This request is not authorized to perform this operation using this resource type.",
+        CredentialsError, "the resource types c and o",
+    ),
+    Row(
+        403, "AuthorizationProtocolMismatch",
+        "This request is not authorized to perform this operation using this protocol.",
+        CredentialsError, "and https",
+    ),
+    Row(
+        403, "AuthorizationSourceIPMismatch",
+        "This request is not authorized to perform this operation using this source IP 10.0.0.1.",
+        CredentialsError, "the account's firewall",
+    ),
+    Row(
+        403, "AccountIsDisabled", "The specified account is disabled.",
+        CredentialsError, "subscription is disabled",
+    ),
+    Row(
+        409, "PublicAccessNotPermitted", "Public access is not permitted on this storage account.",
+        CredentialsError, "without any, use workload identity",
+    ),
+    Row(
+        409, "ContainerBeingDeleted",
+        "The specified container is being deleted. Try operation later.",
+        StoreError, "restore it, or name another one",
     ),
     Row(
         403, "AuthorizationPermissionMismatch",

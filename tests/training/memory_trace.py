@@ -11,7 +11,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
     import torch
 
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        activities=[torch.profiler.ProfilerActivity.CPU],
+        profile_memory=True,
+        acc_events=True,  # without it torch 2.11 warns, though there is one cycle only
     ) as profile:
         work()
     held = most = 0

@@ -219,11 +219,18 @@ def test_the_comparison_would_see_a_lost_moment(
 def test_a_state_survives_json(tmp_path: Path) -> None:
     fresh = TrainState()
     later = TrainState(step=7, best_step=5, best_loss=1.25, best={"key": "a"}, tokens=9,
-                       curve=[(0, 2.0), (5, 1.25)], clock_seconds=3.5)  # fmt: skip
+                       curve=[(0, 2.0), (5, 1.25)], clock_seconds=3.5,
+                       untuned_16bit=1.9)  # fmt: skip
     for state in (fresh, later):
         write_state(tmp_path, state, {"scaler": {}})
         assert read_state(tmp_path) == (state, {"scaler": {}})
         assert unreadable(tmp_path) is None
+    path = tmp_path / "state.json"
+    content = json.loads(path.read_text())
+    assert set(content["state"]) == set(vars(fresh)) - {"untuned_16bit"}, "what older code reads"
+    del content["untuned_16bit"]
+    path.write_text(json.dumps(content))
+    assert read_state(tmp_path)[0].untuned_16bit is None, "written by older code"
 
 
 def test_a_checkpoint_of_another_schema_says_what_to_do(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import heapq
 import itertools
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from job.errors import HeldError
 from job.ledger.accounts import cost_of_slot
 from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
@@ -22,11 +23,14 @@ from job.report.costs import by_place, cost_lines, wasted_by_cause
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.local import LocalStore
-from job.trial.slots import budget_spent, open_slots
+from job.trial.budget import affordable, budget_reached
+from job.trial.slots import open_slots
 from tests.ledger.documents import make_identity, make_result, make_spec
 
 PRICES = {"lab": 0.05, "spot": 0.16, "on-demand": 0.55}  # dollars an hour, by place
 TRIAL_HOURS = (2.0, 3.0)
+LOAD_HOURS = 0.2
+NUM_SLOTS = 24
 
 
 def _settings(**given: Any) -> Settings:
@@ -42,6 +46,11 @@ def _take(ledger: Ledger, slots: list[int], place: str | None, price: float | No
     assert lease is not None
     lease.open_account()
     lease.report(node=place)
+    return lease
+
+
+def _begin(ledger: Ledger, slots: list[int], place: str | None, price: float | None) -> HeldLease:
+    lease = _take(ledger, slots, place, price)
     lease.slot.specify(make_spec())
     return lease
 
@@ -56,99 +65,202 @@ def _end(lease: HeldLease, hours: float, code: int, *, earlier_hours: float = 0.
     lease.end(code, "scripted")
 
 
+class _Worker(NamedTuple):
+    """What a worker does next; without a lease it looks whether to load a base."""
+
+    place: str
+    lease: HeldLease | None = None
+    hours: float = 0.0  # that its trial takes, and
+    code: int = 0  # how it ends
+
+
 class _Sweep:
-    """Workers at three places that take slots until the budget says no; time is simulated."""
+    """Workers at places of different prices, in simulated hours, until the budget lets none begin.
+
+    They start at once and look at once: when they come, after the base is loaded and the lease
+    taken, and again later where the question was put off.
+    """
 
     def __init__(self, ledger: Ledger, settings: Settings, seed: int) -> None:
-        self._ledger, self._settings = ledger, settings
+        self._ledger = ledger
+        self._settings = {
+            place: settings.model_copy(update={"gpu_hourly_usd": price})
+            for place, price in PRICES.items()
+        }
         self._random = random.Random(seed)
         self._order = itertools.count()
-        self._left_hours: dict[int, float] = {}  # of trials that were taken away
+        self._events: list[tuple[float, int, str, _Worker]] = []  # hour, order, what, by whom
+        self._began: dict[int, tuple[float, HeldLease]] = {}  # trials at work, by slot
+        self._hours: dict[int, float] = {}  # of trials that were taken away: what they take in all
         self._spent_hours: dict[int, float] = {}
+        self.put_off = self.taken_away = 0
 
-    def run(self, num_workers: int) -> None:
-        at_work: list[tuple[float, int, str, HeldLease, float, int]] = []
-        places = list(itertools.islice(itertools.cycle(PRICES), num_workers))
-        free = [(0.0, place) for place in places]
-        while free or at_work:
-            for now, place in free:
-                if (begun := self._begin(place)) is not None:
-                    lease, hours, code = begun
-                    entry = (now + hours, next(self._order), place, lease, hours, code)
-                    heapq.heappush(at_work, entry)
-            if not at_work:
+    def run(self, places: list[str]) -> None:
+        for place in places:
+            self._at(0.0, "come", _Worker(place))
+        while self._events:
+            now, _, what, worker = heapq.heappop(self._events)
+            for began, lease in self._began.values() if what in ("come", "draw") else ():
+                lease.report(gpu_seconds=3600 * (now - began))
+                lease.renew()
+            try:
+                getattr(self, f"_{what}")(now, worker)
+            except HeldError:
+                self.put_off += 1
+                if worker.lease is not None:
+                    worker.lease.end(75, "put off")
+                self._at(now + 0.25, "come", _Worker(worker.place))
+
+    def _at(self, hour: float, what: str, worker: _Worker) -> None:
+        heapq.heappush(self._events, (hour, next(self._order), what, worker))
+
+    def _come(self, now: float, worker: _Worker) -> None:
+        slots, _ = affordable(self._settings[worker.place], self._ledger, self._free())
+        if slots:
+            self._at(now + LOAD_HOURS, "take", worker)
+
+    def _take(self, now: float, worker: _Worker) -> None:
+        lease = _take(self._ledger, self._free()[:1], worker.place, PRICES[worker.place])
+        self._at(now + 0.01, "draw", worker._replace(lease=lease))
+
+    def _draw(self, now: float, worker: _Worker) -> None:
+        assert worker.lease is not None
+        slot = worker.lease.slot
+        if slot.spec() is None:
+            settings = self._settings[worker.place]
+            if budget_reached(settings, self._ledger, held=slot.number) is not None:
+                worker.lease.end(0, "nothing to do")
                 return
-            now, _, place, lease, hours, code = heapq.heappop(at_work)
-            number = lease.slot.number
-            before = self._spent_hours.get(number, 0.0)
-            _end(lease, hours, code, earlier_hours=before)
-            self._spent_hours[number] = before + hours
-            if code != 0:  # nothing was saved
-                self._left_hours[number] = 2 * hours
-            free = [(now, place)]
-            # What runs beside it has told its cost with its last renewal.
-            for end, _, _, other, other_hours, _ in at_work:
-                other.report(gpu_seconds=3600 * max(0.0, other_hours - (end - now)))
-                other.renew()
+            slot.specify(make_spec())
+        hours = self._hours.pop(slot.number, None)
+        if hours is None:
+            hours = self._random.uniform(*TRIAL_HOURS)
+            if self._random.random() < 0.3:  # taken away half-way, nothing saved: paid for twice
+                self._hours[slot.number] = hours
+                self.taken_away += 1
+                worker, hours = worker._replace(code=75), hours / 2
+        self._began[slot.number] = now, worker.lease
+        self._at(now + hours, "end", worker._replace(hours=hours))
 
-    def _begin(self, place: str) -> tuple[HeldLease, float, int] | None:
-        """Take a slot as a trial does; None where the budget lets no new one begin."""
-        numbers = open_slots(self._ledger, self._settings.num_trials)
-        waiting = [n for n in numbers if self._left_hours.get(n)]
-        if waiting:
-            hours = self._left_hours.pop(waiting[0])
-            return _take(self._ledger, waiting[:1], place, PRICES[place]), hours, 0
-        undrawn = [n for n in numbers if n not in self._spent_hours and not self._is_begun(n)]
-        if not undrawn or budget_spent(self._settings, self._ledger) is not None:
-            return None
-        hours = self._random.uniform(*TRIAL_HOURS)
-        lease = _take(self._ledger, undrawn[:1], place, PRICES[place])
-        if self._random.random() < 0.3:  # taken away in the middle, nothing saved: paid for twice
-            return lease, hours / 2, 75
-        return lease, hours, 0
+    def _end(self, now: float, worker: _Worker) -> None:
+        assert worker.lease is not None
+        number = worker.lease.slot.number
+        del self._began[number]
+        before = self._spent_hours.get(number, 0.0)
+        _end(worker.lease, worker.hours, worker.code, earlier_hours=before)
+        self._spent_hours[number] = before + worker.hours
+        self._at(now, "come", _Worker(worker.place))
 
-    def _is_begun(self, number: int) -> bool:
-        return self._ledger.slot(number).spec() is not None
+    def _free(self) -> list[int]:
+        """The open slots that nobody is at, those first that were begun."""
+        numbers = open_slots(self._ledger, NUM_SLOTS)
+        leases = {number: self._ledger.slot(number).lease() for number in numbers}
+        free = [n for n, stored in leases.items() if not (stored and stored.lease.is_held)]
+        return sorted(free, key=lambda number: number not in self._hours)
 
 
-@pytest.mark.parametrize(("num_workers", "seed"), [(1, 0), (3, 0), (3, 1), (6, 2)])
+@pytest.mark.parametrize("limit_in_trials", [1.5, 5])
+@pytest.mark.parametrize(
+    "places",
+    [["spot"], ["on-demand", "lab"], ["lab", "spot", "on-demand", "lab"], ["on-demand"] * 4],
+    ids=" ".join,
+)
 def test_a_sweep_over_three_prices_ends_within_a_trials_price_of_its_budget(
-    tmp_path: Path, num_workers: int, seed: int
+    tmp_path: Path, places: list[str], limit_in_trials: float
 ) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    settings = _settings(num_trials=60, sweep_budget_usd=8.0, gpu_hourly_usd=0.1)
-    _Sweep(ledger, settings, seed).run(num_workers)
-    spent = sum(cost_of_slot(ledger, n).dollars(None) for n in range(60))
-    dearest = TRIAL_HOURS[1] * max(PRICES.values())
-    assert abs(spent - 8.0) < dearest, spent
-    overview = read_overview(ledger, 60)
+    dearest = TRIAL_HOURS[1] * max(PRICES[place] for place in places)
+    limit = limit_in_trials * dearest
+    settings = _settings(num_trials=NUM_SLOTS, sweep_budget_usd=limit, gpu_hourly_usd=0)
+    sweep = _Sweep(ledger, settings, seed=1)
+    sweep.run(places)
+    spent = sum(cost_of_slot(ledger, n).dollars(None) for n in range(NUM_SLOTS))
+    assert abs(spent - limit) < dearest, spent
+    overview = read_overview(ledger, NUM_SLOTS)
     assert sum(by_place(overview, None).values()) == pytest.approx(spent)
-    assert wasted_by_cause(overview, None).get("preempted", 0) > 0, "wasted attempts are counted"
+    if sweep.taken_away:
+        assert wasted_by_cause(overview, None)["preempted"] > 0, "wasted attempts are counted"
+    may_wait = len(places) > 1 and limit_in_trials < len(places)
+    assert (sweep.put_off > 0) <= may_wait, "put off only where those at work may take it all"
 
 
-def test_the_budget_counts_running_trials_as_what_they_will_cost(tmp_path: Path) -> None:
+def test_the_budget_counts_what_running_trials_and_another_one_will_cost(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    _end(_take(ledger, [0], "a", 0.5), 2.0, 0)  # $1
-    running = _take(ledger, [1], "b", 0.25)
+    _end(_begin(ledger, [0], "a", 0.5), 2.0, 0)  # $1
+    running = _begin(ledger, [1], "b", 0.25)
     running.report(gpu_seconds=3600.0)
-    running.renew()  # $0.25, and another hour to go: $0.25
-    enough = _settings(sweep_budget_usd=1.51, gpu_hourly_usd=9)
-    assert budget_spent(enough, ledger) is None
-    said = budget_spent(_settings(sweep_budget_usd=1.5, gpu_hourly_usd=9), ledger)
+    running.renew()  # $0.25, and another hour to go: $0.25; another trial here is $1
+    enough = _settings(sweep_budget_usd=2.5, gpu_hourly_usd=0.5)
+    assert budget_reached(enough, ledger) is None
+    said = budget_reached(_settings(sweep_budget_usd=2.49, gpu_hourly_usd=0.5), ledger)
     assert said == (
-        "$1.25 are spent and about $0.25 bound by the trials at work, JOB_SWEEP_BUDGET_USD is 1.5"
+        "$1.25 are spent, about $0.25 bound by the trials at work and about $1.00 needed for"
+        " another, JOB_SWEEP_BUDGET_USD is 2.49"
     )
+    cheaper = _settings(sweep_budget_usd=2.49, gpu_hourly_usd=0.4)
+    assert budget_reached(cheaper, ledger) is None, "at a cheaper place there is room for one"
+
+
+def test_before_the_first_commit_the_question_is_put_off(tmp_path: Path) -> None:
+    """Nobody knows what a trial takes, and a worker that left with 0 would not come again."""
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    one = _settings(sweep_budget_usd=1.0, gpu_hourly_usd=0.5)  # a trial may take 3 h: $1.50
+    assert affordable(one, ledger, [0, 1]) == ([0, 1], None), "a first trial always begins"
+    running = _begin(ledger, [0], "a", 0.5)
+    said = (
+        r"^sweep s, all 200 slots: \$0.00 are spent, up to \$1.50 bound by the trials at work and"
+        r" up to \$1.50 needed for another, JOB_SWEEP_BUDGET_USD is 1: put off until a first trial"
+        " has ended"
+    )
+    with pytest.raises(HeldError, match=said):
+        affordable(one, ledger, [1])
+    drawn, reached = affordable(one, ledger, [0, 1])
+    assert drawn == [0], "what is begun may be ended"
+    assert reached is not None
+    two = _settings(sweep_budget_usd=3.0, gpu_hourly_usd=0.5)
+    assert affordable(two, ledger, [1]) == ([1], None), "both fit, whatever they take"
+    running.report(gpu_seconds=2 * 3600.0)
+    running.renew()
+    assert affordable(one, ledger, [1])[1] == "$1.00 are spent, JOB_SWEEP_BUDGET_USD is 1"
+    hours = _settings(sweep_budget_gpu_hours=5)
+    with pytest.raises(HeldError, match="2.0 GPU-hours are spent, up to 1.0 GPU-hours bound"):
+        affordable(hours, ledger, [1])
+
+
+def test_a_trial_that_is_begun_again_takes_its_whole_price_again(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep(make_identity())
+    for number in range(2):
+        _end(_begin(ledger, [number], "a", 0.5), 2.0, 0)  # $1
+    redo(ledger.slot(0))
+    _begin(ledger, [0], "a", 0.5)
+    said = "$2.00 are spent, about $1.00 bound by the trials at work and about $1.00 needed"
+    settings = _settings(sweep_budget_usd=3.9, gpu_hourly_usd=0.5)
+    assert said in str(budget_reached(settings, ledger))
+
+
+def test_of_workers_that_loaded_at_once_those_at_higher_slots_stand_back(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    _end(_begin(ledger, [0], "a", 0.5), 2.0, 0)  # $1 is spent
+    settings = _settings(sweep_budget_usd=2.5, gpu_hourly_usd=0.5)
+    for number in (1, 2):
+        _take(ledger, [number], "a", 0.5)
+    assert budget_reached(settings, ledger, held=1) is None
+    said = "$1.00 are spent, about $1.00 bound by the trials at work and about $1.00 needed"
+    assert said in str(budget_reached(settings, ledger, held=2))
 
 
 def test_attempts_without_a_price_count_at_the_readers(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    _end(_take(ledger, [0], "old", None), 1.0, 75)
-    _end(_take(ledger, [0], "new", 0.5), 2.0, 0, earlier_hours=1.0)
+    _end(_begin(ledger, [0], "old", None), 1.0, 75)
+    _end(_begin(ledger, [0], "new", 0.5), 2.0, 0, earlier_hours=1.0)
     cost = cost_of_slot(ledger, 0)
     assert (cost.gpu_seconds, cost.usd, cost.unpriced_seconds) == (3 * 3600, 1.0, 3600)
     assert cost.dollars(0.3) == pytest.approx(1.3)
-    assert budget_spent(_settings(sweep_budget_usd=1.3, gpu_hourly_usd=0.2), ledger) is None
-    assert budget_spent(_settings(sweep_budget_usd=1.3, gpu_hourly_usd=0.3), ledger) is not None
+    # $1.20 or $1.30 are spent, and another takes the three hours that this one took.
+    assert budget_reached(_settings(sweep_budget_usd=1.8, gpu_hourly_usd=0.2), ledger) is None
+    assert budget_reached(_settings(sweep_budget_usd=2.19, gpu_hourly_usd=0.3), ledger) is not None
+    assert budget_reached(_settings(sweep_budget_usd=2.21, gpu_hourly_usd=0.3), ledger) is None
     lines = cost_lines(read_overview(ledger, 1), None, 2.0)
     assert lines[0] == (
         "spent: $1.00 and 60 min of GPU without a price of $2.00 (JOB_SWEEP_BUDGET_USD):"
@@ -159,9 +271,9 @@ def test_attempts_without_a_price_count_at_the_readers(tmp_path: Path) -> None:
 def test_what_was_paid_for_before_a_redo_is_waste_of_its_own(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
     ledger.open_sweep(make_identity())
-    _end(_take(ledger, [0], "a", 0.5), 2.0, 0)
+    _end(_begin(ledger, [0], "a", 0.5), 2.0, 0)
     redo(ledger.slot(0))
-    _end(_take(ledger, [0], "b", 0.2), 1.0, 74)
+    _end(_begin(ledger, [0], "b", 0.2), 1.0, 74)
     overview = read_overview(ledger, 1)
     assert cost_lines(overview, None, None) == [
         "spent: $1.20: $1.00 on a, $0.20 on b",
@@ -171,8 +283,8 @@ def test_what_was_paid_for_before_a_redo_is_waste_of_its_own(tmp_path: Path) -> 
 
 def test_hours_are_counted_without_a_price(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    _end(_take(ledger, [0], "a", None), 2.0, 0)
-    said = budget_spent(_settings(sweep_budget_gpu_hours=2), ledger)
+    _end(_begin(ledger, [0], "a", None), 2.0, 0)
+    said = budget_reached(_settings(sweep_budget_gpu_hours=2), ledger)
     assert said == "2.0 GPU-hours are spent, JOB_SWEEP_BUDGET_GPU_HOURS is 2"
     assert cost_lines(read_overview(ledger, 1), None, None) == []
 
@@ -180,7 +292,7 @@ def test_hours_are_counted_without_a_price(tmp_path: Path) -> None:
 def test_many_places_are_summed_up(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
     for number in range(9):
-        _end(_take(ledger, [number], f"pod-{number}", 1.0 + number), 1.0, 0)
+        _end(_begin(ledger, [number], f"pod-{number}", 1.0 + number), 1.0, 0)
     (line,) = cost_lines(read_overview(ledger, 9), None, None)
     assert line.startswith("spent: $45.00: $9.00 on pod-8, $8.00 on pod-7, ")
     assert line.endswith(", $4.00 on pod-3, $6.00 on 3 others")

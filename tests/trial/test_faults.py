@@ -9,7 +9,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -153,27 +154,51 @@ def real_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return inputs | {"device": "cpu", "lora_dropout": 0.1, "max_steps": 12, "lease_seconds": 1.0}
 
 
-def _run_real(inputs: dict[str, Any], out: Path, store: Any) -> int:
+# Modes beside the default, each at one boundary: the ledger does not know how weights are held.
+CASES = [
+    *((boundary, "nf4") for boundary in BOUNDARIES),
+    (BOUNDARIES[2], "none"),
+    (BOUNDARIES[4], "mixed:down_proj,v_proj"),
+]
+
+
+def _run_real(inputs: dict[str, Any], out: Path, store: Any, mode: str) -> int:
     settings = inputs | {"output_uri": str(out), "num_trials": 1, "completion_index": 0}
+    settings["quantization"] = mode
     return wait_for(start_worker(settings, lambda: store, training=real_training()))
 
 
 @pytest.fixture(scope="module")
-def real_facts(real_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    out = tmp_path_factory.mktemp("calm")
-    assert _run_real(real_inputs, out, LocalStore(out)) == 0
-    return _facts(*_documents(out))[:-1]  # the history holds seconds
+def real_facts(
+    real_inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[Any]]:
+    """What an uninterrupted trial in a mode computes."""
+
+    @cache
+    def facts(mode: str) -> list[Any]:
+        out = tmp_path_factory.mktemp("calm")
+        assert _run_real(real_inputs, out, LocalStore(out), mode) == 0
+        return _real_facts(out)
+
+    return facts
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES, ids=[b[0] for b in BOUNDARIES])
+def _real_facts(out: Path) -> list[Any]:
+    spec, result = _documents(out)
+    facts = _facts(spec, result)[:-1]  # the history holds seconds
+    return [*facts, result["quantization"], result["untuned_16bit"]]
+
+
+@pytest.mark.parametrize(("boundary", "mode"), CASES, ids=[f"{b[0]} in {m}" for b, m in CASES])
 def test_real_training_killed_there_gives_the_same_adapter_byte_for_byte(
     tmp_path: Path,
     real_inputs: dict[str, Any],
-    real_facts: list[Any],
+    real_facts: Callable[[str], list[Any]],
     boundary: tuple[str, str, int, bool],
+    mode: str,
 ) -> None:
     _, pattern, kill_at, after = boundary
     store = KillingStore(LocalStore(tmp_path), kill_at, after=after, pattern=pattern)
-    assert _run_real(real_inputs, tmp_path, store) == -signal.SIGKILL
-    assert _run_real(real_inputs, tmp_path, LocalStore(tmp_path)) == 0
-    assert _facts(*_documents(tmp_path))[:-1] == real_facts
+    assert _run_real(real_inputs, tmp_path, store, mode) == -signal.SIGKILL
+    assert _run_real(real_inputs, tmp_path, LocalStore(tmp_path), mode) == 0
+    assert _real_facts(tmp_path) == real_facts(mode)

@@ -66,3 +66,23 @@ def test_what_counts_is_told() -> None:
 def test_a_pipe_in_a_value_makes_no_further_column() -> None:
     text = adapter_card(replace(ORIGIN, recipe={"schedule": "a|b"}), eval_loss=1.0, step=1)
     assert "| schedule | a\\|b |" in text
+
+
+def test_the_price_of_4_bits_is_told_where_it_is_known() -> None:
+    losses = {"untuned": 1.594, "untuned_16bit": 1.327}
+    told = "4 bits cost the untuned base 0.267 nats on these 192 rows (1.594 against 1.327)."
+    text = adapter_card(ORIGIN, eval_loss=1.4, step=9, **losses)
+    assert told in text.splitlines()
+    assert "cost" not in adapter_card(ORIGIN, eval_loss=1.4, step=9, untuned=1.594)
+    assert "cost" not in adapter_card(ORIGIN, eval_loss=1.4, step=9, untuned_16bit=1.327)
+
+
+def test_no_other_precision_is_called_4_bits() -> None:
+    whole, some = (
+        replace(ORIGIN, recipe={"quantization": mode}) for mode in ("none", "mixed:v_proj")
+    )
+    text = adapter_card(whole, eval_loss=1.2, step=9, untuned=1.327, untuned_16bit=1.327)
+    assert "4 bits" not in text
+    assert "The untuned base, in 16 bits, has 1.327000." in text
+    text = adapter_card(some, eval_loss=1.3, step=9, untuned=1.5, untuned_16bit=1.327)
+    assert "4 bits, v_proj in 16 bits, cost the untuned base 0.173 nats" in text

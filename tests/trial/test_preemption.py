@@ -45,7 +45,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def _start(
     inputs: dict[str, str], out: Path, *, start: Callable[..., Any] = forked.popen
 ) -> subprocess.Popen[str]:
-    environ = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environ = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process: subprocess.Popen[str] = start(
         [sys.executable, "-m", "job"],
         env=environ | inputs | {"JOB_OUTPUT_URI": str(out), "JOB_WORK_DIR": str(out / "work")},
@@ -80,20 +81,36 @@ def _result(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def calm(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("calm")
+    return _calm(inputs, tmp_path_factory.mktemp("calm"))
+
+
+def _calm(inputs: dict[str, str], out: Path) -> dict[str, Any]:
     code, err = _finish(_start(inputs, out))
     assert code == 0, err
     return _result(out)
 
 
+# Shorter than the others: the process around it is the same whatever the precision.
+IN_16_BITS = {"JOB_QUANTIZATION": "none", "JOB_MAX_STEPS": "48"}
+
+
 @pytest.mark.parametrize(
-    ("moment", "number"),
-    [("device:", signal.SIGTERM), ("data:", signal.SIGTERM), ("step 60/240", signal.SIGTERM),
-     ("model:", signal.SIGINT)],
+    ("moment", "changes"),
+    [("device:", {}), ("data:", {}), ("step 60/240", {}), ("model:", {}),
+     ("untuned in 16 bits: eval/loss", {}), ("step 12/48", IN_16_BITS)],
 )  # fmt: skip
 def test_a_signal_ends_in_75_within_the_grace_and_the_next_attempt_ends_equal(
-    inputs: dict[str, str], calm: dict[str, Any], tmp_path: Path, moment: str, number: int
+    inputs: dict[str, str],
+    calm: dict[str, Any],
+    tmp_path: Path,
+    moment: str,
+    changes: dict[str, str],
 ) -> None:
+    number = signal.SIGINT if moment == "model:" else signal.SIGTERM
+    if changes:
+        inputs = inputs | changes
+        calm = _calm(inputs, tmp_path / "calm")
+    tmp_path /= "told"
     # A new Python for the signal that comes while torch is imported.
     start = subprocess.Popen if moment == "device:" else forked.popen
     process = _start(inputs, tmp_path, start=start)
@@ -111,8 +128,11 @@ def test_a_signal_ends_in_75_within_the_grace_and_the_next_attempt_ends_equal(
     code, err = _finish(again)
     assert code == 0, err
     result = _result(tmp_path)
-    for key in ("eval_loss", "curve", "adapter_sha256", "best_step"):
+    for key in ("eval_loss", "curve", "adapter_sha256", "best_step", "untuned_16bit"):
         assert result[key] == calm[key], key
+    assert (result["untuned_16bit"] is None) == (result["quantization"] == "none")
+    if "untuned" not in moment:  # there it depends on whether a checkpoint came in time
+        assert ("untuned in 16 bits" in err) == ("step" not in moment), "a checkpoint keeps it"
     if "step" in moment:
         assert "going on from the checkpoint at step" in err
         assert result["attempts"] == 2
@@ -142,18 +162,20 @@ def test_a_trial_that_is_killed_at_three_places_ends_with_the_same_bytes(
 ) -> None:
     """Bit by bit on a GPU as well: `make test-gpu`."""
     inputs = inputs | {"JOB_DEVICE": device}
+    # CUDA cannot be used in a fork of a process that has opened it, as other tests have.
+    start = subprocess.Popen if device == "cuda" else forked.popen
     if device == "cuda":
-        code, err = _finish(_start(inputs, tmp_path / "calm"))
+        code, err = _finish(_start(inputs, tmp_path / "calm", start=start))
         assert code == 0, err
         calm = _result(tmp_path / "calm")
     for moment in ("checkpoint at step", "step 120/240: eval", "step 180/240: eval"):
-        process = _start(inputs, tmp_path / "killed")
+        process = _start(inputs, tmp_path / "killed", start=start)
         _lines_until(process, moment)
         (child,) = _children(process.pid)
         os.kill(child, signal.SIGKILL)
         code, err = _finish(process)
         assert code == 70, err
-    code, err = _finish(_start(inputs, tmp_path / "killed"))
+    code, err = _finish(_start(inputs, tmp_path / "killed", start=start))
     assert code == 0, err
     assert "going on from the checkpoint at step" in err
     result = _result(tmp_path / "killed")

@@ -100,6 +100,13 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
         "adapter_model.safetensors", "adapter_config.json", "manifest.json",
     }  # fmt: skip
     assert not list((tmp_path / "work").glob("attempt-*")), "the work folder is left clean"
+    in_4, in_16 = result["curve"][0][1], result["untuned_16bit"]
+    assert result["phase_seconds"]["untuned_16bit"] > 0
+    price = (
+        f"4 bits cost the untuned base {in_4 - in_16:.3f} nats on these 16 rows"
+        f" ({in_4:.3f} against {in_16:.3f})"
+    )
+    assert price in (adapter / "README.md").read_text()
 
     before = _files(tmp_path / "out")
     again = job(JOB_COMPLETION_INDEX="0")
@@ -110,12 +117,15 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
     assert job().returncode == 0  # the first open slot: 1
     second = _read(tmp_path / "out", "0001/result.json")
     assert second["curve"][0][0] == 2, "the untuned model is measured once a sweep"
+    assert second["untuned_16bit"] is None
+    assert price in (tmp_path / "out" / second["adapter_key"] / "README.md").read_text()
     done = job()
     assert done.returncode == 0
     assert "all 2 slots: committed before, nothing to do" in done.stderr
     status = job("status")
     assert status.returncode == 0, status.stderr
     assert status.stdout.count("completed") == 2
+    assert price in status.stdout
     assert f"best: slot {int(second['eval_loss'] < result['eval_loss'])}" in status.stdout
 
 
@@ -139,6 +149,7 @@ def test_a_sweep_may_search_the_bases_precision(job: Run, tmp_path: Path) -> Non
     assert identity["_mixed"] == chosen
     untrained = [dict(result["curve"])[0] for result in results]
     assert len(set(untrained)) == 3, "each precision has a price of its own"
+    assert not any(result["untuned_16bit"] for result in results), "slot 0 has measured it anyway"
     assert "in 16 bits loaded" in done.stderr
     card = (out / results[0]["adapter_key"] / "README.md").read_text()
     assert "the\nbase in 16 bits." in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from job.settings import Settings
 from job.store.documents import create_document
 from job.store.local import LocalStore
 from job.trial.attempt import Training
+from job.trial.budget import budget_reached
 from job.trial.end import end_of, worth_working_on
 from job.trial.run import run_trial_on
-from job.trial.slots import budget_spent, check_progress, check_undrawn, slots
+from job.trial.slots import check_progress, check_undrawn, slots
 from tests.ledger.documents import NOW, make_identity, make_result, make_spec
 from tests.workers import make_inputs, start_worker, wait_for
 
@@ -122,9 +124,10 @@ def test_the_sweep_budget_counts_committed_and_running_slots(ledger: Ledger) -> 
     lease = _lease(ledger, gpu_seconds_before=1000.0)
     lease.report(gpu_seconds=800.0)
     lease.renew()
-    assert budget_spent(_settings(), ledger) is None
-    assert budget_spent(_settings(sweep_budget_gpu_hours=2.1), ledger) is None
-    spent = budget_spent(_settings(sweep_budget_gpu_hours=2.0), ledger)
+    assert budget_reached(_settings(), ledger) is None
+    assert budget_reached(_settings(sweep_budget_gpu_hours=3.5), ledger) is None, "1.5 h a trial"
+    assert budget_reached(_settings(sweep_budget_gpu_hours=3.4), ledger) is not None
+    spent = budget_reached(_settings(sweep_budget_gpu_hours=2.0), ledger)
     assert spent == "2.0 GPU-hours are spent, JOB_SWEEP_BUDGET_GPU_HOURS is 2"
 
 
@@ -224,26 +227,45 @@ def test_the_end_is_judged_by_what_the_sweep_froze(ledger: Ledger) -> None:
     assert end_of(others, ledger) is not None
 
 
-@pytest.mark.slow
-def test_an_end_that_comes_while_the_base_is_loaded_is_seen_before_the_draw(tmp_path: Path) -> None:
-    settings = Settings(**make_inputs(tmp_path) | {"completion_index": 3})
-    ledger = Ledger(LocalStore(tmp_path / "out"), "s")
+def _spend(ledger: Ledger) -> None:
+    slot = ledger.slot(0)
+    slot.specify(make_spec())
+    slot.commit(make_result(slot.folder, gpu_seconds=7200.0))
 
-    def load_base(*_: object) -> None:
-        _ended(ledger)
 
-    def fit(*_: object) -> None:
-        raise AssertionError("it was trained")
+def _never(*words: object) -> None:
+    raise AssertionError(words)
 
-    training = Training(open_device=lambda _: None, load_base=load_base, fit=fit)  # type: ignore[arg-type, return-value]
+
+def _run(ledger: Ledger, settings: Settings, load_base: Callable[..., None]) -> str:
+    training = Training(open_device=lambda _: None, load_base=load_base, fit=_never)  # type: ignore[arg-type, return-value]
     stop = Stop(15)
+    return run_trial_on(ledger.store, settings, stop, training, Watchdog(stop, _never))
 
-    def never(reason: str) -> None:
-        raise AssertionError(reason)
 
-    line = run_trial_on(ledger.store, settings, stop, training, Watchdog(stop, never))
-    assert line.startswith("slot 3: no new trial is begun, the sweep ended after 6 results")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("happens", "given", "line"),
+    [
+        (_ended, {}, "no new trial is begun, the sweep ended after 6 results"),
+        (
+            _spend,
+            {"sweep_budget_gpu_hours": 2},
+            "2.0 GPU-hours are spent, JOB_SWEEP_BUDGET_GPU_HOURS is 2, no new trial is begun",
+        ),
+    ],
+    ids=["the end", "the budget"],
+)
+def test_what_ends_a_sweep_is_seen_before_the_base_is_loaded_and_before_the_draw(
+    tmp_path: Path, happens: Callable[[Ledger], object], given: dict[str, object], line: str
+) -> None:
+    settings = Settings(**make_inputs(tmp_path) | {"completion_index": 3} | given)
+    ledger = Ledger(LocalStore(tmp_path / "out"), "s")
+    assert _run(ledger, settings, lambda *_: happens(ledger)).startswith(f"slot 3: {line}")
     assert ledger.slot(3).state() == "empty"
     stored = ledger.slot(3).lease()
     assert stored is not None
     assert not stored.lease.is_held
+    again = Settings(**settings.model_dump() | {"completion_index": 4})
+    assert _run(ledger, again, _never).startswith(f"slot 4: {line}")
+    assert ledger.slot(4).lease() is None

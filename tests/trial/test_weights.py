@@ -11,7 +11,7 @@ import pytest
 
 from job.errors import SettingsError
 from job.ledger.ledger import Ledger
-from job.ledger.records import Recipe
+from job.ledger.records import Recipe, Spec
 from job.settings import Settings
 from job.store.local import LocalStore
 from job.sweep.builtin import suggest
@@ -41,7 +41,7 @@ MISTRAL_7B: dict[str, Any] = {
     "vocab_size": 32768,
 }  # fmt: skip
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-SAMPLES = Samples(longest=1024, mean=220.0, per_step=8)
+SAMPLES = Samples(longest=1024, mean=220.0, deviation=190.0, per_step=8)
 ATTENTION = "v_proj,k_proj,o_proj,q_proj"
 RATE = {"distribution": "log_uniform_values", "min": 5.0e-6, "max": 2.0e-4}
 
@@ -197,26 +197,84 @@ def test_a_plain_mixed_is_in_all_trials_what_it_was_in_the_first(tmp_path: Path)
     ledger.open_sweep(_identity(settings, mixed="mixed:v_proj,k_proj"))  # a larger card
     for number, params in enumerate(({}, {"quantization": "mixed"}, {"quantization": "none"})):
         slot = ledger.slot(number)
-        spec = freeze_spec(slot, settings, data, [], params, run_id="r")  # type: ignore[arg-type]
+        spec = freeze_spec(
+            slot,
+            settings,
+            data,
+            [],
+            params,
+            definition=_sweep(learning_rate=RATE),
+            run_id="r",  # type: ignore[arg-type]
+        )
         assert spec.params == params, "as it was drawn"
         expected = params.get("quantization", "mixed").replace("mixed", "mixed:v_proj")
         assert spec.recipe.quantization == expected
 
 
+def _begin(ledger: Ledger, number: int, mode: str, **quantization: Any) -> Spec:
+    """Freeze a slot's spec in the sweep whose `quantization` is this."""
+    seen, _ = observe(ledger, 4, but=number)
+    data: Any = SimpleNamespace(train=[0] * 99, digest="d", vocabulary="v")
+    return freeze_spec(
+        ledger.slot(number),
+        _settings(),
+        data,
+        seen,
+        {"quantization": mode},
+        definition=_sweep(learning_rate=RATE, quantization=quantization),
+        run_id="r",
+    )
+
+
+def _measured(ledger: Ledger, number: int, spec: Spec, **changes: Any) -> None:
+    """Commit the slot with what its spec says is measured, or with these changes."""
+    lossy = spec.recipe.quantization != "none"
+    start = ((0, 1.6 if lossy else 1.3),) if spec.measure_step_0 else ()
+    values: dict[str, Any] = {"curve": (*start, (50, 1.2)), "eval_loss": 1.2}
+    values |= {"untuned_16bit": 1.3 if spec.measure_16bit else None} | changes
+    slot = ledger.slot(number)
+    slot.commit(make_result(slot.folder, quantization=spec.recipe.quantization, **values))
+
+
 def test_the_untrained_model_is_measured_once_in_each_precision(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
-    settings, data = _settings(), SimpleNamespace(train=[0] * 99, digest="d", vocabulary="v")
-    ledger.open_sweep(_identity(settings))
-    measured = []
+    measured, known = [], []
     for number, mode in enumerate(("nf4", "none", "nf4", "none")):
-        slot = ledger.slot(number)
-        seen, _ = observe(ledger, 4, but=number)
-        spec = freeze_spec(slot, settings, data, seen, {"quantization": mode}, run_id="r")  # type: ignore[arg-type]
-        measured.append(spec.measure_step_0)
-        start = ((0, 1.6 if mode == "nf4" else 1.3),) if spec.measure_step_0 else ()
-        slot.commit(make_result(slot.folder, curve=(*start, (50, 1.2)), eval_loss=1.2))
-    assert measured == [True, True, False, False]
+        spec = _begin(ledger, number, mode, values=["nf4", "none"])
+        measured.append((spec.measure_step_0, spec.measure_16bit))
+        known.append((spec.untuned, spec.untuned_16bit))
+        _measured(ledger, number, spec)
+    assert [step_0 for step_0, _ in measured] == [True, True, False, False]
+    assert not any(in_16 for _, in_16 in measured), "a trial in 16 bits measures it anyway"
+    assert known == [(None, None), (None, None), (1.6, 1.3), (1.3, 1.3)]
     assert observe(ledger, 4)[1] == 1.6, "no loss of a trial in 4 bits is cut off"
+
+
+def test_one_slot_of_a_sweep_measures_16_bits_beside_its_own(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    modes = {"values": ["nf4", "mixed:v_proj"]}
+    first = _begin(ledger, 0, "mixed:v_proj", **modes)
+    beside = _begin(ledger, 1, "nf4", **modes)
+    assert (first.measure_16bit, beside.measure_16bit) == (True, False), "the other is at it"
+    assert beside.measure_step_0
+    _measured(ledger, 0, first, status="infeasible", eval_loss=None, curve=(), untuned_16bit=None)
+    third = _begin(ledger, 2, "nf4", **modes)
+    assert third.measure_16bit, "the first one's weights did not fit, and nothing was measured"
+    _measured(ledger, 2, third)
+    fourth = _begin(ledger, 3, "nf4", **modes)
+    assert (fourth.measure_16bit, fourth.measure_step_0) == (False, False)
+    assert (fourth.untuned, fourth.untuned_16bit) == (1.6, 1.3)
+
+
+def test_a_sweep_in_16_bits_measures_nothing_twice(tmp_path: Path) -> None:
+    spec = _begin(Ledger(LocalStore(tmp_path), "s"), 0, "none", value="none")
+    assert (spec.measure_step_0, spec.measure_16bit) == (True, False)
+
+
+def test_a_spec_from_before_measures_no_16_bits() -> None:
+    old = make_spec().to_json()
+    assert "measure_16bit" not in old
+    assert not Spec.model_validate(old).measure_16bit
 
 
 def test_the_engine_draws_a_precision_as_a_listed_word_and_learns_that_one_does_not_fit() -> None:

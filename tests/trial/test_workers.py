@@ -2,23 +2,25 @@
 
 `pytest tests/trial/test_workers.py`
 
-A queue with two workers, a lone `job` that takes the first open slot, and the pods of an Indexed
-Job, all of them the job's own processes with scripted training; they are killed and told to end at
-random, and started again.
+A queue with two workers, a lone `job` that takes the first open slot, and the pods of the Indexed
+Job in k8s/sweep-job.yaml, as tests/deploy/job_controller.py plays it: all of them the job's own
+processes with scripted training. They are killed, drained and told to end at random, and started
+again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +32,77 @@ from job.report.overview import read_overview
 from job.store import open_store
 from job.store.base import Store
 from job.store.local import LocalStore
+from tests.deploy.job_controller import ROOT, JobController, Pod, kill_all
 from tests.servers import azurite, s3
 from tests.trial.test_chaos import COURSE, _result, _same
 from tests.workers import check_accounts, make_inputs, start_worker, wait_for
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 400
-LEASE_SECONDS = 2.0
 PRICES = {"queue": "0.11", "lone": "0.35", "pod": "0.60"}
-NUM_SLOTS = 8
-STEPS = 1200  # five seconds of scripted training
+KIND_OF = {float(price): kind for kind, price in PRICES.items()}
+NUM_SLOTS = 4
+SETTINGS = {
+    "num_trials": NUM_SLOTS, "max_steps": 1000, "num_epochs": 1000,  # steps of 4 ms
+    "lease_seconds": 2.0, "checkpoint_minutes": 0.1 / 60, "device": "cpu", "min_gain": 0,
+}  # fmt: skip
+COMMAND = (sys.executable, "-m", "tests.fake_trial")
+
+
+class Pods:
+    """The Indexed Job, played in a thread of its own; two slots at once, as with Kueue."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.controller = JobController(
+            lambda _: [*COMMAND, "run"],
+            overrides=settings | {"JOB_GPU_HOURLY_USD": PRICES["pod"]},
+            completions=NUM_SLOTS,
+            parallelism=2,
+        )
+        self._thread = threading.Thread(target=self.controller.run)
+        self._thread.start()
+
+    def running(self) -> list[Pod]:
+        return [pod for pod in self.controller.pods if pod.code is None]
+
+    def harm(self, pod: Pod, action: str) -> None:
+        """Do what clusters do; signals by pid, for only the controller may reap."""
+        if action in ("drained", "node lost"):
+            pod.conditions["DisruptionTarget"] = "True"
+        if action == "node lost":
+            kill_all(pod.process.pid)
+        else:
+            os.kill(pod.process.pid, signal.SIGTERM)
+
+    def end(self, *, is_over: bool) -> None:
+        """Wait for the Job's end, or give it up."""
+        if not is_over:
+            self.controller.model.condition = "given up"
+        self._thread.join(60 if is_over else 0)
+        while self._thread.is_alive():
+            self.controller.model.condition = "given up"
+            for pod in self.running():
+                with contextlib.suppress(ProcessLookupError):
+                    kill_all(pod.process.pid)
+            self._thread.join(1)
 
 
 class Fleet:
-    """One process of each kind, started again when it ends, until it ends with nothing to do."""
+    """A queue and a lone `job`, started again when they end, and the Job's pods beside them."""
 
     def __init__(self, settings: dict[str, Any], log_path: Path, seed: int) -> None:
-        self._environ = {f"JOB_{name.upper()}": str(value) for name, value in settings.items()}
+        own = {f"JOB_{name.upper()}": str(value) for name, value in settings.items()}
+        of_store = {n: v for n, v in os.environ.items() if n.startswith(("AWS_", "AZURE_"))}
         self._log = log_path.open("wb")
         self._random = random.Random(seed)
-        self._indexes: Iterator[int] = cycle(range(NUM_SLOTS))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.pods = Pods(own | of_store | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
         self.counts: Counter[str] = Counter()
 
     def tend(self) -> None:
-        """Start whatever does not run."""
-        for kind in PRICES:
+        """Start whatever does not run; the pods are the controller's."""
+        for kind in ("queue", "lone"):
             process = self._running.get(kind)
             if process is not None and process.poll() is None:
                 continue
@@ -66,34 +111,38 @@ class Fleet:
             self._running[kind] = self._start(kind)
 
     def _start(self, kind: str) -> subprocess.Popen[bytes]:
-        environ = {**os.environ, **self._environ, "PYTHONPATH": str(ROOT)}
-        environ["JOB_GPU_HOURLY_USD"] = PRICES[kind]
+        environ = self.pods.controller.environ(0) | {"JOB_GPU_HOURLY_USD": PRICES[kind]}
+        del environ["JOB_COMPLETION_INDEX"]
         if kind == "queue":
             environ["JOB_WORKERS"] = "2"
-        if kind == "pod":
-            environ["JOB_COMPLETION_INDEX"] = str(next(self._indexes))
         verb = "queue" if kind == "queue" else "run"
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.fake_trial", verb],
-            env=environ, cwd=ROOT, stdout=self._log, stderr=self._log,
-        )  # fmt: skip
+            [*COMMAND, verb], env=environ, cwd=ROOT, stdout=self._log, stderr=self._log
+        )
 
-    def harm(self) -> None:
-        """End one process: a trial by SIGKILL, or a worker with all its trials by either signal."""
-        kind = self._random.choice(sorted(self._running))
-        process = self._running[kind]
-        action = self._random.choice(["kill a trial", "SIGTERM", "SIGKILL"])
-        if action == "kill a trial":
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            pids = children.read_text().split() if children.exists() else []
-            if not pids:
-                return
-            os.kill(int(self._random.choice(pids)), signal.SIGKILL)
-        elif process.poll() is None:
-            process.send_signal(getattr(signal, action))
-        self.counts[action] += 1
+    def harm(self, slot: int, kind: str) -> None:
+        """End the worker that is at a slot, with all its trials, or kill one of its trials."""
+        pod = next((pod for pod in self.pods.running() if pod.index == slot), None)
+        if kind == "pod" and pod is None:
+            return  # ended by itself meanwhile
+        of_pod = kind == "pod" and pod is not None
+        pid = pod.process.pid if of_pod and pod else self._running[kind].pid
+        actions = ["drained", "node lost", "SIGTERM"] if of_pod else ["SIGTERM", "SIGKILL"]
+        action = self._random.choice(["kill a trial", *actions])
+        with contextlib.suppress(ProcessLookupError):  # as above
+            if action == "kill a trial":
+                children = Path(f"/proc/{pid}/task/{pid}/children")
+                pids = children.read_text().split() if children.exists() else []
+                if not pids:
+                    return
+                os.kill(int(self._random.choice(pids)), signal.SIGKILL)
+            elif of_pod and pod:
+                self.pods.harm(pod, action)
+            else:
+                self._running[kind].send_signal(getattr(signal, action))
+        self.counts[f"{kind}: {action}"] += 1
 
-    def end(self) -> None:
+    def end(self, *, is_over: bool) -> None:
         for process in self._running.values():
             if process.poll() is None:
                 process.terminate()
@@ -103,103 +152,120 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
+        self.pods.end(is_over=is_over)
+        self.counts += Counter(f"pod exit {pod.code}" for pod in self.pods.controller.pods)
+        for pod in self.pods.controller.pods:
+            self._log.write(pod.log.encode())
         self._log.close()
 
 
-def _chaos(settings: dict[str, Any], store: Store, log_path: Path, seed: int) -> Counter[str]:
-    fleet, pause = Fleet(settings, log_path, seed), random.Random(seed + 1)
+def _chaos(settings: dict[str, Any], store: Store, log_path: Path, seed: int) -> Fleet:
+    fleet, rhythm = Fleet(settings, log_path, seed), random.Random(seed + 1)
     deadline, next_harm = time.monotonic() + LIMIT_SECONDS, 0.0
     specs: dict[int, bytes] = {}
+    seen: set[str] = set()  # attempts that were at work
+    harmed: set[str] = set()  # ... and were ended
+    is_over = False
     try:
-        while not all(_result(store, slot) for slot in range(NUM_SLOTS)):
+        while not is_over:
             assert time.monotonic() < deadline, log_path.read_text()[-3000:]
-            fleet.tend()
+            at_work = _at_work(store)
+            seen |= at_work.keys()
+            if seen:  # a pod, the first to come: then the others join
+                fleet.tend()
             time.sleep(0.2)
-            if time.monotonic() > next_harm and _is_at_work(store):
-                fleet.harm()  # a process that trains, more likely than one that imports
-                next_harm = time.monotonic() + pause.uniform(1, 3)  # the mischief's own rhythm
+            targets = sorted(at_work.keys() - harmed)
+            if targets and time.monotonic() > next_harm:
+                owner = rhythm.choice(targets)
+                harmed.add(owner)
+                fleet.harm(*at_work[owner])
+                next_harm = time.monotonic() + rhythm.uniform(1, 3)  # the mischief's own rhythm
             for slot in range(NUM_SLOTS):
                 spec = store.get(f"sweeps/s/slots/{slot:04d}/spec.json")
                 if spec is not None:
                     assert specs.setdefault(slot, spec.data) == spec.data, f"slot {slot} redrawn"
+            is_over = all(_result(store, slot) for slot in range(NUM_SLOTS))
     finally:
-        fleet.end()
-    return fleet.counts
+        fleet.end(is_over=is_over)
+    assert fleet.pods.controller.model.condition == "Complete", log_path.read_text()[-3000:]
+    return fleet
 
 
-def _undisturbed(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The results of the same sweep with a worker for each slot, all at once."""
-    store = LocalStore(folder)
-    slots = range(NUM_SLOTS)
+def _at_work(store: Store) -> dict[str, tuple[int, str]]:
+    """The slot and the kind of each attempt that holds a lease and has finished a step."""
+    found = {}
+    for number in range(NUM_SLOTS):
+        stored = Ledger(store, "s").slot(number).lease()
+        if stored and stored.lease.is_held and stored.lease.attempt.step:
+            kind = KIND_OF[stored.lease.attempt.hourly_usd or 0]
+            found[stored.lease.owner] = number, kind
+    return found
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The results of the same sweep with a worker for each slot, all at once, undisturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    store, slots = LocalStore(folder / "out"), range(NUM_SLOTS)
+    settings = make_inputs(folder) | SETTINGS
     pids = [start_worker(settings | {"completion_index": n}, lambda: store) for n in slots]
     assert [wait_for(pid) for pid in pids] == [0] * NUM_SLOTS
     return [result for n in slots if (result := _result(store, n)) is not None]
 
 
-def _is_at_work(store: Store) -> bool:
-    """Whether an attempt holds a lease and has finished a step."""
-    leases = [Ledger(store, "s").slot(number).lease() for number in range(NUM_SLOTS)]
-    return any(found and found.lease.is_held and found.lease.attempt.step for found in leases)
-
-
-def _check(folder: Path, settings: dict[str, Any], connect: Callable[[], Store], seed: int) -> str:
-    settings = settings | {
-        "num_trials": NUM_SLOTS, "max_steps": STEPS, "lease_seconds": LEASE_SECONDS,
-        "device": "cpu", "checkpoint_minutes": 0.1 / 60, "min_gain": 0,
-    }  # fmt: skip
+def _check(
+    folder: Path, connect: Callable[[], Store], calm: list[dict[str, Any]], seed: int, **given: str
+) -> str:
+    started = time.monotonic()
     store = connect()
-    counts = _chaos(settings, store, folder / "log", seed)
-    calm = _undisturbed(settings, folder / "calm")
-    ledger = Ledger(store, "s")
+    fleet = _chaos(make_inputs(folder) | SETTINGS | given, store, folder / "log", seed)
+    seconds = time.monotonic() - started
+    counts, ledger = fleet.counts, Ledger(store, "s")
     attempts = done_twice = 0
     for slot in range(NUM_SLOTS):
         result = _result(store, slot)
         assert result is not None
         assert {k: result[k] for k in COURSE} == {k: calm[slot][k] for k in COURSE}, slot
+        assert result["steps"] == SETTINGS["max_steps"], "long enough to be harmed"
         attempts += result["attempts"]
         done_twice += check_accounts(ledger, slot)
     overview = read_overview(ledger, NUM_SLOTS)
-    prices = {str(c.hourly_usd) for view in overview.slots for c in view.charges}
-    assert prices <= {str(float(price)) for price in PRICES.values()}
+    leases = Counter(KIND_OF[c.hourly_usd or 0] for view in overview.slots for c in view.charges)
+    assert leases["pod"] > 0
     numbers = {told.worker for n in range(NUM_SLOTS) for told in read_accounts(ledger.slot(n))}
     assert numbers & {1, 2}, "of the queue's workers at least one committed or lost an attempt"
     assert numbers <= {None, 1, 2}
     rows = [f"{name:18} {counts[name]}" for name in sorted(counts)]
-    rows.append(f"{'leases taken':18} {attempts} for {NUM_SLOTS} slots, {len(prices)} prices")
-    rows.append(f"{'steps done twice':18} {done_twice} beside {NUM_SLOTS * STEPS} that count")
+    by_kind = ", ".join(f"{count} by {kind}" for kind, count in leases.most_common())
+    rows.append(f"{'leases taken':18} {attempts} for {NUM_SLOTS} slots: {by_kind}")
+    steps = NUM_SLOTS * SETTINGS["max_steps"]
+    rows.append(f"{'steps done twice':18} {done_twice} beside {steps} that count")
+    rows.append(f"{'seconds':18} {seconds:.0f}")
     return "\n  ".join(rows)
 
 
 def test_workers_of_three_kinds_commit_every_slot_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, calm: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = LocalStore(tmp_path / "out")
-    table = _check(tmp_path, make_inputs(tmp_path), partial(_same, store), 0)
+    table = _check(tmp_path, partial(_same, LocalStore(tmp_path / "out")), calm, 0)
     with capsys.disabled():
         print(f"\n  three kinds of workers on a folder\n  {table}")
     assert not list((tmp_path / "out").rglob("result.json.v*"))
 
 
+@pytest.fixture(params=["s3", "az"])
+def scheme(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The scheme of a server's bucket, to which the SDK's own variables point."""
+    name = str(request.param)
+    module, server = (s3, "moto") if name == "s3" else (azurite, "azurite_blobs")
+    module.use(monkeypatch, request.getfixturevalue(server))
+    return name
+
+
 def test_workers_of_three_kinds_share_a_bucket(
-    moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scheme: str, tmp_path: Path, calm: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    s3.use(monkeypatch, moto)
-    uri = f"s3://{s3.BUCKET}/{tmp_path.name}"
-    settings = make_inputs(tmp_path) | {"output_uri": uri}
-    table = _check(tmp_path, settings, partial(open_store, uri), 1)
+    uri = f"{scheme}://{s3.BUCKET}/{tmp_path.name}"
+    table = _check(tmp_path, partial(open_store, uri), calm, 1, output_uri=uri)
     with capsys.disabled():
-        print(f"\n  three kinds of workers on an S3 server\n  {table}")
-
-
-def test_workers_of_three_kinds_share_azure_blobs(
-    azurite_blobs: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    azurite.use(monkeypatch, azurite_blobs)
-    uri = f"az://{s3.BUCKET}/{tmp_path.name}"
-    settings = make_inputs(tmp_path) | {"output_uri": uri}
-    table = _check(tmp_path, settings, partial(open_store, uri), 2)
-    with capsys.disabled():
-        print(f"\n  three kinds of workers on Azurite\n  {table}")
+        print(f"\n  three kinds of workers on {scheme}://\n  {table}")

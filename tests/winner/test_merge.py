@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from job.data.samples import SampleTable
 from job.errors import OutageError, SettingsError
 from job.ledger.ledger import Ledger
 from job.ledger.records import MergeLosses
@@ -29,12 +30,17 @@ def _merge(ledger: Ledger, folder: Path, **given: Any) -> MergeLosses:
 
 
 def _plain_loss(ledger: Ledger, folder: Path, model: Any) -> float:
-    """The loss by transformers alone, one row after another."""
+    """The loss on the judged rows by transformers alone."""
+    table = judged_rows(ledger, held_out_data(ledger, folder / "work"))
+    assert len(table) == NUM_ROWS
+    return _plain_loss_on(table, model)
+
+
+def _plain_loss_on(table: SampleTable, model: Any) -> float:
+    """One row after another, full logits."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    table = judged_rows(ledger, held_out_data(ledger, folder / "work"))
-    assert len(table) == NUM_ROWS
     total = 0.0
     for start, end in zip(table.offsets, table.offsets[1:], strict=False):
         ids = torch.tensor(table.input_ids[start:end].astype("int64"))[None]
@@ -151,18 +157,21 @@ def test_generating_with_the_merged_folder_is_generating_with_base_and_adapter(
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "cohere2", "granite", "phi3", "mistral"])
 def test_what_does_not_fit_passes_through_layer_by_layer(tmp_path: Path, model_type: str) -> None:
     import torch
+    from transformers import AutoModelForCausalLM
 
     from job.training.measuring import loss_in_16_bits
     from tests.tiny_model import make_table
 
     changes: dict[str, Any] = {"tie_word_embeddings": model_type == "llama"}
-    base = make_base(tmp_path, model_type=model_type, **changes)
+    base, table = make_base(tmp_path, model_type=model_type, **changes), make_table(9, seed=1)
     whole, streamed = (
-        loss_in_16_bits(str(base), None, make_table(9, seed=1), torch.device("cpu"), title="it",
+        loss_in_16_bits(str(base), None, table, torch.device("cpu"), title="it",
                         memory_bytes=memory)
         for memory in (10**12, 0)
     )  # fmt: skip
     assert whole == pytest.approx(streamed, rel=1e-6)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16).float().eval()
+    assert whole == pytest.approx(_plain_loss_on(table, plain), rel=1e-5)
 
 
 def test_only_one_layer_is_in_memory_at_a_time(tmp_path: Path) -> None:

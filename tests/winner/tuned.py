@@ -25,6 +25,7 @@ def make_tuned_sweep(
 ) -> Ledger:
     """Sums as rows; each slot's adapter has random weights of this standard deviation."""
     from job.data.prepared import prepare
+    from job.data.tokenisation import tokenisation_of
 
     base = make_base(folder / "base", model_type=model_type, vocab_size=600)
     tokenizer = byte_level_tokenizer()
@@ -37,7 +38,7 @@ def make_tuned_sweep(
     store = LocalStore(folder / "out")
     data = prepare(
         settings_for(write_lines(folder / "rows.jsonl", rows), subsample_fraction=1.0),
-        tokenizer=tokenizer,
+        tokenisation=tokenisation_of(tokenizer, None),
         store=store,
         cache_dir=folder / "made",
         should_stop=lambda: None,
