@@ -105,6 +105,7 @@ notebook: $(STAMP)  ## execute docs/notebooks/worker.ipynb on the CPU and keep i
 
 bench: $(STAMP)  ## print the seconds of a trial's phases, and tokens/s against transformers.Trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trial
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.first_step
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training --trl-python=$(TRL_PYTHON)
 
 bench-sweep: $(STAMP)  ## print how far the engine and other choosers are from the best point

@@ -28,7 +28,7 @@ from pathlib import Path
 from job.base_model import resolve_base_model
 from job.data.sources import open_source
 from job.errors import JobError
-from job.hub import waited_out
+from job.hub import cached_snapshot, waited_out
 from job.log import set_up_logging
 set_up_logging("text")
 kind, name, revision, seconds = sys.argv[1:]
@@ -37,6 +37,8 @@ seconds = float(seconds)
 def ask():
     if kind == "model":
         return resolve_base_model(name, revision, outage_seconds=seconds).revision
+    if kind == "snapshot":
+        return str(cached_snapshot(name, revision))
     if kind == "tokenizer":
         from job.data.tokens import load_tokenizer
         return waited_out(lambda: len(load_tokenizer(name, revision)), seconds)
@@ -249,6 +251,9 @@ def test_a_model_at_a_commit_in_the_cache_asks_the_hub_nothing(hub: Hub, tmp_pat
     closed = ENDPOINTS["connection refused"]
     answer = ask("model", "owner/model", tmp_path, revision=COMMIT, HF_ENDPOINT=closed)
     assert answer == (0, COMMIT)
+    _, folder = ask("snapshot", "owner/model", tmp_path, revision=COMMIT, HF_ENDPOINT=closed)
+    assert (Path(str(folder)) / "config.json").read_bytes() == CONFIG
+    assert ask("snapshot", "owner/model", tmp_path, revision="f" * 40) == (0, "None")
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])

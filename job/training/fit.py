@@ -63,21 +63,17 @@ def fit(
     where it was attached in an earlier attempt, it is this node's fault (`GpuError`).
     """
     inputs.ending.should_stop()
-    try:
-        trainer = _attach(recipe, inputs, device)
-    except torch.OutOfMemoryError as error:
-        if keeper.resume_dir is not None:
-            raise GpuError(
-                "out of GPU memory while attaching the adapter, which had room in an earlier"
-                " attempt: another process uses this card, or it is a smaller one"
-            ) from error
+    trainer = _attach(recipe, inputs, device, had_room=keeper.resume_dir is not None)
+    if trainer is None:
         why = "the adapter does not fit the GPU's memory beside the base: lower lora_r"
         return infeasible(why, work_dir, device)
     timer = StepTimer(recipe, len(inputs.tables.eval.input_ids), inputs.budget_seconds)
     begun = TrainState(untuned_16bit=inputs.untuned_16bit)
     recorder = Recorder(trainer, keeper, work_dir, timer, card=inputs.card, begun=begun)
     reason = _too_large(trainer, inputs)
-    if reason is None and keeper.resume_dir is None:  # a checkpoint's plan has proved itself
+    # A checkpoint's plan has proved itself. Killed before the first one, an attempt has published
+    # nothing that counts, so plans that are timed anew cost the next one seconds and no more.
+    if reason is None and keeper.resume_dir is None:
         reason = warm_up(
             trainer, inputs.tables.train, inputs.memory, should_stop=inputs.ending.should_stop
         )
@@ -103,8 +99,26 @@ def infeasible(reason: str, work_dir: Path, device: torch.device) -> Fit:
     return Fit("infeasible", reason, TrainState(), history, peak_memory_bytes(device))
 
 
-def _attach(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
-    """Attach a new adapter to the base model. Raises `torch.OutOfMemoryError`."""
+def _attach(
+    recipe: Recipe, inputs: FitInputs, device: torch.device, *, had_room: bool
+) -> Trainer | None:
+    """Attach a new adapter to the base model; None if there is no memory for it.
+
+    Raises `GpuError` then, if an earlier attempt `had_room`.
+    """
+    try:
+        return _new_trainer(recipe, inputs, device)
+    except torch.OutOfMemoryError as error:
+        if had_room:
+            raise GpuError(
+                "out of GPU memory while attaching the adapter, which had room in an earlier"
+                " attempt: another process uses this card, or it is a smaller one"
+            ) from error
+        return None
+
+
+def _new_trainer(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Trainer:
+    """A trainer of a new adapter on the base model. Raises `torch.OutOfMemoryError`."""
     model = add_adapters(inputs.base, recipe)
     num_parameters = sum(p.numel() for p in trainable_parameters(model).values())
     log.info("adapter: rank %d, %.2f M parameters", recipe.lora_r, num_parameters / 1e6)
