@@ -33,7 +33,7 @@ def untuned_in_16_bits(attempt: Attempt, rows: SampleTable) -> float | None:
     """The base's eval/loss with its weights in 16 bits; None where it is not measured.
 
     The base as it is trained on stays in memory beside it. Counts as the trial's GPU time, not as
-    its training clock. Raises `PreemptedError` only.
+    its training clock. Raises `PreemptedError`, and `GpuError` where even tidying up fails.
     """
     if is_in_4_bits(attempt.loaded.base.config):
         return None  # it has no others
