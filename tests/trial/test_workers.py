@@ -43,7 +43,7 @@ LIMIT_SECONDS = 400
 PRICES = {"queue": "0.11", "lone": "0.35", "pod": "0.60"}
 KIND_OF = {float(price): kind for kind, price in PRICES.items()}
 NUM_SLOTS = 4
-NUM_HARMS = 8  # each costs a new process its five seconds of imports; then they are left alone
+NUM_HARMS = 6  # each costs a new process its five seconds of imports; then they are left alone
 SETTINGS = {
     "num_trials": NUM_SLOTS, "max_steps": 1000, "num_epochs": 1000,  # steps of 4 ms
     "lease_seconds": 2.0, "checkpoint_minutes": 0.1 / 60, "device": "cpu", "min_gain": 0,
