@@ -26,6 +26,9 @@ os.environ["WANDB_MODE"] = "disabled"
 # end: pytest-xdist hands out files in this order.
 LONGEST = (
     "tests/demo/test_real_model.py",
+    "tests/training/test_fake_cuda.py",
+    "tests/training/test_memory.py",
+    "tests/test_hub.py",
     "tests/trial/test_workers.py",
     "tests/trial/test_chaos.py",
     "tests/store/test_faults.py",
