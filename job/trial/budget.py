@@ -9,11 +9,10 @@ because a worker that leaves with 0 completes its index for good.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from job.errors import HeldError, SlotError
+from job.errors import HeldError
 from job.ledger.accounts import NOTHING, Cost, cost_of, cost_of_slot
 from job.ledger.ledger import Ledger
 from job.ledger.slot import Slot
@@ -57,7 +56,11 @@ def affordable(
     What is drawn may always be ended. Called before anything is loaded; raises as `budget_reached`
     if no slot is drawn.
     """
-    drawn = [number for number in numbers if ledger.slot(number).spec() is not None]
+    if not _is_limited(settings):
+        return numbers, None
+    # A damaged slot goes to its own worker, which tells it.
+    specs = ledger.read_slots(numbers, lambda slot: slot.spec())
+    drawn = [number for number, spec in specs if spec is not None]
     if len(drawn) == len(numbers):
         return numbers, None
     try:
@@ -75,7 +78,7 @@ def budget_reached(settings: Settings, ledger: Ledger, *, held: int | None = Non
     `held` is the slot whose lease the asking worker holds. Raises `HeldError` where it depends on
     the length of a trial, and none has ended yet.
     """
-    if settings.sweep_budget_gpu_hours is None and settings.sweep_budget_usd is None:
+    if not _is_limited(settings):
         return None
     committed = (result for _, _, result in ledger.committed(settings.num_trials))
     median_seconds = median_gpu_seconds(committed)
@@ -95,6 +98,10 @@ def budget_reached(settings: Settings, ledger: Ledger, *, held: int | None = Non
     return None  # a first trial always begins
 
 
+def _is_limited(settings: Settings) -> bool:
+    return settings.sweep_budget_gpu_hours is not None or settings.sweep_budget_usd is not None
+
+
 def _budgets(
     settings: Settings, ledger: Ledger, expected_seconds: float, held: int | None
 ) -> Iterator[_Budget]:
@@ -112,21 +119,22 @@ def _budgets(
 
 
 def _bound(
-    ledger: Ledger, numbers: Iterable[int], expected_seconds: float, held: int | None
+    ledger: Ledger, numbers: Sequence[int], expected_seconds: float, held: int | None
 ) -> Cost:
     """What the trials at work will still take if each takes so many GPU-seconds, at its price."""
-    bound = NOTHING
-    for number in numbers:
-        with contextlib.suppress(SlotError):  # a damaged slot binds nothing
-            slot = ledger.slot(number)
-            if not slot.is_open() or not _is_begun(slot, held):
-                continue
-            stored = slot.lease()
-            price = stored.lease.attempt.hourly_usd if stored else None
-            # Since it was begun, or begun again: what came before a redo is spent.
-            left = max(0.0, expected_seconds - cost_of(slot).gpu_seconds)
-            bound += Cost(left, 0.0, left) if price is None else Cost(left, left / 3600 * price)
-    return bound
+
+    def left_of(slot: Slot) -> Cost:
+        if not slot.is_open() or not _is_begun(slot, held):
+            return NOTHING
+        stored = slot.lease()
+        price = stored.lease.attempt.hourly_usd if stored else None
+        # Since it was begun, or begun again: what came before a redo is spent.
+        left = max(0.0, expected_seconds - cost_of(slot).gpu_seconds)
+        return Cost(left, 0.0, left) if price is None else Cost(left, left / 3600 * price)
+
+    found = (left for _, left in ledger.read_slots(numbers, left_of))
+    # A damaged slot binds nothing.
+    return sum((left for left in found if isinstance(left, Cost)), NOTHING)
 
 
 def _is_begun(slot: Slot, held: int | None) -> bool:

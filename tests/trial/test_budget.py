@@ -227,6 +227,18 @@ def test_before_the_first_commit_the_question_is_put_off(tmp_path: Path) -> None
         affordable(hours, ledger, [1])
 
 
+@pytest.mark.parametrize("name", ["spec.json", "lease.json", "result.json"])
+def test_a_damaged_slot_is_its_own_workers_and_ends_no_other(tmp_path: Path, name: str) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    one = _settings(sweep_budget_usd=1.0, gpu_hourly_usd=0.5)
+    _end(_begin(ledger, [0], "lab", 0.5), 1.0, 0)
+    _end(_begin(ledger, [1], "lab", 0.5), 0.5, 75)
+    (tmp_path / ledger.slot(1).key(name)).write_text("{")
+    assert affordable(one, ledger, [1, 2])[0] == [1]
+    nine = one.model_copy(update={"sweep_budget_usd": 9.0})
+    assert affordable(nine, ledger, [1, 2]) == ([1, 2], None)
+
+
 def test_a_trial_that_is_begun_again_takes_its_whole_price_again(tmp_path: Path) -> None:
     ledger = Ledger(LocalStore(tmp_path), "s")
     ledger.open_sweep(make_identity())
