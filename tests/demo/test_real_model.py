@@ -191,7 +191,7 @@ def test_our_loss_of_the_untuned_base_is_transformers_loss(base: Path, demo: Dem
     from job.training.state import TrainState
     from job.training.trainer import Trainer
 
-    table = demo.table("eval").head(EVAL_ROWS // 2)
+    table = demo.table("eval").head(EVAL_ROWS)
     expected = _loss(_plain(base), table)
     recipe = make_recipe()
     trainer = Trainer(
