@@ -11,7 +11,9 @@ NUM_NAMED = 6  # places; an Indexed Job's pods have a name each
 
 
 def dollars(amount: float) -> str:
-    """An amount as $4.12; below a cent with two digits that say something."""
+    """An amount as $4.12; below a cent with two digits that say something, never as 5e-05."""
+    if 0 < amount < 0.0001:
+        return "under $0.0001"
     return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
 
 

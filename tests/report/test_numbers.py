@@ -24,6 +24,7 @@ from job.ledger.records import AttemptProgress, Ended
 from job.report import charts
 from job.report.attempts_table import attempts_table
 from job.report.commands import describe_best
+from job.report.costs import dollars
 from job.report.findings import findings
 from job.report.gain import gain_lines, observations, outlook_of
 from job.report.overview import Overview, SlotView, read_overview
@@ -374,3 +375,12 @@ def test_a_worker_of_several_is_told_behind_its_nodes_name(tmp_path: Path) -> No
     page = markdown(overview, usd_per_hour=None, budget_usd=4)
     assert "- spent: **$1.00**" in page
     assert "> spent: $1.00 of $4.00 (JOB_SWEEP_BUDGET_USD): $1.00 on kaggle-1\n" in page
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0.0, "$0.00"), (4.9e-5, "under $0.0001"), (1e-4, "$0.0001"), (0.0049, "$0.0049"),
+     (0.01, "$0.01"), (4.125, "$4.12"), (12345.6, "$12,345.60")],
+)  # fmt: skip
+def test_dollars_are_read_at_a_glance(amount: float, text: str) -> None:
+    assert dollars(amount) == text
