@@ -335,8 +335,15 @@ def hub_files(name: str, commit: str) -> list[HubFile]:
 
 
 def _shards(index: Path) -> set[str]:
-    content: dict[str, Any] = json.loads(index.read_bytes())
-    return set(content["weight_map"].values())
+    """The files that an index names. Raises `SettingsError` for one that is damaged."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        return set(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(
+            f"JOB_BASE_MODEL: {index}: names no weights ({type(error).__name__}: {error}); delete"
+            " it and run again, or take a whole model"
+        ) from error
 
 
 def _needed_weights(name: str, commit: str, found: dict[str, HubFile]) -> set[str]:

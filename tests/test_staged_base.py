@@ -21,11 +21,13 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from job.base_model import BaseModel
+from job.errors import SettingsError
 from job.ledger.garbage import collect
 from job.ledger.ledger import Ledger
 from job.process.workspace import filling
 from job.progress import size
-from job.staged_base import find_staged, resolve_base, staged_key
+from job.staged_base import fetch_weights, find_staged, resolve_base, staged_key
 from job.store.local import LocalStore
 from tests import forked
 from tests.ledger.documents import make_identity
@@ -247,6 +249,21 @@ def test_what_cannot_be_staged_is_told(
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert list(place.store.list("bases/")) == []
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": []}}']
+)
+def test_a_damaged_index_in_the_hubs_cache_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    folder = tmp_path / "hf" / f"models--{NAME.replace('/', '--')}" / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors.index.json").write_text(index)
+    base = BaseModel(NAME, NAME, COMMIT, {})
+    with pytest.raises(SettingsError, match=r"model\.safetensors\.index\.json: names no weights"):
+        fetch_weights(base, tmp_path, outage_seconds=1, should_stop=lambda: None)
 
 
 class SlowStore(LocalStore):

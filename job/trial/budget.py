@@ -4,21 +4,33 @@ Counted is what was spent, what the trials at work will still take, and what ano
 with any number of workers a sweep ends within about one trial's price of its limit. A trial is
 expected to take what the median committed one took. Before the first commit nothing is known but
 its limit, `JOB_TRIAL_BUDGET_HOURS`: where that might be too much, the question is put off (75),
-because a worker that leaves with 0 completes its index for good.
+because a worker that leaves with 0 completes its index for good. It is put off for trials only that
+are at work or were preempted: one that failed may never come again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from job.errors import HeldError
+from job.errors import ExitCode, HeldError
 from job.ledger.accounts import NOTHING, Cost, cost_of, cost_of_slot
 from job.ledger.ledger import Ledger
 from job.ledger.slot import Slot
+from job.ledger.watch import LeaseWatch
 from job.settings import Settings
 from job.trial.end import median_gpu_seconds
 from job.trial.slots import slot_name
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How long others' leases are looked at before their workers count as alive or as gone."""
+
+    watch: LeaseWatch
+    should_stop: Callable[[], None]
+    wait: Callable[[float], None]
 
 
 class _Budget(NamedTuple):
@@ -49,7 +61,7 @@ class _Budget(NamedTuple):
 
 
 def affordable(
-    settings: Settings, ledger: Ledger, numbers: list[int]
+    settings: Settings, ledger: Ledger, numbers: list[int], looks: Looks | None = None
 ) -> tuple[list[int], str | None]:
     """Those of the open slots that may be worked on, and which budget is reached for the others.
 
@@ -64,7 +76,7 @@ def affordable(
     if len(drawn) == len(numbers):
         return numbers, None
     try:
-        reached = budget_reached(settings, ledger)
+        reached = budget_reached(settings, ledger, looks=None if drawn else looks)
     except HeldError as error:
         if not drawn:
             raise
@@ -72,14 +84,30 @@ def affordable(
     return (numbers, None) if reached is None else (drawn, reached)
 
 
-def budget_reached(settings: Settings, ledger: Ledger, *, held: int | None = None) -> str | None:
+def budget_reached(
+    settings: Settings, ledger: Ledger, *, held: int | None = None, looks: Looks | None = None
+) -> str | None:
     """Say which of the sweep's budgets has no room for another trial; None if all have.
 
     `held` is the slot whose lease the asking worker holds. Raises `HeldError` where it depends on
-    the length of a trial, and none has ended yet.
+    the length of a trial, and none has ended yet; with `looks` not for workers that are gone.
     """
-    if not _is_limited(settings):
-        return None
+    while _is_limited(settings):
+        # Looked for first: who draws, ends or proves to be gone meanwhile is counted as such.
+        unclear = looks is not None and _any(ledger, settings, _is_unclear, held, looks.watch)
+        try:
+            return _reached(settings, ledger, held, looks.watch if looks else None)
+        except HeldError:
+            if looks is None or not unclear:
+                raise
+        looks.wait(looks.watch.lease_seconds / 20)
+        looks.should_stop()
+    return None
+
+
+def _reached(
+    settings: Settings, ledger: Ledger, held: int | None, watch: LeaseWatch | None
+) -> str | None:
     committed = (result for _, _, result in ledger.committed(settings.num_trials))
     median_seconds = median_gpu_seconds(committed)
     expected = 3600 * settings.trial_budget_hours if median_seconds is None else median_seconds
@@ -90,7 +118,7 @@ def budget_reached(settings: Settings, ledger: Ledger, *, held: int | None = Non
         return spent.told("")
     if median_seconds is not None:
         return reached[0].told("about")
-    if any(budget.bound for budget in reached):
+    if any(budget.bound for budget in reached) and _any(ledger, settings, _will_end, held, watch):
         name = slot_name(settings, ledger.sweep)
         raise HeldError(
             f"{name}: {reached[0].told('up to')}: put off until a first trial has ended"
@@ -149,3 +177,35 @@ def _is_begun(slot: Slot, held: int | None) -> bool:
         return False
     stored = slot.lease()
     return stored is not None and stored.lease.is_held
+
+
+def _any(
+    ledger: Ledger,
+    settings: Settings,
+    which: Callable[[Slot, LeaseWatch | None], bool],
+    held: int | None,
+    watch: LeaseWatch | None,
+) -> bool:
+    """Whether one of the trials that were begun is such; a damaged slot's is not."""
+
+    def is_such(slot: Slot) -> bool:
+        return slot.is_open() and _is_begun(slot, held) and which(slot, watch)
+
+    return any(found is True for _, found in ledger.read_slots(range(settings.num_trials), is_such))
+
+
+def _will_end(slot: Slot, watch: LeaseWatch | None) -> bool:
+    """Whether the slot's worker is at work, as far as it was watched, or will come again."""
+    if (stored := slot.lease()) is None:
+        return False
+    if not stored.lease.is_held:
+        return stored.lease.attempt.exit_code == ExitCode.PREEMPTED
+    return watch is None or not watch.is_free(slot, stored)
+
+
+def _is_unclear(slot: Slot, watch: LeaseWatch | None) -> bool:
+    """Whether the slot's worker was seen neither to be alive nor to be gone."""
+    stored = slot.lease()
+    if watch is None or stored is None or watch.is_free(slot, stored):
+        return False
+    return not watch.is_alive(slot)

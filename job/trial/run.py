@@ -25,7 +25,7 @@ from job.sweep.definition import SweepDefinition
 from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
-from job.trial.budget import affordable, budget_reached
+from job.trial.budget import Looks, affordable, budget_reached
 from job.trial.draw import Drawn, draw_for, drawable
 from job.trial.end import end_of, ended_line, why_ended, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
@@ -101,7 +101,7 @@ def run_trial_on(
         return f"{slot_name(settings, sweep)}: committed meanwhile, nothing to do"
     with watchdog.acting_before_the_end(partial(lease.end, ExitCode.OUTAGE)), lease:
         return _attempt_at(
-            settings, definition, lease, loaded, training, stop=stop, watchdog=watchdog
+            settings, definition, lease, loaded, training, watch=watch, stop=stop, watchdog=watchdog
         )
 
 
@@ -112,13 +112,14 @@ def _attempt_at(
     loaded: Loaded,
     training: Training,
     *,
+    watch: LeaseWatch,
     stop: Stop,
     watchdog: Watchdog,
 ) -> str:
     """Draw the slot that we hold, train and commit it; or return the line why nothing was begun."""
     lease.open_account()
     _check_progress(settings, lease)
-    drawn = _drawn(settings, definition, lease, loaded, stop)
+    drawn = _drawn(settings, definition, lease, loaded, watch=watch, stop=stop)
     if isinstance(drawn, str):
         return drawn
     attempt = begin_attempt(
@@ -145,7 +146,8 @@ def _slots_worth_a_trial(
         warn_of_other_settings(settings, definition, ledger)
         tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
         return ended_line(settings, ended, name=name)
-    open_slots, reached = affordable(settings, ledger, open_slots)
+    looks = Looks(watch, stop.check, stop.wait)
+    open_slots, reached = affordable(settings, ledger, open_slots, looks)
     if reached is not None and not open_slots:
         warn_of_other_settings(settings, definition, ledger)
         tell_of_budget(settings, ledger, reached)
@@ -197,6 +199,8 @@ def _drawn(
     definition: SweepDefinition,
     lease: HeldLease,
     loaded: Loaded,
+    *,
+    watch: LeaseWatch,
     stop: Stop,
 ) -> Drawn | str:
     """The slot's frozen spec, drawn now if it was not yet; or a line why no trial is begun."""
@@ -206,7 +210,8 @@ def _drawn(
         return Drawn(spec)
     check_undrawn(slot)
     # Other trials may have begun or ended while the base was loaded.
-    reached = budget_reached(settings, slot.ledger, held=slot.number)
+    looks = Looks(watch, stop.check, stop.wait)
+    reached = budget_reached(settings, slot.ledger, held=slot.number, looks=looks)
     if reached is not None:
         tell_of_budget(settings, slot.ledger, reached)
         return f"slot {slot.number}: {reached}, no new trial is begun"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import random
@@ -19,13 +20,15 @@ from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
 from job.ledger.records import AttemptProgress
 from job.ledger.redo import redo
+from job.ledger.watch import LeaseWatch
 from job.report.costs import by_place, cost_lines, wasted_by_cause
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.local import LocalStore
-from job.trial.budget import affordable, budget_reached
+from job.trial.budget import Looks, affordable, budget_reached
 from job.trial.slots import open_slots
 from tests.ledger.documents import make_identity, make_result, make_spec
+from tests.workers import make_inputs, start_worker, wait_for
 
 PRICES = {"lab": 0.05, "spot": 0.16, "on-demand": 0.55}  # dollars an hour, by place
 TRIAL_HOURS = (2.0, 3.0)
@@ -225,6 +228,52 @@ def test_before_the_first_commit_the_question_is_put_off(tmp_path: Path) -> None
     hours = _settings(sweep_budget_gpu_hours=5)
     with pytest.raises(HeldError, match="2.0 GPU-hours are spent, up to 1.0 GPU-hours bound"):
         affordable(hours, ledger, [1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("index", "is_drawn"), [(None, False), (1, False), (1, True)])
+def test_a_worker_that_was_killed_puts_nobody_off_for_ever(
+    tmp_path: Path, index: int | None, is_drawn: bool
+) -> None:
+    """A lone `job` takes the first slot that is free, a pod its own: neither takes the dead one's.
+
+    An index whose tries are used up never comes again, and leaves no word in the bucket.
+    """
+    limits = {"num_trials": 2, "trial_budget_hours": 3, "sweep_budget_gpu_hours": 5}
+    given = make_inputs(tmp_path) | limits | {"lease_seconds": 1, "completion_index": index}
+    ledger = Ledger(LocalStore(tmp_path / "out"), "s")
+    (_begin if is_drawn else _take)(ledger, [0], "gone", None)
+    assert wait_for(start_worker(given, lambda: ledger.store)) == 0
+    assert ledger.slot(1).state() == "committed"
+
+
+@pytest.mark.parametrize(("code", "is_put_off"), [(75, True), (70, False), (72, False)])
+def test_a_trial_that_failed_puts_nobody_off(tmp_path: Path, code: int, is_put_off: bool) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    _end(_begin(ledger, [0], "a", None), 0.5, code)
+    settings = _settings(sweep_budget_gpu_hours=5)
+    with pytest.raises(HeldError) if is_put_off else contextlib.nullcontext():
+        assert affordable(settings, ledger, [1]) == ([1], None)
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_a_worker_that_is_alive_puts_off_once_it_is_seen_to_be(
+    tmp_path: Path, is_drawn: bool
+) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    lower = (_begin if is_drawn else _take)(ledger, [0], "a", None)
+    own = _take(ledger, [1], "a", None)
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        lower.renew()
+
+    looks = Looks(LeaseWatch(60), lambda: None, wait)
+    settings = _settings(num_trials=2, sweep_budget_gpu_hours=5)
+    with pytest.raises(HeldError):
+        budget_reached(settings, ledger, held=own.slot.number, looks=looks)
+    assert waits == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("name", ["spec.json", "lease.json", "result.json"])
