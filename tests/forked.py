@@ -4,8 +4,9 @@ A start of Python with torch, transformers and peft takes 5 s of one core, one w
 second; a fork takes 30 ms. What it runs is a process of its own all the same: pid, group, signals,
 pipes, exit code, environment and working folder are what `subprocess` gives any other, and the
 trial that process 1 starts is a fork as well. What a fork cannot show has tests with a new Python:
-the import itself (a signal meanwhile, what may not be imported), hash seeds, settings that other
-libraries than the hub's read at import.
+the import itself (a signal meanwhile, what may not be imported, values that libraries refuse at
+import), hash seeds, settings that other libraries than the hub's read at import, and libraries that
+keep threads of their own, as apprise does.
 """
 
 from __future__ import annotations

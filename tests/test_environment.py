@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from job.environment import mend
-from tests import forked
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,10 +119,10 @@ def test_what_works_is_left_alone(name: str, value: str) -> None:
 
 
 def _job(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return forked.run(
+    return subprocess.run(
         [sys.executable, "-m", "job", *words],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
-        cwd="/", timeout=60,
+        cwd="/", capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -31,7 +32,6 @@ from job.store.local import LocalStore
 from job.trial import notices
 from job.trial.notices import send, tell_if_done, tell_of_budget, tell_of_slot, urls_of
 from job.trial.slots import FRUITLESS_ATTEMPTS, STARTLESS_ATTEMPTS, check_progress
-from tests import forked
 from tests.ledger.documents import make_result, make_spec
 from tests.workers import make_inputs
 
@@ -266,9 +266,10 @@ def test_real_trials_tell_of_the_end_and_of_a_budget(tmp_path: Path, service: Se
     budget = {"num_trials": 4, "sweep_budget_gpu_hours": 1e-9}
     for settings in (given, given, given | budget):
         own = {f"JOB_{name.upper()}": str(value) for name, value in settings.items()}
-        done = forked.run(
+        done = subprocess.run(
             [sys.executable, "-m", "tests.fake_trial", "trial"],
-            env=dict(os.environ) | own, cwd=ROOT, timeout=120,
+            env=dict(os.environ) | own, cwd=ROOT, capture_output=True, text=True, timeout=120,
+            check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "hook-t0ken" not in done.stderr
