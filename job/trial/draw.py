@@ -127,23 +127,9 @@ def freeze_spec(
     if asked == "mixed":
         identity = slot.ledger.identity()
         values["quantization"] = (identity and identity.mixed) or asked
-    planned_steps = plan_steps(
-        len(data.train),
-        settings.per_device_train_batch_size * values["gradient_accumulation_steps"],
-        max_steps=settings.max_steps,
-        num_epochs=settings.num_epochs,
-    )
-    recipe = Recipe(
-        **values,
-        per_device_train_batch_size=settings.per_device_train_batch_size,
-        seed=settings.seed,
-        planned_steps=planned_steps,
-        eval_steps=plan_evaluations(planned_steps, settings.evals_per_trial),
-        patience=settings.patience,
-    )
     spec = Spec(
         params=dict(params),
-        recipe=recipe,
+        recipe=_recipe(settings, len(data.train), values),
         **_untuned(settings, definition, observations, asked),
         data_digest=data.digest,
         wandb_run_id=run_id,
@@ -153,6 +139,24 @@ def freeze_spec(
     if wandb_sweep is not None:
         spec = spec.changed(wandb_sweep=wandb_sweep)
     return slot.specify(spec)
+
+
+def _recipe(settings: Settings, num_rows: int, values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a trial with these hyper-parameters on so many rows."""
+    planned_steps = plan_steps(
+        num_rows,
+        settings.per_device_train_batch_size * values["gradient_accumulation_steps"],
+        max_steps=settings.max_steps,
+        num_epochs=settings.num_epochs,
+    )
+    return Recipe(
+        **values,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        seed=settings.seed,
+        planned_steps=planned_steps,
+        eval_steps=plan_evaluations(planned_steps, settings.evals_per_trial),
+        patience=settings.patience,
+    )
 
 
 def _untuned(

@@ -47,14 +47,8 @@ def adapter_card(
     16 bits, where they are known.
     """
     mode = origin.recipe.get("quantization", "nf4")
-    before = (
-        "" if untuned is None else f" The untuned base, in {in_short(mode)}, has {untuned:.6f}."
-    )
-    if mode != "none" and untuned is not None and untuned_16bit is not None:
-        price = price_of_4_bits(mode, untuned, untuned_16bit, origin.eval_rows)
-        before += f"\n{price[:1].upper()}{price[1:]}."
+    before = _before(mode, untuned, untuned_16bit, origin.eval_rows)
     front = yaml.safe_dump(_metadata(origin, eval_loss), sort_keys=False, allow_unicode=True)
-    precision = words(mode)
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""---
 {front}---
@@ -62,7 +56,7 @@ def adapter_card(
 # LoRA adapter for {origin.base_model}
 
 Trial {origin.slot} of the sweep `{origin.sweep}`, trained by qlora-sweep-job {job.__version__}, the
-base in {precision}. **eval/loss {eval_loss:.6f}** after {step} optimizer steps: the mean negative
+base in {words(mode)}. **eval/loss {eval_loss:.6f}** after {step} optimizer steps: the mean negative
 log-likelihood, in nats, of an answer's token over {origin.eval_rows} held-out rows.{before}
 
 ```python
@@ -86,6 +80,17 @@ model = AutoPeftModelForCausalLM.from_pretrained("FOLDER OF THIS FILE", device_m
 
 {packages}
 """
+
+
+def _before(mode: str, untuned: float | None, untuned_16bit: float | None, eval_rows: int) -> str:
+    """What is known of the untuned base's eval/loss, in sentences."""
+    if untuned is None:
+        return ""
+    text = f" The untuned base, in {in_short(mode)}, has {untuned:.6f}."
+    if mode == "none" or untuned_16bit is None:
+        return text
+    price = price_of_4_bits(mode, untuned, untuned_16bit, eval_rows)
+    return f"{text}\n{price[:1].upper()}{price[1:]}."
 
 
 def _merging(mode: str) -> str:
