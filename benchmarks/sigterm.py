@@ -120,7 +120,7 @@ def _steps(out: Path) -> tuple[int | None, int | None]:
 def _parent() -> int:
     from job import supervisor
     from job.log import set_up_logging
-    from job.settings import load_settings
+    from job.variables import load_settings
 
     set_up_logging("text")
     supervisor.TRIAL_COMMAND = (

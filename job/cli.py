@@ -26,7 +26,8 @@ from job.environment import mend
 from job.errors import ExitCode, HeldError, OutageError, SettingsError
 from job.log import last_words, log
 from job.process.workspace import use_for_temporaries
-from job.settings import NOT_NEEDED, Settings, load_settings, variable
+from job.settings import NOT_NEEDED, Settings, variable
+from job.variables import load_settings
 
 if TYPE_CHECKING:
     from job.ledger.ledger import Ledger

@@ -13,7 +13,7 @@ from job import cli, supervisor
 from job.__main__ import main
 from job.child import run_as_child
 from job.errors import HeldError
-from job.settings import load_settings
+from job.variables import load_settings
 from tests.fake_training import FAKE_TRAINING
 
 

@@ -22,10 +22,10 @@ from job import cli, supervisor
 from job.__main__ import main
 from job.child import run_as_child
 from job.ledger.ledger import Ledger
-from job.settings import load_settings
 from job.store.local import LocalStore
 from job.training.state import TrainState
 from job.trial.attempt import Training
+from job.variables import load_settings
 from tests import forked
 from tests.workers import make_inputs
 

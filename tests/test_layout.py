@@ -20,6 +20,7 @@ ROOMS = [
     "progress",
     "process",
     "settings",
+    "variables",
     "store",
     "hub",
     "base_model",

@@ -12,7 +12,8 @@ import pytest
 
 from job.errors import SettingsError
 from job.log import mask_secrets, set_up_logging
-from job.settings import IDENTITY_FIELDS, NOT_NEEDED, Settings, load_settings, variable
+from job.settings import IDENTITY_FIELDS, NOT_NEEDED, Settings, variable
+from job.variables import load_settings
 
 REQUIRED = {"JOB_DATASET_URI": "rows.jsonl", "JOB_OUTPUT_URI": "out"}
 

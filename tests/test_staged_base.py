@@ -389,7 +389,7 @@ import sys
 from pathlib import Path
 from job.plan.sections import describe_copies
 from job.base_model import resolve_base_model
-from job.settings import load_settings
+from job.variables import load_settings
 from job.store.local import LocalStore
 settings, _ = load_settings()
 base = resolve_base_model(sys.argv[1], "main", Path("unused"), outage_seconds=0.5)

@@ -30,7 +30,7 @@ from job import supervisor
 from job.errors import JobError
 from job.log import set_up_logging
 from job.process.heartbeat import HeartbeatLimits
-from job.settings import load_settings
+from job.variables import load_settings
 python = sys.argv[2].startswith("import ")
 supervisor.TRIAL_COMMAND = (sys.executable if python else "sh", "-c", sys.argv[2])
 set_up_logging("text")

@@ -16,7 +16,8 @@ import pytest
 
 import job.errors
 from job.errors import ExitCode, SettingsError
-from job.settings import Settings, load_settings, variable
+from job.settings import Settings, variable
+from job.variables import load_settings
 
 Json = dict[str, Any]
 

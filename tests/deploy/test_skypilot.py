@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from job.errors import ExitCode
-from job.settings import load_settings
+from job.variables import load_settings
 
 ROOT = Path(__file__).parents[2]
 TASK = yaml.safe_load((ROOT / "docs/skypilot.yaml").read_text())
