@@ -11,62 +11,26 @@ little padding. Prints one line of JSON.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-IGNORED = -100  # a label that is no target
-
-
-class _Clock(TrainerCallback):
-    """The seconds and the loss of every optimizer step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self._started = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        torch.cuda.synchronize()
-        self.seconds.append(time.monotonic() - self._started)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
+from benchmarks import peer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", choices=("cuda",), default="cuda")
-    parser.add_argument("--gpu-memory-gb", type=float)
-    arguments = parser.parse_args()
-    torch.backends.cuda.enable_flash_sdp(False)  # as on a T4, which has neither
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if arguments.gpu_memory_gb:
-        share = arguments.gpu_memory_gb * 2**30 / torch.cuda.mem_get_info()[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+    arguments = peer.arguments("cuda")
+    peer.be_a_t4(arguments.gpu_memory_gb)
     recipe = json.loads((arguments.folder / "recipe.json").read_text())
-    samples = _samples(np.load(arguments.folder / "rows.npz"))
-    order = _order(recipe, [len(sample["input_ids"]) for sample in samples])
-    clock = _Clock()
+    rows = peer.read_rows(arguments.folder)
+    samples = [{"input_ids": row[0], "labels": peer.labels(row)} for row in rows]
+    steps = peer.steps_of(recipe, len(rows))
+    order = [i for step in steps for i in sorted(step, key=lambda row: -len(rows[row][0]))]
+    clock = peer.Clock()
     trainer = Trainer(
         model=_model(arguments.folder / "model", recipe),
         args=_arguments(arguments.folder / "liger", recipe),
@@ -94,70 +58,23 @@ def _model(folder: Path, recipe: dict[str, Any]) -> Any:
         dtype=torch.float16,
         device_map={"": "cuda"},
         attn_implementation="sdpa",
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float16,
-        ),
+        quantization_config=peer.in_4_bits(torch.float16),
     )
     model.config.use_cache = False
     model.enable_input_require_grads()
-    config = LoraConfig(
-        r=recipe["lora_r"],
-        lora_alpha=recipe["lora_alpha"],
-        lora_dropout=recipe["lora_dropout"],
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
+    return get_peft_model(model, LoraConfig(**peer.lora(recipe)))
 
 
 def _arguments(folder: Path, recipe: dict[str, Any]) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=recipe["planned_steps"],
-        per_device_train_batch_size=recipe["per_device_train_batch_size"],
-        gradient_accumulation_steps=recipe["gradient_accumulation_steps"],
-        learning_rate=recipe["learning_rate"],
-        weight_decay=recipe["weight_decay"],
-        lr_scheduler_type=recipe["lr_scheduler"],
-        warmup_steps=recipe["warmup_ratio"],
-        max_grad_norm=recipe["max_grad_norm"],
+        **peer.training(recipe),
         fp16=True,
-        optim="adamw_torch",
         use_liger_kernel=True,
         activation_checkpointing=True,
-        logging_steps=1,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
         seed=recipe["seed"],
     )
-
-
-def _samples(rows: Any) -> list[dict[str, list[int]]]:
-    samples = []
-    for start, end in zip(rows["offsets"][:-1], rows["offsets"][1:], strict=True):
-        ids, is_target = rows["input_ids"][start:end], rows["is_target"][start:end]
-        labels = np.where(is_target, ids, IGNORED)
-        samples.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
-    return samples
-
-
-def _order(recipe: dict[str, Any], lengths: list[int]) -> list[int]:
-    """The samples of the job's steps (`job/training/batching.py`), each step's longest first."""
-    per_step = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
-    needed, epoch, drawn = per_step * recipe["planned_steps"], 0, []
-    while len(drawn) < needed:
-        text = f"{recipe['seed']}/epoch/{epoch}".encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-        drawn += np.random.default_rng(seed).permutation(len(lengths)).tolist()
-        epoch += 1
-    steps = [drawn[first : first + per_step] for first in range(0, needed, per_step)]
-    return [i for step in steps for i in sorted(step, key=lambda sample: -lengths[sample])]
 
 
 def _padded(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -169,7 +86,7 @@ def _padded(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     ones = [[1] * len(e["input_ids"]) + [0] * (longest - len(e["input_ids"])) for e in examples]
     return {
         "input_ids": rows("input_ids", 0),
-        "labels": rows("labels", IGNORED),
+        "labels": rows("labels", peer.IGNORED),
         "attention_mask": torch.tensor(ones),
     }
 

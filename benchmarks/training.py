@@ -163,9 +163,9 @@ def _run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
         options += ["--gpu-memory-gb", str(arguments.gpu_memory_gb)]
     environ = dict(os.environ)
     if side in PEERS:
-        # -P: not our wandb.py and data.py in place of the packages that a peer imports.
-        peer = str(Path(__file__).parent / f"{side}_peer.py")
-        command = [getattr(arguments, f"{side}_python"), "-P", peer, *options]
+        # Not as a file: our wandb.py and data.py would stand in for packages that a peer imports.
+        command = [getattr(arguments, f"{side}_python"), "-m", f"benchmarks.{side}_peer", *options]
+        environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     else:
         command = [sys.executable, "-m", "benchmarks.training_side", side, *options]
         wanted = "" if side == "any kernels" else DETERMINISTIC_WORKSPACE

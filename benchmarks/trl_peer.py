@@ -9,66 +9,34 @@ Runs in an environment of its own, never a dependency of the job, and imports no
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
+import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
+
+from benchmarks import peer
 
 ROW_TOKENS = 1024
 
 
-class _Recorder(TrainerCallback):
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self._started = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.monotonic() - self._started)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(logs["loss"])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--gpu-memory-gb", type=float)
-    arguments = parser.parse_args()
+    arguments = peer.arguments("cpu", "cuda")
     folder, on_gpu = arguments.folder, arguments.device == "cuda"
     recipe = json.loads((folder / "recipe.json").read_text())
     if on_gpu:
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        if arguments.gpu_memory_gb:
-            share = arguments.gpu_memory_gb * 2**30 / torch.cuda.mem_get_info()[1]
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+        peer.be_a_t4(arguments.gpu_memory_gb)
     trainer, tokens = _trainer(folder, recipe, on_gpu)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    recorder = _Recorder()
+    recorder = peer.Clock()
     trainer.add_callback(recorder)
     trainer.train()
     rows = trainer.args.gradient_accumulation_steps
@@ -97,61 +65,40 @@ def _trainer(folder: Path, recipe: dict[str, Any], on_gpu: bool) -> tuple[SFTTra
         dtype=dtype,
         device_map={"": "cuda" if on_gpu else "cpu"},
         attn_implementation="sdpa",
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        ),
+        quantization_config=peer.in_4_bits(dtype),
     )
-    data = np.load(folder / "rows.npz")
-    parts = [slice(a, b) for a, b in zip(data["offsets"][:-1], data["offsets"][1:], strict=True)]
-    ids = [data["input_ids"][part] for part in parts]
-    labels = [np.where(data["is_target"][p], data["input_ids"][p], -100) for p in parts]
+    rows = peer.read_rows(folder)
     samples_per_step = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
-    mean_tokens = float(np.diff(data["offsets"]).mean())
+    mean_tokens = statistics.fmean(len(ids) for ids, _ in rows)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
             output_dir=str(folder / "trl"),
-            max_steps=recipe["planned_steps"],
-            per_device_train_batch_size=1,
-            # As many rows as hold a step's tokens; TRL counts rows, not samples.
-            gradient_accumulation_steps=max(1, round(samples_per_step * mean_tokens / ROW_TOKENS)),
-            learning_rate=recipe["learning_rate"],
-            weight_decay=recipe["weight_decay"],
-            lr_scheduler_type=recipe["lr_scheduler"],
-            warmup_steps=recipe["warmup_ratio"],
-            max_grad_norm=recipe["max_grad_norm"],
+            **peer.training(recipe)
+            | {
+                "per_device_train_batch_size": 1,
+                # As many rows as hold a step's tokens; TRL counts rows, not samples.
+                "gradient_accumulation_steps": max(
+                    1, round(samples_per_step * mean_tokens / ROW_TOKENS)
+                ),
+            },
             packing=True,
             max_length=ROW_TOKENS,
-            optim="adamw_torch",
-            logging_steps=1,
             use_cpu=not on_gpu,
             bf16=False,
             fp16=on_gpu,
             activation_checkpointing=on_gpu,
             gradient_checkpointing=None,  # TRL's default overrides the new name
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_dict(
-            {"input_ids": [i.tolist() for i in ids], "labels": [i.tolist() for i in labels]}
+            {"input_ids": [row[0] for row in rows], "labels": [peer.labels(row) for row in rows]}
         ),
         processing_class=PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, "<pad>")),
             pad_token="<pad>",  # noqa: S106
             eos_token="<eos>",  # noqa: S106
         ),
-        peft_config=LoraConfig(
-            r=recipe["lora_r"],
-            lora_alpha=recipe["lora_alpha"],
-            lora_dropout=recipe["lora_dropout"],
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=LoraConfig(**peer.lora(recipe)),
     )
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL makes them bf16, which a loss scaler refuses

@@ -25,62 +25,35 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as Un
 
 import unsloth  # noqa: I001  it patches what is imported after it
 
-import argparse
-import hashlib
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 from unsloth import FastLanguageModel
+
+from benchmarks import peer
 
 MAX_LENGTH = 1024
 MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class _Clock(TrainerCallback):
-    """The seconds and the loss of every optimizer step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self._started = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        torch.cuda.synchronize()
-        self.seconds.append(time.monotonic() - self._started)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", choices=("cuda",), default="cuda")
-    parser.add_argument("--gpu-memory-gb", type=float)
-    arguments = parser.parse_args()
+    arguments = peer.arguments("cuda")
     answer = os.dup(1)
     os.dup2(2, 1)  # Unsloth prints its banner and more on stdout
-    torch.backends.cuda.enable_flash_sdp(False)  # as on a T4, which has neither
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    peer.be_a_t4(arguments.gpu_memory_gb)
     if arguments.gpu_memory_gb:
-        _cap_memory(int(arguments.gpu_memory_gb * 2**30))
+        _tell_of_the_cap(int(arguments.gpu_memory_gb * 2**30))
     recipe = json.loads((arguments.folder / "recipe.json").read_text())
     model, tokenizer = _model(arguments.folder, recipe)
     trainer = _trainer(arguments.folder, recipe, model, tokenizer)
-    clock = _Clock()
+    clock = peer.Clock()
     trainer.add_callback(clock)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -95,9 +68,8 @@ def main() -> None:
     os.write(answer, (json.dumps(result) + "\n").encode())
 
 
-def _cap_memory(cap: int) -> None:
-    """Make the card as small as a T4, also for code that asks how much is free."""
-    torch.cuda.set_per_process_memory_fraction(min(1.0, cap / torch.cuda.mem_get_info()[1]))
+def _tell_of_the_cap(cap: int) -> None:
+    """Have code that asks for the free memory hear of the cap, in bytes, as well."""
     ask = torch.cuda.mem_get_info
 
     def capped(device: Any = None) -> tuple[int, int]:
@@ -155,37 +127,24 @@ def _with_a_tokenizer(folder: Path) -> Path:
 
 
 def _trainer(folder: Path, recipe: dict[str, Any], model: Any, tokenizer: Any) -> SFTTrainer:
-    rows = np.load(folder / "rows.npz")
-    parts = [slice(a, b) for a, b in zip(rows["offsets"][:-1], rows["offsets"][1:], strict=True)]
-    parts = [parts[i] for i in _order(recipe, len(parts))]
-    ids = [rows["input_ids"][part].tolist() for part in parts]
+    rows = peer.read_rows(folder)
+    rows = [rows[i] for step in peer.steps_of(recipe, len(rows)) for i in step]
+    ids = [row[0] for row in rows]
     # A completion mask and no labels: with labels Unsloth takes a collator that pads.
-    masks = [rows["is_target"][part].astype(int).tolist() for part in parts]
+    masks = [[int(is_target) for is_target in row[1]] for row in rows]
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"input_ids": ids, "completion_mask": masks}),
         args=SFTConfig(
             output_dir=str(folder / "unsloth"),
-            max_steps=recipe["planned_steps"],
-            per_device_train_batch_size=recipe["per_device_train_batch_size"],
-            gradient_accumulation_steps=recipe["gradient_accumulation_steps"],
-            learning_rate=recipe["learning_rate"],
-            weight_decay=recipe["weight_decay"],
-            lr_scheduler_type=recipe["lr_scheduler"],
-            warmup_steps=recipe["warmup_ratio"],
-            max_grad_norm=recipe["max_grad_norm"],
+            **peer.training(recipe),
             max_length=MAX_LENGTH,
             completion_only_loss=True,
             padding_free=True,
             dataset_num_proc=1,
-            optim="adamw_torch",
             fp16=True,
             bf16=False,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
             seed=recipe["seed"],
         ),
     )
@@ -195,18 +154,6 @@ def _trainer(folder: Path, recipe: dict[str, Any], model: Any, tokenizer: Any) -
     # One epoch in the order that is given: the job's steps, one after another.
     trainer._get_train_sampler = lambda *_, **__: torch.utils.data.SequentialSampler(ids)
     return trainer
-
-
-def _order(recipe: dict[str, Any], num_samples: int) -> list[int]:
-    """The samples of the job's steps, one after another (`job/training/batching.py`)."""
-    per_step = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
-    needed, epoch, drawn = per_step * recipe["planned_steps"], 0, []
-    while len(drawn) < needed:
-        text = f"{recipe['seed']}/epoch/{epoch}".encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-        drawn += np.random.default_rng(seed).permutation(num_samples).tolist()
-        epoch += 1
-    return drawn[:needed]
 
 
 def _about(trainer: SFTTrainer) -> str:

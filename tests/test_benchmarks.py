@@ -52,3 +52,24 @@ def test_rows_have_the_lengths_that_the_benchmark_names() -> None:
     assert abs(float(np.median(lengths)) - 200) < 15
     assert (int(lengths.min()), int(lengths.max())) == (16, 1024)
     assert 0.7 < float(np.log(lengths).std()) < 0.85  # 0.8, cut at 1024
+
+
+def test_peers_train_the_jobs_samples_in_the_jobs_order(tmp_path: Path) -> None:
+    """They import nothing of the job, so order and targets are written a second time for them."""
+    from benchmarks import peer
+    from benchmarks.shapes import log_normal_rows, make_recipe
+    from job.training.batching import samples_of_step
+
+    recipe, table = make_recipe(7), log_normal_rows(20, 1024)  # 7 steps of 8: over two epochs
+    np.savez(
+        tmp_path / "rows.npz",
+        input_ids=table.input_ids, is_target=table.is_target, offsets=table.offsets,
+    )  # fmt: skip
+    rows = peer.read_rows(tmp_path)
+    steps = peer.steps_of(recipe.to_json(), len(rows))
+    assert steps == [samples_of_step(recipe, len(table), step) for step in range(7)]
+    assert [len(ids) for ids, _ in rows] == table.lengths.tolist()
+    for index, row in enumerate(rows):
+        wanted = [label for label in peer.labels(row) if label != peer.IGNORED]
+        assert len(wanted) == table.targets_of([index])
+        assert wanted == row[0][-len(wanted) :]
