@@ -6,6 +6,7 @@ its variables at import; a worker's process has a HOME, and so a cache, of its o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -144,7 +145,7 @@ def test_a_staged_base_is_taken_by_a_worker_that_reaches_no_hub(place: Place) ->
     location, revision, hub_revision = taken.stdout.split()
     assert (revision, hub_revision) == (COMMIT, "None"), "the sweep's identity stays the hub's"
     assert {path.name: path.read_bytes() for path in Path(location).iterdir()} == FILES
-    assert place.hub.asked == []
+    assert place.hub.asked_about(NAME) == []
     inodes = [path.stat().st_ino for path in sorted(Path(location).iterdir())]
     again = place.take()
     assert "from" not in again.stderr, "what is on this disk is not fetched again"
@@ -157,7 +158,7 @@ def test_main_is_asked_of_the_hub_and_then_taken_from_the_bucket(place: Place) -
     place.hub.asked.clear()
     taken = place.take(revision="main")
     assert taken.stdout.split()[1:] == [COMMIT, "None"]
-    assert not any("safetensors" in path for path in place.hub.asked)
+    assert place.hub.asked_about("safetensors") == []
 
 
 @pytest.mark.slow
@@ -344,18 +345,18 @@ def test_a_hubs_weights_are_waited_for_as_well(place: Place) -> None:
     home, told = place.folder / "worker", place.folder / "waited"
     folder = home / "work/models" / place.key.rpartition("/")[2]
     arguments = [NAME, COMMIT, str(home / "work")]
-    with filling(folder, limit_seconds=1):
+    with contextlib.ExitStack() as waited_for, filling(folder, limit_seconds=1):
         workers = [
-            subprocess.Popen(
+            waited_for.enter_context(subprocess.Popen(
                 [sys.executable, "-c", FETCH, *arguments, f"{told}-{n}"],
                 env=place.environ_of("worker"), cwd="/",
-            )
+            ))
             for n in range(2)
         ]  # fmt: skip
         for n in range(2):
             _until(Path(f"{told}-{n}").exists)
-        assert place.hub.asked == []
-    assert [worker.wait(60) for worker in workers] == [0, 0]
+        assert place.hub.asked_about(NAME) == []
+    assert [worker.returncode for worker in workers] == [0, 0]
     asked = Counter(path for path in place.hub.asked if path.endswith(".safetensors"))
     assert list(asked.values()) == [2, 2], "of either shard its HEAD and its content, once"
     again = _run(

@@ -50,6 +50,10 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)  # LFS objects, by sha256
     endpoint: str = ""
 
+    def asked_about(self, part: str) -> list[str]:
+        """The paths with this part that were asked for, without what strangers on this port ask."""
+        return [path for path in self.asked if part in path]
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

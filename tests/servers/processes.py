@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 START_SECONDS = 30
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that was free a moment ago.
+
+    It lies below those that a system hands out by itself (Linux from 32,768, others from 49,152): a
+    server in another process that asks for any port does not get it before ours binds it.
+    """
+    while True:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", 10_000 + secrets.randbelow(20_000)))
+            return int(listener.getsockname()[1])
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def test_a_token_that_may_not_write_is_77(folder: Path, ledger: Ledger, hub: Hub
 def test_a_name_that_is_none_is_64(folder: Path, ledger: Ledger, hub: Hub, name: str) -> None:
     done = _best(folder, hub, "--push", name)
     assert done.returncode == 64
-    assert hub.asked == []
+    assert hub.asked_about("/api/") == []
 
 
 def test_a_hub_that_fails_or_is_not_there_is_74(folder: Path, ledger: Ledger, hub: Hub) -> None:
@@ -122,4 +122,4 @@ def test_options_without_what_they_belong_to_are_64(
     done = _best(folder, hub, *words)
     assert done.returncode == 64
     assert "belong to" in done.stderr
-    assert hub.asked == []
+    assert hub.asked_about("/api/") == []
