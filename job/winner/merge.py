@@ -127,13 +127,7 @@ def _merge(
     )
     in_4_bits = result.quantization == "nf4"
     if not in_4_bits:
-        if onto == "4bit":
-            raise SettingsError(
-                f"{_MERGE} --onto 4bit: slot {slot} was trained with the base in"
-                f" {words(result.quantization)}; leave --onto out"
-            )
-        log.info("trained with the base in %s: merged in 16 bits", words(result.quantization))
-        onto = "16bit"
+        onto = _only_16_bits(slot, result.quantization, onto)
     own = _with_16_bits(base, original, onto, settings)
     rows = judged_rows(ledger, held_out_data(ledger, settings.work_dir))
     device = any_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
@@ -154,6 +148,17 @@ def _merge(
         folder.rmdir()  # the move makes it again
         shutil.move(chosen, folder)
     return losses
+
+
+def _only_16_bits(slot: int, quantization: str, onto: Onto | None) -> Onto:
+    """The one way to merge an adapter of a base that was not in 4 bits. Raises `SettingsError`."""
+    if onto == "4bit":
+        raise SettingsError(
+            f"{_MERGE} --onto 4bit: slot {slot} was trained with the base in"
+            f" {words(quantization)}; leave --onto out"
+        )
+    log.info("trained with the base in %s: merged in 16 bits", words(quantization))
+    return "16bit"
 
 
 def _untuned(ledger: Ledger, slot: int, result: Result) -> float | None:
