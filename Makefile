@@ -11,6 +11,8 @@ TRL_PYTHON ?=
 CHOOSERS_PYTHON ?=
 LIGER_PYTHON ?=
 UNSLOTH_PYTHON ?=
+# More options of `make bench-gpu`: --shapes 7b --sides job,untimed --models DIR --logs DIR, say.
+BENCH ?=
 IMAGE ?= qlora-sweep-job
 VARIANT ?= cu126
 VENV ?= .venv
@@ -112,7 +114,7 @@ bench-sweep: $(STAMP)  ## print how far the engine and other choosers are from t
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep --choosers-python=$(CHOOSERS_PYTHON)
 
 bench-gpu: $(STAMP)  ## the same on a CUDA GPU capped to a T4's memory: 1B to 8B, 4-bit, fp16
-	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON) --unsloth-python=$(UNSLOTH_PYTHON)
+	$(BIN)/python -m benchmarks.training --device cuda --shapes 1b,3b,7b,8b --rounds 1 --gpu-memory-gb 14.6 --trl-python=$(TRL_PYTHON) --liger-python=$(LIGER_PYTHON) --unsloth-python=$(UNSLOTH_PYTHON) $(BENCH)
 
 # Docker before 23 builds with BuildKit only when told to.
 image:  ## build the container image, VARIANT=cu126 or cu130 (needs Docker)

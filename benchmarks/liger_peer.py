@@ -1,7 +1,8 @@
 """A stock stack of today as a side of `benchmarks.training`: Trainer, PEFT and Liger's kernels.
 
 Runs in an environment of its own, never a dependency of the job, and imports nothing of it. It
-needs torch for CUDA with Triton, transformers, peft, bitsandbytes, accelerate and liger-kernel:
+needs torch for CUDA with Triton, transformers (5.17 was measured), peft, bitsandbytes, accelerate
+and liger-kernel (0.8.5):
 
     make bench-gpu LIGER_PYTHON=build/liger/bin/python
 
@@ -20,6 +21,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from benchmarks import peer
+
+# The name of it since transformers 5.23, and before.
+_RECOMPUTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 
 
 def main() -> None:
@@ -71,7 +79,7 @@ def _arguments(folder: Path, recipe: dict[str, Any]) -> TrainingArguments:
         **peer.training(recipe),
         fp16=True,
         use_liger_kernel=True,
-        activation_checkpointing=True,
+        **{_RECOMPUTING: True},
         remove_unused_columns=False,
         seed=recipe["seed"],
     )

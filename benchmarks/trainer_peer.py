@@ -120,17 +120,6 @@ def as_peft_leaves_it(model: Any) -> None:
         module.__dict__.pop("forward", None)
 
 
-def padded_batches(table: SampleTable, recipe: Recipe) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """The micro-batches of one step after another, as the Trainer gets them."""
-    rows, size = _rows(table), recipe.per_device_train_batch_size
-    for step in range(recipe.planned_steps):
-        indices = samples_of_step(recipe, len(table), step)
-        yield [
-            _collate([rows[i] for i in indices[start : start + size]])
-            for start in range(0, len(indices), size)
-        ]
-
-
 def _rows(table: SampleTable) -> list[dict[str, list[int]]]:
     rows = []
     for start, end in zip(table.offsets[:-1], table.offsets[1:], strict=True):

@@ -32,12 +32,12 @@ from job.training.batching import samples_of_step
 from job.training.shape import model_shape
 
 NOT_COUNTED = 2  # of a side's steps: the first are slow
-# The job as it is; without deterministic kernels, which shows their price; with the plan that the
-# memory model takes, not timed against its rivals; and with the base in other precisions.
+# The job as it is; with the plan that the memory model takes, not timed against its rivals; with
+# that plan and without deterministic kernels, which shows their price; and in other precisions.
 NAMES = {
     "job": "job",
-    "any kernels": "job, kernels not deterministic",
     "untimed": "job, plan not timed",
+    "any kernels": "job, plan not timed, kernels not deterministic",
     "mixed": "job, attention in 16 bits",
     "none": "job, base in 16 bits",
     "trainer": "transformers.Trainer, padded",
@@ -121,7 +121,7 @@ def _shape_table(
         is_target=table.is_target,
         offsets=table.offsets,
     )
-    on_gpu = ["any kernels", "untimed"] if arguments.device == "cuda" else []
+    on_gpu = ["untimed", "any kernels"] if arguments.device == "cuda" else []
     sides = ["job", *on_gpu, "mixed", "none", "trainer"]
     sides += [peer for peer in PEERS if getattr(arguments, f"{peer}_python")]
     asked = arguments.sides.split(",") if arguments.sides else sides
@@ -226,6 +226,8 @@ def _show(
             _ratio(rates, side),
         )
         notes.append(f"{NAMES[side]}: {results[0]['plan']}")
+    if price := _ratio(rates, "any kernels", of="untimed"):
+        notes.append(f"with deterministic kernels {price} of the rate without, on the same plan")
     shown.caption = "\n".join(notes)
     return shown
 
@@ -267,11 +269,11 @@ def _median(results: list[dict[str, Any]], key: str, form: str) -> str:
     return form.format(statistics.median(found)) if found else ""
 
 
-def _ratio(rates: dict[str, list[float]], side: str) -> str:
-    """How many times the side's rate ours is, round by round; nothing to say if ours failed."""
-    if "job" not in rates:
+def _ratio(rates: dict[str, list[float]], side: str, of: str = "job") -> str:
+    """How many times one side's rate another's is, round by round; nothing if one has none."""
+    if of not in rates or side not in rates:
         return ""
-    pairs = zip(rates["job"], rates[side], strict=True)
+    pairs = zip(rates[of], rates[side], strict=True)
     return f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
 
 

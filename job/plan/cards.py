@@ -81,15 +81,20 @@ def read_prices(texts: Sequence[str]) -> list[Price]:
 def offers(
     prices: Sequence[Price],
     overview: Overview,
-    shape: ModelShape,
+    shape: ModelShape | None,
     works: Sequence[Workload],
     recompute: Recompute,
 ) -> list[Offer]:
-    """Each card with its rate, the cheapest first. Raises `SettingsError` for an unknown card."""
+    """Each card whose rate is known, the cheapest first. Raises `SettingsError` for an unknown one.
+
+    Without a `shape` those are the cards that trials of the sweep ran on and, if one of these is a
+    T4, all others.
+    """
     found = []
     for price in prices:
         throughput = _throughput(price.card, overview, shape, recompute)
-        found.append(Offer(price, throughput, trial_seconds(works, throughput, recompute)))
+        if throughput is not None:
+            found.append(Offer(price, throughput, trial_seconds(works, throughput, recompute)))
     return sorted(found, key=lambda offer: sum(offer.usd(1)))
 
 
@@ -109,8 +114,8 @@ def _describe(offer: Offer, num_trials: int) -> str:
 
 
 def _throughput(
-    card: str, overview: Overview, shape: ModelShape, recompute: Recompute
-) -> Throughput:
+    card: str, overview: Overview, shape: ModelShape | None, recompute: Recompute
+) -> Throughput | None:
     """The card's throughput, as trials of the sweep measured it or by published figures."""
     if (measured := _measured(card, overview)) is not None:
         return measured
@@ -121,6 +126,8 @@ def _throughput(
         )
     t4, whose = _measured("t4", overview), "what trials of this sweep did on a T4"
     if t4 is None:
+        if shape is None:
+            return None
         t4, whose = throughput_on_a_t4(shape, recompute), "a T4's estimate"
     if card == "t4":
         return t4

@@ -31,6 +31,7 @@ from job.plan.forecast import (
     throughput_of_trials,
     throughput_on_a_t4,
     throughput_on_this_cpu,
+    trial_seconds,
 )
 from job.plan.precisions import (
     Precision,
@@ -57,6 +58,7 @@ from job.store import open_store, probe
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
 from job.training.families import check_base
+from job.training.footprint import Recompute
 from job.training.memory import MemoryPlan
 from job.training.shape import largest_rank, model_shape
 from job.trial.identity import check_rows, load_sweep, sweep_identity
@@ -171,25 +173,27 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     yield "memory"
     plan.warnings += warnings.of_memory(memory)
     overview = read_overview(inputs.ledger, settings.num_trials)
-    if shape is not None:
+    works = workloads_of(settings, data, costliest)
+    if shape is None:
+        yield from _trial_sections(settings, plan, works, _measured(overview), memory)
+    else:
         current = precision_of(settings, base, data, costliest, quantization)
-        throughput = _throughput(settings, overview, base, data, current)
+        throughput = _measured(overview) or _estimated(settings, base, data, current)
+        yield from _trial_sections(settings, plan, works, throughput, memory)
         modes = modes_to_show(base, quantization, mixed)
         others = [precision_of(settings, base, data, costliest, mode) for mode in modes]
-        works = workloads_of(settings, data, costliest)
-        yield from _trial_sections(
-            settings, plan, works, current=current, throughput=throughput, others=others
-        )
-        if inputs.prices:
-            found = offers(inputs.prices, overview, shape, works, memory.recompute)
-            plan.numbers["cards"] = [asdict(offer) for offer in found]
-            plan.sections["cards"] = describe_offers(found, settings.num_trials)
-            yield "cards"
+        own, *found = (forecast(one, current, throughput, works) for one in (current, *others))
+        plan.numbers["precisions"] = [one.numbers() for one in found]
+        plan.sections["precision"] = describe_precisions(found, own)
+        yield "precision"
         # Weights and two moments, in fp32.
         checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
         fits = partial(_fits, settings, inputs, costliest)
         plan.advice += advice.of_rank(settings, inputs.definition, fits)
+    yield from _card_sections(
+        settings, plan, inputs, works, overview=overview, recompute=memory.recompute
+    )
     outlook = outlook_of(overview)
     plan.numbers["expected_gain_nats"] = outlook.gain
     plan.sections["end"] = describe_end(settings, inputs.definition, overview, outlook)
@@ -200,27 +204,44 @@ def _trial_sections(
     settings: Settings,
     plan: Plan,
     works: Sequence[Workload],
-    *,
-    current: Precision,
-    throughput: Throughput,
-    others: list[Precision],
+    throughput: Throughput | None,
+    memory: MemoryPlan,
 ) -> Iterator[str]:
-    """A trial's hours and price in the sweep's precision, and beside it in the others."""
-    own = forecast(current, current, throughput, works)
+    """A trial's hours and price, and those of all; without a rate, when they will be known."""
+    if throughput is None:
+        plan.sections["trial"] = "its hours and its price are known once one has ended"
+        yield "trial"
+        return
+    taken = trial_seconds(works, throughput, memory.recompute)
     plan.numbers |= {
-        "trial_seconds": asdict(own.taken),
+        "trial_seconds": asdict(taken),
         "pace": asdict(throughput),
         "work": asdict(works[-1]),
     }
-    plan.sections["trial"] = describe_trial(works, throughput, own.taken)
+    plan.sections["trial"] = describe_trial(works, throughput, taken)
     yield "trial"
-    plan.sections["in all"] = describe_cost(settings, own.taken)
+    plan.sections["in all"] = describe_cost(settings, taken)
     yield "in all"
-    found = [forecast(other, current, throughput, works) for other in others]
-    plan.numbers["precisions"] = [one.numbers() for one in found]
-    plan.sections["precision"] = describe_precisions(found, own)
-    yield "precision"
-    plan.warnings += warnings.of_time(settings, own.taken)
+    plan.warnings += warnings.of_time(settings, taken)
+
+
+def _card_sections(
+    settings: Settings,
+    plan: Plan,
+    inputs: Inputs,
+    works: Sequence[Workload],
+    *,
+    overview: Overview,
+    recompute: Recompute,
+) -> Iterator[str]:
+    """The hours and dollars on each kind of card that has a price."""
+    shape = model_shape(inputs.base.config)
+    found = offers(inputs.prices, overview, shape, works, recompute)
+    plan.warnings += warnings.of_cards(inputs.prices, found)
+    if found:
+        plan.numbers["cards"] = [asdict(offer) for offer in found]
+        plan.sections["cards"] = describe_offers(found, settings.num_trials)
+        yield "cards"
 
 
 def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:
@@ -259,17 +280,16 @@ def _mixed(settings: Settings, inputs: Inputs) -> str | None:
     )
 
 
-def _throughput(
-    settings: Settings,
-    overview: Overview,
-    base: BaseModel,
-    data: PreparedData,
-    precision: Precision,
-) -> Throughput:
-    """The throughput of the sweep's committed trials; without one, measured or estimated."""
+def _measured(overview: Overview) -> Throughput | None:
+    """The throughput of the sweep's committed trials; None without one."""
     measured = [v.tokens_per_second for v in overview.slots if v.judged and v.tokens_per_second]
-    if measured:
-        return throughput_of_trials(measured)
+    return throughput_of_trials(measured) if measured else None
+
+
+def _estimated(
+    settings: Settings, base: BaseModel, data: PreparedData, precision: Precision
+) -> Throughput:
+    """The throughput before a trial has ended: measured on this CPU, or a T4's by estimate."""
     if settings.device != "cpu":
         estimate = throughput_on_a_t4(precision.shape, precision.memory.recompute)
         return estimate.times(precision.speed)

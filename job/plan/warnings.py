@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from job.data.prepared import PreparedData
 from job.data.unusable import listing
+from job.plan.cards import Offer, Price
 from job.plan.forecast import Span
 from job.process.stop import EXIT_MARGIN_SECONDS
 from job.progress import size
@@ -101,6 +102,16 @@ def of_notices(settings: Settings) -> Iterator[str]:
         yield (
             f"JOB_NOTIFY_URLS: URL {numbers} is not understood by apprise, nothing will be sent by"
             " it; its list of services says how each is written"
+        )
+
+
+def of_cards(prices: Sequence[Price], offers: Sequence[Offer]) -> Iterator[str]:
+    """Warn of cards that have a price and no rate: the base's family is one without predictions."""
+    known = {offer.price.card for offer in offers}
+    for card in (price.card for price in prices if price.card not in known):
+        yield (
+            f"--price {card}: the base's family is one without predictions, so no rate of this card"
+            " is known before a trial of the sweep has ended on it"
         )
 
 

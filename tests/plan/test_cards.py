@@ -94,6 +94,21 @@ def test_an_unknown_card_is_refused_unless_trials_ran_on_it() -> None:
     assert offer.throughput.fast == pytest.approx(1.05 * 900)
 
 
+def test_a_family_without_predictions_has_the_rates_that_its_trials_measured() -> None:
+    def found(*prices: Price, **speeds: float) -> list[Any]:
+        return offers(prices, _overview(**speeds), None, [WORK], "all")
+
+    t4, h100 = Price("t4", 0.15), Price("h100", 3)
+    assert found(t4, h100) == []
+    (only,) = found(t4, h100, NVIDIA_H100=4000.0)
+    assert (only.price, only.throughput.fast) == (h100, pytest.approx(1.05 * 4000))
+    measured, by_sheets = found(t4, h100, Tesla_T4=300.0)
+    assert measured.price == t4
+    assert "what trials of this sweep did on a T4" in by_sheets.throughput.basis
+    with pytest.raises(SettingsError, match="no rate of this card is known"):
+        found(Price("mi300", 1))
+
+
 def test_every_card_of_the_table_has_tensor_cores_and_a_rate() -> None:
     for card in CARDS:
         (offer,) = _offers(Price(card, 1))

@@ -238,6 +238,23 @@ def test_a_precision_that_does_not_fit_or_does_not_exist_is_foretold(
 
 
 @pytest.mark.slow
+def test_a_family_without_predictions_is_told_what_is_not_known_of_it(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    for file in Path(inputs["JOB_BASE_MODEL"]).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL_7B | {"model_type": "olmo2"}))
+    base = {"JOB_BASE_MODEL": str(tmp_path), "JOB_OUTPUT_URI": str(tmp_path / "out")}
+    done = _plan(inputs, "--json", "--price", "t4=0.15", **base)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["sections"]["trial"] == "its hours and its price are known once one has ended"
+    (warning,) = (line for line in plan["warnings"] if "--price" in line)
+    assert warning.startswith("--price t4: the base's family is one without predictions")
+    assert _plan(inputs, "--price", "nosuch=1", **base).returncode == 64
+
+
+@pytest.mark.slow
 def test_the_exit_code_is_the_trials(inputs: dict[str, str]) -> None:
     wrong = _plan(inputs, JOB_DATASET_URI="nowhere.jsonl")
     assert wrong.returncode == 65

@@ -20,7 +20,7 @@ from job.data.samples import SampleTable
 from job.data.table_files import Counts
 from job.ledger.ledger import Ledger
 from job.plan import warnings
-from job.plan.command import _throughput
+from job.plan.command import _estimated, _measured
 from job.plan.forecast import Span, Throughput, Workload, trial_seconds
 from job.plan.precisions import (
     Precision,
@@ -137,12 +137,14 @@ def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
     assert shape is not None
     settings, precision = _settings(), Precision("nf4", shape, MemoryPlan(64, "all"), speed=1.0)
     overview = read_overview(ledger, 12)
-    estimate = _throughput(settings, overview, BASE, _data(), precision)
+    assert _measured(overview) is None
+    estimate = _estimated(settings, BASE, _data(), precision)
     assert estimate.fast == pytest.approx(350, rel=0.03)
     ledger.slot(0).specify(make_spec())
     ledger.slot(0).commit(make_result(tokens_per_second=500.0))
     overview = read_overview(ledger, 12)
-    measured = _throughput(settings, overview, BASE, _data(), precision)
+    measured = _measured(overview)
+    assert measured is not None
     assert (measured.slow, measured.fast) == pytest.approx((475, 525))
 
 
