@@ -126,22 +126,26 @@ def _end(
     return None
 
 
+def with_other_kernels(action: Callable[[], T]) -> T:
+    """Run `action`, and again with any kernels where an operation has no deterministic one."""
+    while True:
+        try:
+            return action()
+        except RuntimeError as error:
+            if not allow_other_kernels(error):
+                raise
+
+
 def easing_on_oom(trainer: Trainer, action: Callable[[], T]) -> T:
     """Run `action`; whenever it runs out of GPU memory, ease the trainer's plan and run it again.
-
-    So it is with an operation that has no deterministic kernel, after which others may be used.
 
     Raises `torch.OutOfMemoryError` if the plan cannot be eased any further.
     """
     while True:
         try:
-            return action()
+            return with_other_kernels(action)
         except torch.OutOfMemoryError as error:
             failure = str(error).partition("\n")[0]
-        except RuntimeError as error:
-            if not allow_other_kernels(error):
-                raise
-            continue
         # Outside the handler: inside it the traceback keeps the failed step's tensors alive.
         if not trainer.ease():
             raise torch.OutOfMemoryError(failure)

@@ -10,7 +10,7 @@ import torch
 from job.data.samples import SampleTable
 from job.log import log
 from job.training.batching import pack, samples_of_step
-from job.training.loop import easing_on_oom
+from job.training.loop import easing_on_oom, with_other_kernels
 from job.training.memory import MemoryPlan
 from job.training.state import TrainState
 from job.training.trainer import ShouldStop, Trainer, never_stop
@@ -40,10 +40,15 @@ def warm_up(
         return None
     cuda = [trainer.device] if trainer.device.type == "cuda" else []
     before = trainer.snapshot()
+
+    def search() -> None:
+        trainer.drop_partial_step()  # of an operation that had no deterministic kernel
+        fastest_first = _fastest_first(trainer, table, plan, should_stop, clock)
+        _settle(trainer, table, fastest_first, should_stop)
+
     with torch.random.fork_rng(devices=cuda):
         try:
-            fastest_first = _fastest_first(trainer, table, plan, should_stop, clock)
-            _settle(trainer, table, fastest_first, should_stop)
+            with_other_kernels(search)
         except torch.OutOfMemoryError as error:
             return f"the longest sample does not fit the GPU's memory: {error}"
         finally:

@@ -218,6 +218,35 @@ def test_a_plan_whose_rows_or_whose_heaviest_step_do_not_fit_gives_way_to_the_ne
     assert plan_of(lambda n, mode: mode == "all" and n < 60) == (50, "all"), "none fits: eased"
 
 
+@pytest.mark.parametrize("where", ["a rival's rows", "the heaviest step"])
+def test_an_operation_without_a_deterministic_kernel_has_all_plans_timed_again(
+    base: Path, where: str
+) -> None:
+    import torch
+
+    from job.training.device import NO_DETERMINISTIC_KERNEL
+    from job.training.warmup import warm_up
+
+    clock, failed = FakeClock(**SLOW_CARD), []
+
+    def forward(num_tokens: int, mode: str) -> bool:
+        is_there = mode == "second" if where == "a rival's rows" else num_tokens == BUDGET
+        if is_there and torch.are_deterministic_algorithms_enabled():
+            failed.append(mode)
+            raise RuntimeError(f"cumsum_cuda_kernel {NO_DETERMINISTIC_KERNEL}")
+        return clock.forward(num_tokens, mode)
+
+    trainer = _trainer(base, fits=forward)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert warm_up(trainer, make_table(40, 1), PLAN, clock=clock) is None
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(failed) == 1
+    assert (trainer.token_budget, trainer.recompute) == (BUDGET, "none")
+
+
 def test_a_plan_without_rivals_is_not_timed_and_a_warm_up_ends_when_told_to(base: Path) -> None:
     import torch
 
