@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -45,6 +47,37 @@ def test_it_sets_only_settings_that_there_are() -> None:
     source = "".join(cell.source for cell in CODE)
     known = {variable(name) for name in Settings.model_fields}
     assert set(re.findall(r"JOB_[A-Z_]+", source)) <= known
+
+
+def test_it_knows_every_variable_of_the_page_on_free_stores() -> None:
+    page = (ROOT / "docs/free-stores.md").read_text(encoding="utf-8")
+    asked = set(re.findall(r"^(\w+)=", page, re.MULTILINE))
+    assert "AWS_REGION" in asked
+    assert asked <= set(re.findall(r'"([A-Z0-9_]+)"', CODE[1].source))
+
+
+@pytest.mark.parametrize("service", ["Colab", "Kaggle", "Kaggle with Colab's packages", "neither"])
+def test_secrets_come_from_the_service_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    def have(name: str, **content: object) -> None:
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))  # type: ignore[misc]
+
+    def no_notebook(name: str) -> str:
+        raise TimeoutError(name)
+
+    if "Colab" in service:
+        have("google", colab=None)
+        get = no_notebook if "Kaggle" in service else {"HF_TOKEN": "t0ken"}.__getitem__
+        have("google.colab", userdata=SimpleNamespace(get=get))
+    if "Kaggle" in service:
+        client = SimpleNamespace(get_secret={"HF_TOKEN": "t0ken"}.__getitem__)
+        have("kaggle_secrets", UserSecretsClient=lambda: client)
+    environ: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environ)
+    exec(CODE[1].source, {})  # noqa: S102
+    assert environ.get("HF_TOKEN") == (None if service == "neither" else "t0ken")
+    assert "WANDB_API_KEY" not in environ
 
 
 @pytest.mark.slow
