@@ -225,7 +225,8 @@ class _Queue:
     64, 65 and 77 end the queue once the trials that run have ended; 69 goes on with the next slot;
     75, a slot that another worker holds, puts it to the end of the line; 70, 72 and 74 are tried
     `TRIES_PER_SLOT` times, with a wait in between. 72 is the card's fault: while there are other
-    workers the slot goes back to the line, and a worker that met it so often in a row leaves.
+    workers the slot goes back to the line, and a worker that met it so often in a row leaves. The
+    only one that is left gives up a slot for it, and the queue where the next slot meets it, too.
     """
 
     settings: Settings
@@ -235,7 +236,7 @@ class _Queue:
     tries: Counter[int] = field(default_factory=Counter)
     failed: dict[int, int] = field(default_factory=dict)  # slot: its code
     held: int = 0  # slots in a row that another worker was at
-    fatal: tuple[int, int] | None = None  # slot and code, one of FATAL
+    fatal: tuple[int, int] | None = None  # slot and code: one of FATAL, or 72 of the only card
     was_volume_full: bool = False  # said by a trial (74) that was told to end
 
     def run(self, wait: Callable[[float], None]) -> tuple[int, str]:
@@ -320,6 +321,9 @@ class _Queue:
                     "worker %d: its GPU failed %d times in a row; the others go on without it",
                     worker.number, TRIES_PER_SLOT,
                 )  # fmt: skip
+            return
+        if worker.gpu_faults > TRIES_PER_SLOT and ExitCode.GPU in self.failed.values():
+            self.fatal = (slot, code)  # else 12 slots take seven minutes to fail alike
             return
         self.tries[slot] += 1
         if code == ExitCode.SLOT or self.tries[slot] >= TRIES_PER_SLOT:

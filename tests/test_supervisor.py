@@ -275,6 +275,18 @@ def test_a_passing_failure_is_tried_three_times_with_back_off(tmp_path: Path, pa
     assert (code, _slots(tmp_path), json.loads(out)) == (passing, [0, 0, 0, 1], [5.0, 30.0])
 
 
+def test_a_card_that_fails_the_next_slot_too_ends_the_queue(tmp_path: Path) -> None:
+    code, out, err = _run("queue", LOG + "exit 72", tmp_path, JOB_NUM_TRIALS="12")
+    assert (code, _slots(tmp_path), json.loads(out)) == (72, [0, 0, 0, 1], [5.0, 30.0])
+    assert "slot 1 ended with 72, which every other slot would, too" in err
+
+
+def test_a_card_that_works_in_between_does_not_end_the_queue(tmp_path: Path) -> None:
+    script = LOG + '[ "$JOB_COMPLETION_INDEX" = 1 ] && exit 0; exit 72'
+    code, _, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="3")
+    assert (code, _slots(tmp_path)) == (72, [0, 0, 0, 1, 2, 2, 2])
+
+
 def test_a_slot_owned_by_another_goes_to_the_end_of_the_line(tmp_path: Path) -> None:
     script = LOG + '[ "$JOB_COMPLETION_INDEX" = 0 ] && [ ! -e $OUT/1 ] && exit 75; : > $OUT/1'
     code, _, _ = _run("queue", script, tmp_path, JOB_NUM_TRIALS="3")
