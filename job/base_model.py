@@ -36,6 +36,8 @@ FP16_UNSAFE_MODEL_TYPES = {
     "gemma3n_text": _UNSLOTH,
     "gemma4": f"{_UNSLOTH}: its down_proj overflows",
     "gemma4_text": f"{_UNSLOTH}: its down_proj overflows",
+    "gemma4_unified": f"Gemma 4: {_UNSLOTH}, its down_proj overflows",
+    "gemma4_unified_text": f"Gemma 4: {_UNSLOTH}, its down_proj overflows",
     "glm4": _VLLM,
     "glm4_moe": _UNSLOTH,
     "glm4_moe_lite": _UNSLOTH,

@@ -14,11 +14,6 @@ _BLOCK_BYTES = 2**16
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def array_items(file: io.BufferedReader[Any]) -> Iterator[object]:
-    """The items of the array that `file` holds. Raises as `JsonText`."""
-    return JsonText(file).whole_array()
-
-
 class JsonText:
     """The part of a JSON file that is decoded and not used up yet.
 

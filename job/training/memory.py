@@ -170,9 +170,3 @@ def _peak(plan: MemoryPlan) -> int:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
-
-
-def adapter_parameters(config: Mapping[str, Any], lora_r: int) -> int | None:
-    """Count the parameters of LoRA on all linear layers but the head; None: unknown family."""
-    shape = model_shape(config)
-    return shape.adapter_weights(lora_r) if shape else None

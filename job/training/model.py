@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -271,11 +271,6 @@ def adapter_state(model: Any) -> dict[str, torch.Tensor]:
     """Copy the adapter's weights to the CPU, in fp32, under the names that PEFT saves them by."""
     state = get_peft_model_state_dict(model)
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-
-
-def load_adapter_state(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Load the weights that `adapter_state` copied."""
-    set_peft_model_state_dict(model, state)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -81,8 +81,8 @@ def draw_for(
     )
     if params is None:
         return None
-    drawn = "slot %d: drawn by %s from %d results"
-    log.info(drawn, slot.number, definition.method, len(observations))
+    num_ended = sum(other.status != "running" for other in observations)
+    log.info("slot %d: drawn by %s, results so far: %d", slot.number, definition.method, num_ended)
     return Drawn(freeze(params, run_id=uuid.uuid4().hex[:8]))
 
 

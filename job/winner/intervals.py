@@ -61,11 +61,6 @@ def paired_difference(trial: RowLosses, other: RowLosses, *, comparisons: int = 
     return _ratio(np.subtract(trial.nll, other.nll), targets, comparisons)
 
 
-def mean_loss(rows: RowLosses) -> Interval:
-    """The eval/loss itself, as an estimate for all rows like these."""
-    return _ratio(np.array(rows.nll), np.array(rows.targets, dtype=np.float64), 1)
-
-
 def compare(rows: Mapping[int, RowLosses], best: int) -> Comparison | None:
     """Compare the best slot with all others whose rows are the same; None if there are none.
 

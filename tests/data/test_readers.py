@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.data.json_rows import is_one_object, read_object
-from job.data.json_text import ITEM_LIMIT_CHARACTERS, array_items
+from job.data.json_text import ITEM_LIMIT_CHARACTERS, JsonText
 from job.data.readers import read_file
 from job.data.rows import Row
 from job.errors import DataError
@@ -174,14 +174,13 @@ def test_a_json_array_is_the_same_however_its_bytes_arrive(
     items: list[object], indent: int | None, escaped: bool, size: int
 ) -> None:
     data = json.dumps(items, indent=indent, ensure_ascii=escaped)
-    assert list(array_items(Dripping(data.encode(errors="replace"), size))) == json.loads(
-        data.encode(errors="replace")
-    )
+    encoded = data.encode(errors="replace")
+    assert list(JsonText(Dripping(encoded, size)).whole_array()) == json.loads(encoded)
 
 
 def test_a_json_array_is_not_read_to_its_end_before_its_first_row() -> None:
     file = io.BufferedReader(io.BytesIO(json.dumps(ROWS * 1000).encode()))
-    assert next(array_items(file)) == ROWS[0]
+    assert next(JsonText(file).whole_array()) == ROWS[0]
     assert file.tell() <= 2**17
 
 

@@ -241,6 +241,15 @@ def test_a_bucket_that_says_no_number_of_rows_is_told_without(tmp_path: Path) ->
     assert told.startswith("4 bits cost the untuned base 0.267 nats on the held-out rows (1.594")
 
 
+def test_a_price_that_rounds_to_nothing_has_no_sign() -> None:
+    (told,) = _untuned(("nf4", 1.3268, 1.327)).prices_of_4_bits
+    assert told.startswith("4 bits cost the untuned base 0.000 nats")
+    (told,) = _untuned(("nf4", 1.325, 1.327)).prices_of_4_bits
+    assert told.startswith("4 bits cost the untuned base -0.002 nats"), (
+        "16 bits are not always better"
+    )
+
+
 def test_trials_that_broke_are_told_with_the_way_out() -> None:
     views = [
         _trial(0, 2.0, 1e-4),

@@ -121,11 +121,11 @@ def test_plain_peft_in_another_process_gives_the_same_eval_loss(base: Path, tmp_
 def test_an_adapter_over_the_limit_is_infeasible_before_training(
     base: Path, tmp_path: Path
 ) -> None:
-    from job.training.memory import adapter_parameters
+    from job.training.shape import model_shape
 
     fitted = _fit(base, tmp_path, kept=Kept(), max_adapter_bytes=20_000, lora_r=16)
     assert (fitted.status, fitted.state.step, fitted.state.best) == ("infeasible", 0, None)
     config = json.loads((base / "config.json").read_text())
-    predicted = adapter_parameters(config, 16)
-    assert predicted is not None
-    assert f"adapter would be {size(2 * predicted)}" in fitted.reason
+    shape = model_shape(config)
+    assert shape is not None
+    assert f"adapter would be {size(2 * shape.adapter_weights(16))}" in fitted.reason

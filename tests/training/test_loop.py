@@ -74,10 +74,10 @@ def test_patience_ends_the_trial_with_the_best_adapter(base: Path) -> None:
     assert "no better eval/loss in 2 evaluations" in outcome.reason
     assert state.step < 80
     assert state.best_step == state.step - 2
-    from job.training.model import load_adapter_state
+    from peft import set_peft_model_state_dict
 
     assert state.best is not None
-    load_adapter_state(trainer.model, state.best["adapter"])
+    set_peft_model_state_dict(trainer.model, state.best["adapter"])
     again = trainer.evaluate(make_table(12, seed=2), TrainState(), never_stop)
     assert math.isclose(again, state.best_loss, rel_tol=1e-6)
     assert not any(torch.isnan(t).any() for t in state.best["adapter"].values())
