@@ -40,11 +40,11 @@ class _Trial(NamedTuple):
     """A slot as one look found it."""
 
     slot: Slot
-    spent: Cost  # of all attempts at it
-    spent_now: Cost  # of those since it was begun, or begun again
     result: Result | None = None  # where it counts: not of an excluded slot
     is_at_work: bool = False
-    lease: StoredLease | None = None
+    lease: StoredLease | None = None  # of a trial at work
+    spent: Cost = NOTHING  # for all attempts at it
+    spent_now: Cost = NOTHING  # for those since it was begun, or begun again
 
 
 class _Budget(NamedTuple):
@@ -177,28 +177,35 @@ def _read_trials(settings: Settings, ledger: Ledger, held: int | None) -> list[_
 
 
 def _read_trial(slot: Slot, held: int | None) -> _Trial:
-    """What the slot says to the budgets; a damaged one was paid for, and binds nothing.
-
-    A trial is at work if its slot is open and drawn; or will be drawn, by a worker that comes
-    before the one that asks. Of workers that took leases at once each counts those at lower slots,
-    so that not all of them begin, and not all of them leave.
-    """
-    spent_now = cost_of(slot)
-    trial = _Trial(slot, sum(map(cost_of, slot.earlier()), spent_now), spent_now)
+    """What the slot says to the budgets; a damaged one was paid for, and binds nothing."""
     try:
-        is_drawn = slot.spec() is not None
-        if not is_drawn and (held is None or slot.number >= held):
-            return trial
-        if (result := slot.result()) is not None:
-            counts = is_drawn and slot.exclusion() is None
-            return trial._replace(result=result if counts else None)
-        lease = slot.lease()
-        is_begun = is_drawn or (lease is not None and lease.lease.is_held)
-        is_at_work = is_begun and slot.failure() is None and slot.exclusion() is None
-        return trial._replace(is_at_work=is_at_work, lease=lease)
+        trial = _unpriced(slot, held)
     except SlotError as error:
         log.warning("not counted: %s", error)
-        return trial
+        trial = _Trial(slot)
+    # Read last: of a trial that ends meanwhile nothing is left out.
+    spent_now = cost_of(slot)
+    spent = sum(map(cost_of, slot.earlier()), spent_now)
+    return trial._replace(spent=spent, spent_now=spent_now)
+
+
+def _unpriced(slot: Slot, held: int | None) -> _Trial:
+    """The slot's result where it counts, and whether somebody is at work on it.
+
+    That is so if it is open and drawn; or will be drawn, by a worker that comes before the one that
+    asks. Of workers that took leases at once each counts those at lower slots, so that not all of
+    them begin, and not all of them leave. Raises a damaged slot's `SlotError`.
+    """
+    is_drawn = slot.spec() is not None
+    if not is_drawn and (held is None or slot.number >= held):
+        return _Trial(slot)
+    if (result := slot.result()) is not None:
+        counts = is_drawn and slot.exclusion() is None
+        return _Trial(slot, result if counts else None)
+    lease = slot.lease()
+    is_begun = is_drawn or (lease is not None and lease.lease.is_held)
+    is_at_work = is_begun and slot.failure() is None and slot.exclusion() is None
+    return _Trial(slot, is_at_work=is_at_work, lease=lease)
 
 
 def _will_end(trial: _Trial, watch: LeaseWatch | None) -> bool:
