@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from job.errors import DamagedError, SettingsError, SlotError
 from job.ledger.records import Ended, Identity, Result, Spec, damage
-from job.ledger.slot import Slot
+from job.ledger.slot import AnyRecord, Slot
 from job.log import log
 from job.store.base import Store
 from job.store.documents import create_document, read_document
@@ -28,7 +28,7 @@ from job.store.documents import create_document, read_document
 T = TypeVar("T")
 
 LEDGER_SCHEMA = 1
-READERS = 8  # slots that are read at once
+READERS = 16  # slots that are read at once; the stores keep 20 connections open
 
 _SAME_SETTINGS = (
     "JOB_DATASET_URI: the settings are the same, but the files changed, or this version reads or"
@@ -42,17 +42,30 @@ class Ledger:
     def __init__(self, store: Store, sweep: str) -> None:
         self.store = store
         self.sweep = sweep
+        self._known: dict[str, Any] = {}  # what `once` has read, by key
 
     @property
     def folder(self) -> str:
         """The key under which the sweep lies, without a trailing slash."""
         return f"sweeps/{self.sweep}"
 
+    def once(self, key: str, read: Callable[[str], T | None]) -> T | None:
+        """A create-once document: `read` is asked for it until it is there, and never again.
+
+        Nobody changes or deletes one, so what was read holds. Its absence is never remembered:
+        whatever begins, ends or closes a slot is seen at the next look. Nor is damage, which
+        `read` raises.
+        """
+        found: T | None = self._known.get(key)
+        if found is None and (found := read(key)) is not None:
+            self._known[key] = found
+        return found
+
     def slot(self, number: int) -> Slot:
         """The slot in its newest generation: that of its last redo document, read by name."""
         generation = 0
         try:
-            while self.store.get(self.redo_key(number, generation + 1)) is not None:
+            while self.once(self.redo_key(number, generation + 1), self.store.get) is not None:
                 generation += 1
         except DamagedError as error:  # no redo could create the next one
             raise SlotError(f"slot {number}: {error}; remove it") from error
@@ -69,17 +82,17 @@ class Ledger:
     def identity(self) -> Identity | None:
         """The identity that the first trial froze, or None. Raises `SettingsError` if damaged."""
         with self._damage_told():
-            document = read_document(self.store, self._identity_key)
-            return Identity.model_validate(document.content) if document else None
+            return self.once(self._identity_key, lambda key: self._read(key, Identity))
 
     def open_sweep(self, identity: Identity) -> None:
         """Freeze the identity, or check ours against the frozen one.
 
         Raises as `check_identity`.
         """
-        ours = identity.changed(ledger_schema=LEDGER_SCHEMA)
-        with self._damage_told():
-            create_document(self.store, self._identity_key, ours.to_json())
+        if self.identity() is None:
+            ours = identity.changed(ledger_schema=LEDGER_SCHEMA)
+            with self._damage_told():
+                create_document(self.store, self._identity_key, ours.to_json())
         self.check_identity(identity)
 
     def check_identity(self, identity: Identity) -> None:
@@ -108,8 +121,7 @@ class Ledger:
         Nothing rests on it but time: what it says is found again from the results.
         """
         try:
-            document = read_document(self.store, self._ended_key)
-            return Ended.model_validate(document.content) if document else None
+            return self.once(self._ended_key, lambda key: self._read(key, Ended))
         except SlotError as error:
             log.warning("%s; whether the sweep has ended is found anew", error)
         except ValidationError as error:
@@ -135,8 +147,8 @@ class Ledger:
     ) -> Iterator[tuple[int, T | SlotError]]:
         """What `read` gives for each slot, in their order; of a damaged one its error.
 
-        Side by side: a bucket answers each small read in tens of milliseconds, and a trial reads
-        300 documents of twelve slots before its first step. Raises what else `read` raises.
+        Side by side: a bucket answers each small read in tens of milliseconds, and a trial asks for
+        some 180 documents of twelve slots before its first step. Raises what else `read` raises.
         """
 
         def read_one(number: int) -> T | SlotError:
@@ -161,6 +173,11 @@ class Ledger:
             slot, spec, result, excluded = found
             if spec is not None and result is not None and excluded is None:
                 yield slot, spec, result
+
+    def _read(self, key: str, kind: type[AnyRecord]) -> AnyRecord | None:
+        """A document as a record; None if it is absent. Raises `SlotError`, `ValidationError`."""
+        document = read_document(self.store, key)
+        return kind.model_validate(document.content) if document else None
 
     @property
     def _identity_key(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -69,7 +70,7 @@ class Slot:
 
     def spec(self) -> Spec | None:
         """The slot's frozen spec; None if it was never drawn."""
-        return self._read("spec.json", Spec)
+        return self._read_once("spec.json", Spec)
 
     def specify(self, spec: Spec) -> Spec:
         """Write the slot's spec once; return the one that holds, ours or an earlier one."""
@@ -78,7 +79,7 @@ class Slot:
 
     def result(self) -> Result | None:
         """The slot's commit; None if it is open."""
-        result = self._read("result.json", Result)
+        result = self._read_once("result.json", Result)
         if result is not None:
             self._check_own("result.json", result.adapter_key, result.history_key, result.rows_key)
         return result
@@ -89,7 +90,7 @@ class Slot:
 
     def failure(self) -> str | None:
         """Why the slot was given up; None if it was not."""
-        closure = self._read("failed.json", Closure)
+        closure = self._read_once("failed.json", Closure)
         return closure.reason if closure else None
 
     def give_up(self, reason: str) -> None:
@@ -98,7 +99,7 @@ class Slot:
 
     def exclusion(self) -> str | None:
         """Why a person took the slot out of the sweep; None if nobody did."""
-        closure = self._read("excluded.json", Closure)
+        closure = self._read_once("excluded.json", Closure)
         return closure.reason if closure else None
 
     def exclude(self, reason: str) -> bool:
@@ -120,7 +121,9 @@ class Slot:
 
     def is_open(self) -> bool:
         """Whether the slot is neither committed, nor given up, nor excluded."""
-        return (self.result(), self.failure(), self.exclusion()) == (None, None, None)
+        closing = (self.result, self.failure, self.exclusion)
+        with ThreadPoolExecutor(len(closing)) as pool:
+            return list(pool.map(lambda read: read(), closing)) == [None] * len(closing)
 
     def damage_without_spec(self) -> str | None:
         """What lies here that cannot be without a spec, where there is none; None if nothing does.
@@ -128,12 +131,15 @@ class Slot:
         Uploads are found by listing, which finds damage and never decides what counts: who may not
         list sees none.
         """
-        if self.result() is not None:
+        with ThreadPoolExecutor(3) as pool:
+            result, lease = pool.submit(self.result), pool.submit(self.lease)
+            keys = pool.submit(self.store.list, self.key(""))
+        if result.result() is not None:
             return "a result.json"
-        if (stored := self.lease()) is not None and stored.lease.checkpoints:
+        if (stored := lease.result()) is not None and stored.lease.checkpoints:
             return "checkpoints"
         with contextlib.suppress(CredentialsError):
-            names = (key.removeprefix(self.key("")) for key in self.store.list(self.key("")))
+            names = (key.removeprefix(self.key("")) for key in keys.result())
             return next((name for name in names if name.startswith(UPLOADS)), None)
         return None
 
@@ -179,6 +185,10 @@ class Slot:
         with self._damage_told():
             documents = [(key, read_document(self.store, key)) for key in keys]
         return [self._checked(key, document, Account) for key, document in documents if document]
+
+    def _read_once(self, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
+        """A create-once document, asked for until it is there."""
+        return self.ledger.once(self.key(name), lambda _: self._read(name, kind))
 
     def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
         with self._damage_told():

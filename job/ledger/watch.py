@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from job.errors import HeldError, SlotError
@@ -105,7 +106,10 @@ def _open_slot(
         return None
     try:
         slot = ledger.slot(number)
-        return (slot, slot.lease()) if slot.is_open() else None
+        with ThreadPoolExecutor(1) as pool:
+            lease = pool.submit(slot.lease)
+            is_open = slot.is_open()
+        return (slot, lease.result()) if is_open else None
     except SlotError as error:
         log.warning("slot %d is passed over: %s", number, error)
         damaged[number] = error

@@ -19,7 +19,7 @@ from job.store.gcs_faults import diagnose, is_absent
 from job.store.retries import Fault, Limits
 
 _RESUMABLE_BYTES = 8 * 2**20  # from here on an upload is resumable, not one request
-_NUM_CONNECTIONS = 10  # kept open; requests' own number
+_NUM_CONNECTIONS = 20  # kept open, as to the other buckets
 _CHUNK_BYTES = 32 * 2**20  # a resumed upload repeats at most this much; a multiple of 256 KiB
 
 

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from job.errors import ExitCode, HeldError
-from job.ledger.accounts import NOTHING, Cost, cost_of, cost_of_slot
+from job.errors import ExitCode, HeldError, SlotError
+from job.ledger.accounts import NOTHING, Cost, cost_of
 from job.ledger.ledger import Ledger
-from job.ledger.slot import Slot
+from job.ledger.records import Result
+from job.ledger.slot import Slot, StoredLease
 from job.ledger.watch import LeaseWatch
+from job.log import log
 from job.settings import Settings
 from job.trial.end import median_gpu_seconds
-from job.trial.slots import slot_name
+from job.trial.slots import drawn_of, slot_name
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,17 @@ class Looks:
     watch: LeaseWatch
     should_stop: Callable[[], None]
     wait: Callable[[float], None]
+
+
+class _Trial(NamedTuple):
+    """A slot as one look found it."""
+
+    slot: Slot
+    result: Result | None = None  # where it counts: not of an excluded slot
+    is_at_work: bool = False
+    lease: StoredLease | None = None  # of a trial at work
+    spent: Cost = NOTHING  # for all attempts at it
+    spent_now: Cost = NOTHING  # for those since it was begun, or begun again
 
 
 class _Budget(NamedTuple):
@@ -70,9 +84,7 @@ def affordable(
     """
     if not _is_limited(settings):
         return numbers, None
-    # A damaged slot goes to its own worker, which tells it.
-    specs = ledger.read_slots(numbers, lambda slot: slot.spec())
-    drawn = [number for number, spec in specs if spec is not None]
+    drawn = drawn_of(ledger, numbers)
     if len(drawn) == len(numbers):
         return numbers, None
     try:
@@ -93,10 +105,12 @@ def budget_reached(
     the length of a trial, and none has ended yet; with `looks` not for workers that are gone.
     """
     while _is_limited(settings):
-        # Looked for first: who draws, ends or proves to be gone meanwhile is counted as such.
-        unclear = looks is not None and _any(ledger, settings, _is_unclear, held, looks.watch)
+        trials = _read_trials(settings, ledger, held)
+        # Asked first: who proves to be gone meanwhile is counted as such.
+        unclear = looks is not None and any(_is_unclear(trial, looks.watch) for trial in trials)
         try:
-            return _reached(settings, ledger, held, looks.watch if looks else None)
+            name = slot_name(settings, ledger.sweep)
+            return _reached(settings, trials, looks.watch if looks else None, name=name)
         except HeldError:
             if looks is None or not unclear:
                 raise
@@ -106,20 +120,18 @@ def budget_reached(
 
 
 def _reached(
-    settings: Settings, ledger: Ledger, held: int | None, watch: LeaseWatch | None
+    settings: Settings, trials: Sequence[_Trial], watch: LeaseWatch | None, *, name: str
 ) -> str | None:
-    committed = (result for _, _, result in ledger.committed(settings.num_trials))
-    median_seconds = median_gpu_seconds(committed)
+    median_seconds = median_gpu_seconds(trial.result for trial in trials if trial.result)
     expected = 3600 * settings.trial_budget_hours if median_seconds is None else median_seconds
-    reached = [b for b in _budgets(settings, ledger, expected, held) if b.is_reached]
+    reached = [b for b in _budgets(settings, trials, expected) if b.is_reached]
     if not reached:
         return None
     if spent := next((budget for budget in reached if budget.is_spent), None):
         return spent.told("")
     if median_seconds is not None:
         return reached[0].told("about")
-    if any(budget.bound for budget in reached) and _any(ledger, settings, _will_end, held, watch):
-        name = slot_name(settings, ledger.sweep)
+    if any(b.bound for b in reached) and any(_will_end(trial, watch) for trial in trials):
         raise HeldError(
             f"{name}: {reached[0].told('up to')}: put off until a first trial has ended"
         )
@@ -131,12 +143,11 @@ def _is_limited(settings: Settings) -> bool:
 
 
 def _budgets(
-    settings: Settings, ledger: Ledger, expected_seconds: float, held: int | None
+    settings: Settings, trials: Sequence[_Trial], expected_seconds: float
 ) -> Iterator[_Budget]:
     """The budgets that are set, if a trial takes so many GPU-seconds."""
-    numbers = range(settings.num_trials)
-    spent = sum((cost_of_slot(ledger, number) for number in numbers), NOTHING)
-    bound = _bound(ledger, numbers, expected_seconds, held)
+    spent = sum((trial.spent for trial in trials), NOTHING)
+    bound = sum((_left(trial, expected_seconds) for trial in trials if trial.is_at_work), NOTHING)
     another, price = Cost(expected_seconds, 0.0, expected_seconds), settings.gpu_hourly_usd
     if (hours := settings.sweep_budget_gpu_hours) is not None:
         told = (cost.gpu_seconds / 3600 for cost in (spent, bound, another))
@@ -146,66 +157,68 @@ def _budgets(
         yield _Budget("JOB_SWEEP_BUDGET_USD", dollars, "${:.2f}", *told)
 
 
-def _bound(
-    ledger: Ledger, numbers: Sequence[int], expected_seconds: float, held: int | None
-) -> Cost:
-    """What the trials at work will still take if each takes so many GPU-seconds, at its price."""
-
-    def left_of(slot: Slot) -> Cost:
-        if not slot.is_open() or not _is_begun(slot, held):
-            return NOTHING
-        stored = slot.lease()
-        price = stored.lease.attempt.hourly_usd if stored else None
-        # Since it was begun, or begun again: what came before a redo is spent.
-        left = max(0.0, expected_seconds - cost_of(slot).gpu_seconds)
-        return Cost(left, 0.0, left) if price is None else Cost(left, left / 3600 * price)
-
-    found = (left for _, left in ledger.read_slots(numbers, left_of))
-    # A damaged slot binds nothing.
-    return sum((left for left in found if isinstance(left, Cost)), NOTHING)
+def _left(trial: _Trial, expected_seconds: float) -> Cost:
+    """What a trial at work will still take if it takes so many GPU-seconds, at its own price."""
+    price = trial.lease.lease.attempt.hourly_usd if trial.lease else None
+    left = max(0.0, expected_seconds - trial.spent_now.gpu_seconds)
+    return Cost(left, 0.0, left) if price is None else Cost(left, left / 3600 * price)
 
 
-def _is_begun(slot: Slot, held: int | None) -> bool:
-    """Whether the slot is drawn; or will be, by a worker that comes before the one that asks.
+def _read_trials(settings: Settings, ledger: Ledger, held: int | None) -> list[_Trial]:
+    """Read all slots at once: each budget, and who is waited for, is judged by the same moment."""
+    trials = []
+    read = partial(_read_trial, held=held)
+    for number, found in ledger.read_slots(range(settings.num_trials), read):
+        if isinstance(found, SlotError):
+            log.warning("the sweep's budget does not count slot %d: %s", number, found)
+        else:
+            trials.append(found)
+    return trials
 
-    Of workers that took leases at once each counts those at lower slots, so that not all of them
-    begin, and not all of them leave.
+
+def _read_trial(slot: Slot, held: int | None) -> _Trial:
+    """What the slot says to the budgets; a damaged one was paid for, and binds nothing."""
+    try:
+        trial = _unpriced(slot, held)
+    except SlotError as error:
+        log.warning("not counted: %s", error)
+        trial = _Trial(slot)
+    # Read last: of a trial that ends meanwhile nothing is left out.
+    spent_now = cost_of(slot)
+    spent = sum(map(cost_of, slot.earlier()), spent_now)
+    return trial._replace(spent=spent, spent_now=spent_now)
+
+
+def _unpriced(slot: Slot, held: int | None) -> _Trial:
+    """The slot's result where it counts, and whether somebody is at work on it.
+
+    That is so if it is open and drawn; or will be drawn, by a worker that comes before the one that
+    asks. Of workers that took leases at once each counts those at lower slots, so that not all of
+    them begin, and not all of them leave. Raises a damaged slot's `SlotError`.
     """
-    if slot.spec() is not None:
-        return True
-    if held is None or slot.number >= held:
+    is_drawn = slot.spec() is not None
+    if not is_drawn and (held is None or slot.number >= held):
+        return _Trial(slot)
+    if (result := slot.result()) is not None:
+        counts = is_drawn and slot.exclusion() is None
+        return _Trial(slot, result if counts else None)
+    lease = slot.lease()
+    is_begun = is_drawn or (lease is not None and lease.lease.is_held)
+    is_at_work = is_begun and slot.failure() is None and slot.exclusion() is None
+    return _Trial(slot, is_at_work=is_at_work, lease=lease)
+
+
+def _will_end(trial: _Trial, watch: LeaseWatch | None) -> bool:
+    """Whether the trial's worker is at work, as far as it was watched, or will come again."""
+    if not trial.is_at_work or trial.lease is None:
         return False
-    stored = slot.lease()
-    return stored is not None and stored.lease.is_held
+    if not trial.lease.lease.is_held:
+        return trial.lease.lease.attempt.exit_code == ExitCode.PREEMPTED
+    return watch is None or not watch.is_free(trial.slot, trial.lease)
 
 
-def _any(
-    ledger: Ledger,
-    settings: Settings,
-    which: Callable[[Slot, LeaseWatch | None], bool],
-    held: int | None,
-    watch: LeaseWatch | None,
-) -> bool:
-    """Whether one of the trials that were begun is such; a damaged slot's is not."""
-
-    def is_such(slot: Slot) -> bool:
-        return slot.is_open() and _is_begun(slot, held) and which(slot, watch)
-
-    return any(found is True for _, found in ledger.read_slots(range(settings.num_trials), is_such))
-
-
-def _will_end(slot: Slot, watch: LeaseWatch | None) -> bool:
-    """Whether the slot's worker is at work, as far as it was watched, or will come again."""
-    if (stored := slot.lease()) is None:
+def _is_unclear(trial: _Trial, watch: LeaseWatch) -> bool:
+    """Whether the trial's worker was seen neither to be alive nor to be gone."""
+    if not trial.is_at_work or watch.is_free(trial.slot, trial.lease):
         return False
-    if not stored.lease.is_held:
-        return stored.lease.attempt.exit_code == ExitCode.PREEMPTED
-    return watch is None or not watch.is_free(slot, stored)
-
-
-def _is_unclear(slot: Slot, watch: LeaseWatch | None) -> bool:
-    """Whether the slot's worker was seen neither to be alive nor to be gone."""
-    stored = slot.lease()
-    if watch is None or stored is None or watch.is_free(slot, stored):
-        return False
-    return not watch.is_alive(slot)
+    return not watch.is_alive(trial.slot)

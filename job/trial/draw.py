@@ -21,9 +21,13 @@ from job.sweep.builtin import suggest
 from job.sweep.definition import SweepDefinition
 from job.sweep.observations import Observation
 from job.training.recipe import plan_evaluations, plan_steps
+from job.trial.slots import drawn_of
 from job.trial.weights import quantizations
 from job.wandb.agent import AgentRun, draw
 from job.wandb.sweeps import SweepPath, wait_until_running
+
+# The other slots' parameters and results, and the untuned model's eval/loss if it is known.
+Observed = tuple[list[Observation], float | None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def drawable(
     """
     if settings.wandb_sweep_id is None:
         return numbers
-    drawn = [number for number in numbers if ledger.slot(number).spec() is not None]
+    drawn = drawn_of(ledger, numbers)
     if len(drawn) == len(numbers) or not wait_until_running(settings, should_stop).is_over:
         return numbers
     return drawn
@@ -55,15 +59,17 @@ def draw_for(
     settings: Settings,
     definition: SweepDefinition,
     data: PreparedData,
+    observed: Observed,
     *,
     largest_rank: int | None,
     should_stop: Callable[[], None],
 ) -> Drawn | None:
     """Ask the engine for the slot's parameters and freeze them; None if it has no more.
 
-    Whoever freezes first wins: what is returned is what stands in the bucket.
+    `observed` is what the other slots say. Whoever freezes first wins: what is returned is what
+    stands in the bucket.
     """
-    observations, step_0_loss = observe(slot.ledger, settings.num_trials, but=slot.number)
+    observations, step_0_loss = observed
     freeze = partial(freeze_spec, slot, settings, data, observations, definition=definition)
     if settings.wandb_sweep_id is not None:
         return _draw_from_wandb(slot, settings, definition, freeze, should_stop)
@@ -181,17 +187,17 @@ def _untuned(
     }
 
 
-def observe(
-    ledger: Ledger, num_trials: int, *, but: int | None = None
-) -> tuple[list[Observation], float | None]:
-    """The other slots' parameters and results, and the untuned model's eval/loss if it is known.
+def observe(ledger: Ledger, num_trials: int, *, but: int | None = None) -> Observed:
+    """What the slots say to the engine, all but the one that is to be drawn.
 
-    Where it is known in several precisions, it is the highest: no loss below it is cut off. A
-    damaged slot says nothing, and ends no other slot's trial.
+    Where the untuned model's loss is known in several precisions, it is the highest: no loss below
+    it is cut off. A damaged slot says nothing, and ends no other slot's trial.
     """
 
-    def read(slot: Slot) -> tuple[Spec | None, Result | None, bool]:
-        spec, result = slot.spec(), slot.result()
+    def read(slot: Slot) -> tuple[Spec, Result | None, bool] | None:
+        if (spec := slot.spec()) is None:
+            return None
+        result = slot.result()
         return spec, result, slot.failure() is not None or slot.exclusion() is not None
 
     observations = []
@@ -200,8 +206,10 @@ def observe(
         if isinstance(found, SlotError):
             log.warning("the engine is not told of a damaged slot: %s", found)
             continue
+        if found is None:
+            continue
         spec, result, is_closed = found
-        if spec is None or is_closed:
+        if is_closed:
             continue
         if result is None:
             running = Observation(

@@ -15,7 +15,7 @@ from job.sweep.builtin import expected_gain
 from job.sweep.definition import parse_definition
 from job.sweep.observations import Observation
 from job.sweep.stopping import GainOf, find_end
-from job.trial.draw import observe
+from job.trial.draw import Observed, observe
 
 _TRAINED = ("completed", "truncated", "stopped")
 
@@ -43,9 +43,10 @@ def _is_new(slot: Slot) -> bool:
     return slot.generation == 0 and slot.spec() is None
 
 
-def end_of(settings: Settings, ledger: Ledger) -> Ended | None:
+def end_of(settings: Settings, ledger: Ledger, observed: Observed | None = None) -> Ended | None:
     """The end of the sweep, found before or now and then kept; None if it goes on.
 
+    `observed` is what the slots were just seen to say; without it they are looked at here.
     It is judged by what the sweep froze, not by our settings, which may be another sweep's. A W&B
     sweep ends when W&B says so.
     """
@@ -54,7 +55,7 @@ def end_of(settings: Settings, ledger: Ledger) -> Ended | None:
     if (ended := ledger.ended()) is not None and ended.holds(settings.min_gain):
         return ended
     identity = ledger.identity()
-    observations, step_0_loss = observe(ledger, settings.num_trials)
+    observations, step_0_loss = observed or observe(ledger, settings.num_trials)
     gain_of = gain_by(identity, sweep=ledger.sweep, step_0_loss=step_0_loss)
     if gain_of is None:
         return None

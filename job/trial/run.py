@@ -26,7 +26,7 @@ from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.budget import Looks, affordable, budget_reached
-from job.trial.draw import Drawn, draw_for, drawable
+from job.trial.draw import Drawn, draw_for, drawable, observe
 from job.trial.end import end_of, ended_line, why_ended, worth_working_on
 from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
 from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
@@ -215,13 +215,15 @@ def _drawn(
     if reached is not None:
         tell_of_budget(settings, slot.ledger, reached)
         return f"slot {slot.number}: {reached}, no new trial is begun"
-    if slot.generation == 0 and (ended := end_of(settings, slot.ledger)) is not None:
+    observed = observe(slot.ledger, settings.num_trials, but=slot.number)
+    if slot.generation == 0 and (ended := end_of(settings, slot.ledger, observed)) is not None:
         return ended_line(settings, ended, name=f"slot {slot.number}")
     drawn = draw_for(
         slot,
         settings,
         definition,
         loaded.data,
+        observed,
         largest_rank=largest_rank(loaded.base.config, settings.max_adapter_mb * 1e6),
         should_stop=stop.check,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from job.errors import SlotError, work_dir_error
@@ -53,10 +54,17 @@ def _is_open(slot: Slot) -> bool:
     """Whether a trial may work on the slot. Raises `SlotError` for a damaged one."""
     if slot.exclusion() is not None:
         return False
-    spec, is_open = slot.spec(), slot.is_open()
+    spec = slot.spec()
+    is_open = (slot.result(), slot.failure()) == (None, None)
     if is_open and spec is None:
         check_undrawn(slot)
     return is_open
+
+
+def drawn_of(ledger: Ledger, numbers: Sequence[int]) -> list[int]:
+    """Those of the slots that are drawn; a damaged one counts, its own worker tells it."""
+    specs = ledger.read_slots(numbers, lambda slot: slot.spec())
+    return [number for number, spec in specs if spec is not None]
 
 
 def slot_name(settings: Settings, sweep: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from job.errors import CredentialsError, OutageError, SettingsError, SlotError
+from job.errors import CredentialsError, OutageError, SettingsError
 from job.ledger.ledger import Ledger
 from job.ledger.records import Result, Spec
 from job.ledger.slot import Slot
@@ -42,16 +41,17 @@ class Unconfirmed(NamedTuple):
 
 def unconfirmed(ledger: Ledger, num_trials: int) -> list[Unconfirmed]:
     """The committed slots that W&B has not confirmed."""
-    found = []
-    for number in range(num_trials):
-        with contextlib.suppress(SlotError):  # a damaged slot is told by `status`
-            slot = ledger.slot(number)
-            spec, result = slot.spec(), slot.result()
-            if spec is None or result is None:
-                continue
-            if read_document(slot.store, slot.key(MIRROR_FILE)) is None:
-                found.append(Unconfirmed(slot, spec, result))
-    return found
+
+    def read(slot: Slot) -> Unconfirmed | None:
+        spec, result = slot.spec(), slot.result()
+        if spec is None or result is None:
+            return None
+        is_confirmed = read_document(slot.store, slot.key(MIRROR_FILE)) is not None
+        return None if is_confirmed else Unconfirmed(slot, spec, result)
+
+    found = (each for _, each in ledger.read_slots(range(num_trials), read))
+    # A damaged slot is told by `status`.
+    return [each for each in found if isinstance(each, Unconfirmed)]
 
 
 def mirror_slot(settings: Settings, slot: Slot, spec: Spec, result: Result) -> bool:

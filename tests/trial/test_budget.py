@@ -9,6 +9,7 @@ import contextlib
 import heapq
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from job.ledger.watch import LeaseWatch
 from job.report.costs import by_place, cost_lines, wasted_by_cause
 from job.report.overview import read_overview
 from job.settings import Settings
+from job.store.base import Stored
 from job.store.local import LocalStore
 from job.trial.budget import Looks, affordable, budget_reached
 from job.trial.slots import open_slots
@@ -340,6 +342,28 @@ def test_what_was_paid_for_before_a_redo_is_waste_of_its_own(tmp_path: Path) -> 
         "spent: $1.20: $1.00 on a, $0.20 on b",
         "wasted: $1.20 of it: $1.00 begun again, $0.20 outages and hangs",
     ]
+
+
+class _EndsMeanwhile(LocalStore):
+    """A folder in which the trial at slot 0 ends while the slot is read for a budget."""
+
+    end: Callable[[], object] | None = None
+
+    def get(self, key: str) -> Stored | None:
+        found = super().get(key)
+        if self.end is not None and key.endswith("0000/spec.json"):
+            end, self.end = self.end, None
+            end()
+        return found
+
+
+def test_a_trial_that_ends_while_the_slots_are_read_is_counted_whole(tmp_path: Path) -> None:
+    store, others = _EndsMeanwhile(tmp_path), Ledger(LocalStore(tmp_path), "s")
+    running = _begin(others, [0], "a", 0.5)  # its lease tells of no GPU time yet
+    store.end = lambda: _end(running, 2.0, 0)
+    said = budget_reached(_settings(sweep_budget_usd=1.5, gpu_hourly_usd=0.5), Ledger(store, "s"))
+    assert said is not None
+    assert said.startswith("$1.00 are spent and about $1.00 needed for another")
 
 
 def test_hours_are_counted_without_a_price(tmp_path: Path) -> None:

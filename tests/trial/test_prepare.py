@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from job.ledger.ledger import Ledger
+from job.ledger.slot import Slot
+from job.ledger.watch import LeaseWatch, wait_for_a_free_slot
+from job.process.stop import Stop
+from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.store.base import Stored
 from job.store.local import LocalStore
+from job.trial.budget import budget_reached
 from job.trial.draw import observe
 from job.trial.end import worth_working_on
-from job.trial.slots import open_slots
+from job.trial.run import run_trial_on
+from job.trial.slots import drawn_of, open_slots
+from job.wandb.confirmed import unconfirmed
+from tests.fake_training import FAKE_TRAINING
+from tests.ledger.documents import make_result, make_spec
 from tests.workers import make_inputs, start_worker, wait_for
 
 TRIAL = """
@@ -71,19 +84,87 @@ def test_with_prepared_rows_no_tokenizer_and_no_large_library_is_loaded(tmp_path
     assert _trial(settings) == []
 
 
-def _settings() -> Settings:
-    return Settings(dataset_uri="rows", output_uri="out", num_trials=8)  # type: ignore[call-arg]
+def _settings(**given: object) -> Settings:
+    return Settings(dataset_uri="rows", output_uri="out", num_trials=8, **given)  # type: ignore[arg-type]
 
 
-class SideBySide(LocalStore):
-    """A folder that answers the first read of a slot once four slots are asked for."""
+class Asked(LocalStore):
+    """A folder that notes what it is asked: the key of a document, and whether it was there."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._together = threading.Barrier(4, timeout=20)
+        self.reads: list[tuple[str, bool]] = []
+        self.num_others = 0  # writes and lists
 
     def get(self, key: str) -> Stored | None:
-        if key.endswith("/redo-1.json"):
+        found = super().get(key)
+        self.reads.append((key, found is not None))
+        return found
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self.num_others += 1
+        return super().put_if_absent(key, data)
+
+    def put_if_version(self, key: str, data: bytes, version: str) -> bool:
+        self.num_others += 1
+        return super().put_if_version(key, data, version)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        self.num_others += 1
+        return super().list(prefix)
+
+
+class _AtItsFirstStepError(Exception):
+    pass
+
+
+def _begin(store: LocalStore, given: dict[str, Any]) -> None:
+    """Run a trial up to where its training begins."""
+
+    def fit(*_: object) -> None:
+        raise _AtItsFirstStepError
+
+    stop = Stop(8)
+    training, watchdog = replace(FAKE_TRAINING, fit=fit), Watchdog(stop, pytest.fail)
+    with pytest.raises(_AtItsFirstStepError):
+        run_trial_on(store, Settings(**given), stop, training, watchdog)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limits", "most"), [({}, 180), ({"sweep_budget_gpu_hours": 999}, 260)])
+def test_before_its_first_step_the_last_of_twelve_trials_asks_so_much_at_most(
+    tmp_path: Path, limits: dict[str, float], most: int
+) -> None:
+    """Each answer takes tens of milliseconds, and 4 of CPU in a bucket: 173 and 249 of them now."""
+    given = make_inputs(tmp_path) | {"num_trials": 12} | limits
+    _begin(LocalStore(tmp_path / "out"), given | {"completion_index": 0})
+    ledger = Ledger(LocalStore(tmp_path / "out"), "s")
+    for number in range(11):
+        slot = ledger.slot(number)
+        slot.specify(make_spec())
+        slot.commit(make_result(slot.folder))
+    store = Asked(tmp_path / "out")
+    _begin(store, given)
+    assert ledger.slot(11).state() == "specified"
+    assert len(store.reads) + store.num_others <= most, Counter(
+        key.rsplit("/")[-1] for key, _ in store.reads
+    )
+    created_once = re.compile(r".*/((spec|result|sweep)\.json|manifest\.json)")
+    found = Counter(key for key, is_there in store.reads if is_there and created_once.match(key))
+    assert len(found) == 12 + 11 + 1 + 1
+    assert set(found.values()) == {1}, "what is created once is read once"
+
+
+class SideBySide(LocalStore):
+    """A folder that answers for documents of these names once so many of them are asked for."""
+
+    def __init__(self, root: Path, num: int, *names: str) -> None:
+        super().__init__(root)
+        self._together = threading.Barrier(num, timeout=20)
+        self._names = names
+
+    def get(self, key: str) -> Stored | None:
+        if key.endswith(self._names):
             self._together.wait()
         return super().get(key)
 
@@ -95,7 +176,32 @@ class SideBySide(LocalStore):
         lambda ledger: observe(ledger, 8),
         lambda ledger: list(ledger.committed(8)),
         lambda ledger: worth_working_on(_settings(), ledger, list(range(8))),
+        lambda ledger: drawn_of(ledger, range(8)),
+        lambda ledger: budget_reached(_settings(sweep_budget_gpu_hours=9), ledger),
+        lambda ledger: unconfirmed(ledger, 8),
     ],
 )
 def test_slots_are_read_side_by_side(tmp_path: Path, look: Callable[[Ledger], object]) -> None:
-    look(Ledger(SideBySide(tmp_path), "s"))
+    look(Ledger(SideBySide(tmp_path, 4, "/redo-1.json"), "s"))
+
+
+CLOSING = ("result.json", "failed.json", "excluded.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "look"),
+    [
+        (CLOSING, lambda slot: slot.is_open()),
+        ((*CLOSING, "lease.json"), lambda slot: _is_free(slot.ledger)),
+        (("result.json", "lease.json"), lambda slot: slot.damage_without_spec()),
+    ],
+)
+def test_documents_of_a_slot_are_read_side_by_side(
+    tmp_path: Path, names: tuple[str, ...], look: Callable[[Slot], object]
+) -> None:
+    look(Ledger(SideBySide(tmp_path, len(names), *names), "s").slot(0))
+
+
+def _is_free(ledger: Ledger) -> bool:
+    watch = LeaseWatch(60)
+    return wait_for_a_free_slot(ledger, [0], watch, should_stop=lambda: None, wait=time.sleep)
