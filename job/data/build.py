@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # A batch ends here, or after CHECK_ROWS rows, and should_stop is asked between two of them. When it
 # is tokenised, it holds 100 bytes of Python objects a character: 2 million took 30 MB more.
 _BATCH_CHARACTERS = 300_000
+SURELY_ON_BOTH_SIDES = 20  # rows that differ and were to fall on a side: e^-20 that none did
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,16 @@ def _by_frequency(counts: Counter[str]) -> dict[str, int]:
 def _check_sides(counts: Counts, settings: DataSettings) -> None:
     if counts.train and counts.eval:
         return
-    side = "train" if not counts.train else "eval"
-    way_out = "give more rows, or raise JOB_SUBSAMPLE_FRACTION"
-    way_out += " or JOB_EVAL_FRACTION" if side == "eval" else " or lower JOB_EVAL_FRACTION"
+    side, change = ("eval", "raise") if counts.train else ("train", "lower")
+    share = settings.eval_fraction if side == "eval" else 1 - settings.eval_fraction
+    way_outs = ["give more rows", f"{change} JOB_EVAL_FRACTION"]
+    if settings.subsample_fraction < 1:
+        way_outs.append("raise JOB_SUBSAMPLE_FRACTION")
     if counts.too_long:
-        way_out += f", or raise JOB_MAX_SEQ_LENGTH ({settings.max_seq_length} tokens)"
+        way_outs.append(f"raise JOB_MAX_SEQ_LENGTH ({settings.max_seq_length} tokens)")
+    elif share * settings.subsample_fraction * counts.rows_read >= SURELY_ON_BOTH_SIDES:
+        way_outs = ["give rows that differ: equal ones fall on one side, and these seem to be"]
+    way_out = ", or ".join(way_outs)
     raise DataError(
         f"JOB_DATASET_URI: no {side} rows: {counts.rows_read} read, {counts.selected} selected by "
         f"JOB_SUBSAMPLE_FRACTION {settings.subsample_fraction:g}, {counts.too_long} of them too "

@@ -79,12 +79,14 @@ class Selection:
 
     def read(self, source: Source, should_stop: Callable[[], None]) -> None:
         """Look at every row. Raises `DataError` for no rows and for too many unusable ones."""
+        num_broken = 0  # as text: names of columns would not help
         with CountProgress("data: reading", "rows") as progress:
             for row in source.rows(should_stop):
                 self.num_rows += 1
                 if self.num_rows % CHECK_ROWS == 0:
                     should_stop()
                     progress.advance(CHECK_ROWS)
+                num_broken += bool(row.problem)
                 try:
                     self._consider(row)
                 except UnusableRowError as unusable_row:
@@ -94,12 +96,13 @@ class Selection:
                 "JOB_DATASET_URI: no rows in these files: give files with one row a line"
             )
         self._rule.layout.check_columns(self._columns_seen)
-        self.unusable.check_share(
-            self.num_rows,
-            way_out="name the columns with JOB_PROMPT_COLUMN (or JOB_PROMPT_TEMPLATE) and "
-            "JOB_COMPLETION_COLUMN "
-            f"(present: {listing(sorted(self._columns_seen))})",
+        way_out = (
+            "name the columns with JOB_PROMPT_COLUMN (or JOB_PROMPT_TEMPLATE) and "
+            f"JOB_COMPLETION_COLUMN (present: {listing(sorted(self._columns_seen))})"
         )
+        if 2 * num_broken > self.unusable.counts.total():
+            way_out = "leave the files that hold them out of JOB_DATASET_URI"
+        self.unusable.check_share(self.num_rows, way_out=way_out)
 
     def _consider(self, row: Row) -> None:
         if row.problem:

@@ -314,7 +314,11 @@ def test_the_first_train_sample_is_logged(rows: Path, caplog: pytest.LogCaptureF
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"eval_fraction": 1e-9}, "no eval rows.*raise JOB_SUBSAMPLE_FRACTION or JOB_EVAL_FRAC"),
+        ({"eval_fraction": 1e-9}, "no eval rows.*JOB_EVAL_FRACTION, or raise JOB_SUBSAMPLE_FRAC"),
+        (
+            {"eval_fraction": 1e-9, "subsample_fraction": 1.0},
+            "no eval rows.*: give more rows, or raise JOB_EVAL_FRACTION$",
+        ),
         ({"eval_fraction": 1 - 1e-9}, "no train rows.*lower JOB_EVAL_FRACTION"),
         ({"subsample_fraction": 1e-9}, "no train rows.*raise JOB_SUBSAMPLE_FRACTION"),
         ({"max_seq_length": 3}, r"no train rows.*raise JOB_MAX_SEQ_LENGTH \(3 tokens\)"),
@@ -326,6 +330,22 @@ def test_data_without_rows_on_a_side_says_the_way_out(
 ) -> None:
     with pytest.raises(DataError, match=words):
         build(settings_for(rows, **changes))
+
+
+@pytest.mark.parametrize(("num_rows", "words"), [(400, "rows that differ"), (5, "more rows")])
+def test_rows_that_are_all_alike_are_told(tmp_path: Path, num_rows: int, words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n' * num_rows)
+    with pytest.raises(DataError, match=f"no (eval|train) rows.*: give {words}"):
+        build(settings_for(path, eval_fraction=0.5))
+
+
+def test_names_of_columns_are_no_way_out_of_broken_files(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\n" + "a,b,c\n" * 20)
+    with pytest.raises(DataError, match="not as many values as columns .* leave the files") as told:
+        build(settings_for(path))
+    assert "JOB_PROMPT_COLUMN" not in str(told.value)
 
 
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:

@@ -133,6 +133,20 @@ def test_redo_of_a_slot_with_a_damaged_lease_mends_it(ledger: Ledger) -> None:
     assert _states(ledger)[0] == "waiting"
 
 
+def test_attempts_before_a_redo_stay_in_the_table(ledger: Ledger) -> None:
+    ledger.slot(0).specify(SPEC)
+    with _taken(ledger) as lease:
+        lease.open_account()
+    redo(ledger.slot(0))
+    with _taken(ledger) as lease:
+        lease.open_account()
+    rows = attempts_table(ledger, 1)
+    assert [[*column.cells] for column in rows.columns[:2]] == [["0", "0"], ["1", "1"]]
+    earlier, current = rows.columns[-1].cells
+    assert earlier.startswith("before a redo: ")
+    assert not current.startswith("before")
+
+
 def test_an_attempt_that_holds_a_redone_slot_loses_it_and_commits_nothing(ledger: Ledger) -> None:
     ledger.slot(0).specify(SPEC)
     holder = _taken(ledger)
