@@ -154,7 +154,7 @@ class Settings(BaseSettings):
 
     sweep_file: LocalPath | None = Field(None, description="W&B sweep YAML; default: the card's")
     sweep_name: Annotated[str, AfterValidator(_check_name)] | None = Field(
-        None, description="folder of the sweep; default: W&B sweep id, else the file's name"
+        None, description="folder of the sweep; default: W&B sweep id, else `name:` in the file"
     )
     num_trials: Annotated[int, Field(ge=1, le=9999)] = Field(12, description="slots of the sweep")
     min_gain: Annotated[float, Field(ge=0, le=100)] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import get_args
 
 from pydantic import SecretStr, ValidationError
@@ -35,14 +35,25 @@ def load_settings(**given: str) -> tuple[Settings, list[str]]:
     strict = said in ("1", "true", "yes", "on", "t", "y")
     warnings, errors = mend(os.environ)
     wrong, unknown = _unknown_variables(os.environ, strict=strict)
-    errors, warnings = [*wrong, *errors], [*unknown, *warnings]
+    errors, warnings = [*wrong, *_doubled(os.environ), *errors], [*unknown, *warnings]
     try:
         settings = Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         errors = [*_describe(error), *errors]
     if errors:
         raise SettingsError("\n".join(errors))
+    if settings.use_full_dataset and "subsample_fraction" in settings.model_fields_set:
+        warnings.append("JOB_SUBSAMPLE_FRACTION: not used, JOB_USE_FULL_DATASET takes all rows")
     return settings, warnings
+
+
+def _doubled(environ: Mapping[str, str]) -> Iterator[str]:
+    """Settings that are set twice, in capitals and not: which of them counts would be chance."""
+    known = {variable(field) for field in Settings.model_fields}
+    for name in sorted(environ):
+        capitals = name.upper()
+        if capitals != name and capitals in known and capitals in environ:
+            yield f"{name}: {capitals} is set as well; unset one of them"
 
 
 def _unknown_variables(environ: Mapping[str, str], *, strict: bool) -> tuple[list[str], list[str]]:

@@ -180,6 +180,26 @@ def test_a_slip_of_the_hand_is_an_error(
     assert line == f"{name}: unknown variable; did you mean {meant}?"
 
 
+@pytest.mark.parametrize("name", ["job_num_trials", "Job_Num_Trials"])
+def test_a_setting_that_is_set_twice_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _load(monkeypatch, **REQUIRED, **{name: "5"})
+    (line,) = _mistakes(monkeypatch, **REQUIRED, **{name: "5", "JOB_NUM_TRIALS": "3"})
+    assert line == f"{name}: JOB_NUM_TRIALS is set as well; unset one of them"
+
+
+@pytest.mark.parametrize(("full", "told"), [("1", True), ("0", False)])
+def test_a_fraction_that_is_not_used_is_told(
+    monkeypatch: pytest.MonkeyPatch, full: str, told: bool
+) -> None:
+    both = {"JOB_USE_FULL_DATASET": full, "JOB_SUBSAMPLE_FRACTION": "0.1"}
+    _, warnings = _load(monkeypatch, **REQUIRED, **both)
+    assert (
+        warnings == ["JOB_SUBSAMPLE_FRACTION: not used, JOB_USE_FULL_DATASET takes all rows"] * told
+    )
+
+
 def test_what_is_further_off_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     _, (warning,) = _load(monkeypatch, **REQUIRED, JOB_USE_FULL_DATA="1")
     assert warning.endswith("ignored; the nearest setting is JOB_USE_FULL_DATASET")
