@@ -172,6 +172,7 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
     plan.warnings += warnings.of_memory(memory)
+    plan.warnings += warnings.of_adapters(settings, inputs.definition, base.config)
     overview = read_overview(inputs.ledger, settings.num_trials)
     works = workloads_of(settings, data, costliest)
     if shape is None:

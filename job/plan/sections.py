@@ -30,7 +30,10 @@ def describe_sweep(settings: Settings, definition: SweepDefinition, sweep: str) 
 def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
     if shape is None:
         family = base.config.get("model_type")
-        return f"{base.name} at {base.revision[:19]}: {family}, a family without predictions"
+        return (
+            f"{base.name} at {base.revision[:19]}: {family}, a family without predictions; whether"
+            " its adapters are within JOB_MAX_ADAPTER_MB is known once one is made"
+        )
     weights = amount(shape.quantised_weights + shape.plain_weights)
     return f"{base.name} at {base.revision[:19]}: {weights} weights"
 

@@ -27,7 +27,13 @@ from job.training.memory import Samples
 from job.training.quantization import words
 from job.trial.attempt import Loaded, Training
 from job.trial.identity import base_revision, check_rows
-from job.trial.weights import BaseWeights, Costliest, choose_mixed, quantizations
+from job.trial.weights import (
+    BaseWeights,
+    Costliest,
+    check_adapter,
+    choose_mixed,
+    quantizations,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +147,11 @@ def find_base(
     should_stop: Callable[[], None],
 ) -> BaseModel:
     """The base of the settings, checked before its weights move. Raises any `JobError`."""
+
+    def check(name: str, config: Mapping[str, Any]) -> None:
+        check_precisions(quantizations(settings, definition), name, config)
+        check_adapter(settings, definition, config)
+
     return resolve_base(
         ledger.store,
         settings.base_model,
@@ -148,7 +159,7 @@ def find_base(
         settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
         should_stop=should_stop,
-        check=partial(check_precisions, quantizations(settings, definition)),
+        check=check,
     )
 
 

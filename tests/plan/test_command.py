@@ -31,6 +31,7 @@ from job.plan.sections import describe_cost
 from job.report.notation import span
 from job.settings import Settings
 from job.store import open_store
+from job.sweep.definition import SweepDefinition, parse_definition
 from job.training.memory import Samples, plan_memory
 from job.training.shape import model_shape
 from tests import forked
@@ -105,6 +106,13 @@ def _settings(**given: Any) -> Settings:
     return Settings(dataset_uri="rows", output_uri="out", **given)
 
 
+def _sweep(method: str, **parameters: Any) -> SweepDefinition:
+    metric = {"name": "eval/loss", "goal": "minimize"}
+    rate = {"min": 1e-5, "max": 1e-4}
+    domains = {"learning_rate": rate} | parameters
+    return parse_definition({"method": method, "metric": metric, "parameters": domains})
+
+
 @pytest.mark.parametrize(
     ("short", "long", "words"), [(1, 2, None), (2, 4, "may be"), (4, 5, "will be")]
 )
@@ -130,6 +138,23 @@ def test_a_checkpoint_too_large_for_the_grace_is_foretold() -> None:
     (line,) = warnings.of_checkpoints(_settings(), 250_000_000, 10e6)
     assert "250 MB takes 25 s" in line
     assert "11 s are left" in line
+
+
+@pytest.mark.parametrize(
+    ("ranks", "says"),
+    [
+        (None, None),
+        ([8, 38], None),
+        ([8, 64], "draws lora_r up to 64, and adapters above 38 are over JOB_MAX_ADAPTER_MB (200)"),
+    ],
+)
+def test_searched_ranks_whose_adapters_are_too_large_are_foretold(
+    ranks: list[int] | None, says: str | None
+) -> None:
+    sweep = _sweep("random", **({} if ranks is None else {"lora_r": {"values": ranks}}))
+    found = list(warnings.of_adapters(_settings(), sweep, MISTRAL_7B))
+    assert (says in found[0] and found[0].endswith("raise it to 335.6")) if says else found == []
+    assert not list(warnings.of_adapters(_settings(), sweep, MISTRAL_7B | {"model_type": "olmo2"}))
 
 
 @pytest.mark.slow
@@ -232,6 +257,9 @@ def test_a_precision_that_does_not_fit_or_does_not_exist_is_foretold(
     done = _plan(inputs, JOB_QUANTIZATION="none", JOB_GPU_MEMORY_GB="12")
     assert done.returncode == 0, done.stderr
     assert "a trial does not fit: its smallest plan needs" in " ".join(done.stdout.split())
+    large = _plan(inputs, JOB_LORA_R="64")
+    assert large.returncode == 64
+    assert "336 MB, limit is 200 MB: lower JOB_LORA_R to 38" in " ".join(large.stderr.split())
     refused = _plan(inputs, JOB_QUANTIZATION="mixed:w1")
     assert refused.returncode == 64
     assert "no linear layers named w1; there are q_proj" in " ".join(refused.stderr.split())
