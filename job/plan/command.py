@@ -48,6 +48,7 @@ from job.plan.sections import (
     describe_rows,
     describe_sweep,
     describe_trial,
+    num_drawable,
 )
 from job.plan.workload import memory_of, usable_bytes_of, workloads_of
 from job.progress import size
@@ -90,6 +91,7 @@ class Inputs:
     ledger: Ledger
     base: BaseModel
     data: PreparedData
+    overview: Overview
     prices: Sequence[Price] = ()  # of kinds of card
 
 
@@ -132,6 +134,9 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     yield "store"
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
+    overview = read_overview(ledger, settings.num_trials)
+    # From here on for what can be drawn: the rest takes no hours and no money.
+    settings = settings.model_copy(update={"num_trials": num_drawable(settings, definition)[0]})
     earlier = read_earlier_best(settings, definition, ledger)
     base = find_base(settings, definition, ledger, lambda: None)
     *_, heaviest = quantizations(settings, definition)
@@ -152,7 +157,15 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     if earlier is not None:
         plan.sections["warm start"] = describe_warm_start(earlier, definition, settings)
         yield "warm start"
-    yield from _forecast(settings, plan, Inputs(definition, ledger, base, data, prices), rate)
+    inputs = Inputs(definition, ledger, base, data, overview, prices)
+    yield from _forecast(settings, plan, inputs, rate)
+    _warn_and_advise(settings, plan, definition, data)
+
+
+def _warn_and_advise(
+    settings: Settings, plan: Plan, definition: SweepDefinition, data: PreparedData
+) -> None:
+    """What is said of rows and settings whatever the forecast is."""
     plan.warnings += warnings.of_rows(settings, data)
     plan.warnings += warnings.of_few(settings, definition)
     plan.warnings += warnings.of_notices(settings)
@@ -173,7 +186,7 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     yield "memory"
     plan.warnings += warnings.of_memory(memory)
     plan.warnings += warnings.of_adapters(settings, inputs.definition, base.config)
-    overview = read_overview(inputs.ledger, settings.num_trials)
+    overview = inputs.overview
     works = workloads_of(settings, data, costliest)
     if shape is None:
         yield from _trial_sections(settings, plan, works, _measured(overview), memory)

@@ -26,9 +26,14 @@ from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.budget import Looks, affordable, budget_reached
-from job.trial.draw import Drawn, draw_for, drawable, observe
+from job.trial.draw import Drawn, draw_for, drawable, observe, with_a_point
 from job.trial.end import end_of, ended_line, why_ended, worth_working_on
-from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
+from job.trial.identity import (
+    load_sweep,
+    other_settings,
+    sweep_identity,
+    warn_of_other_settings,
+)
 from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
 from job.trial.prepare import load
 from job.trial.result import summary, training_result
@@ -146,6 +151,11 @@ def _slots_worth_a_trial(
         warn_of_other_settings(settings, definition, ledger)
         tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
         return ended_line(settings, ended, name=name)
+    if not other_settings(settings, definition, ledger):  # else they are refused, not judged by
+        open_slots, why = with_a_point(settings, definition, ledger, open_slots)
+        if why is not None and not open_slots:
+            tell_if_done(settings, ledger, ended=why)
+            return f"{name}: no trial is left to draw, {why}"
     looks = Looks(watch, stop.check, stop.wait)
     open_slots, reached = affordable(settings, ledger, open_slots, looks)
     if reached is not None and not open_slots:

@@ -27,7 +27,7 @@ from job.plan.forecast import (
     throughput_on_this_cpu,
     trial_seconds,
 )
-from job.plan.sections import describe_cost
+from job.plan.sections import describe_cost, describe_sweep
 from job.report.notation import span
 from job.settings import Settings
 from job.store import open_store
@@ -104,6 +104,19 @@ def test_a_sweep_that_costs_next_to_nothing_says_so() -> None:
 
 def _settings(**given: Any) -> Settings:
     return Settings(dataset_uri="rows", output_uri="out", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"num_trials": 12}, "s: 1 of 12 trials can be drawn (the sweep has 1 point), random over"),
+        ({"num_trials": 1}, "s: 1 trial, random over nothing"),
+        ({"num_trials": 12, "WANDB_SWEEP_ID": "a/b/c"}, "s: 12 trials, random"),
+    ],
+)
+def test_slots_that_are_never_drawn_are_foretold(given: dict[str, Any], told: str) -> None:
+    sweep = _sweep("random", learning_rate={"value": 1e-4})
+    assert describe_sweep(_settings(**given), sweep, "s").startswith(told)
 
 
 def _sweep(method: str, **parameters: Any) -> SweepDefinition:
@@ -248,6 +261,28 @@ def test_numbers_for_a_program(inputs: dict[str, str]) -> None:
     assert content["trial_seconds"]["short"] < content["trial_seconds"]["long"]
     fits = {one["quantization"]: one["fits"] for one in content["precisions"]}
     assert [fits["nf4"], fits["none"], len(fits)] == [True, False, 3]
+
+
+@pytest.mark.slow
+def test_hours_and_money_are_of_the_trials_that_can_be_drawn(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "method: grid\nname: s\nmetric: {name: eval/loss, goal: minimize}\n"
+        "parameters: {lora_r: {values: [8, 64]}}\n"
+    )
+    done = _plan(inputs, "--json", "--price", "t4=0.15", JOB_SWEEP_FILE=str(sweep))
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    told = plan["sections"]
+    assert (
+        told["sweep"] == "s: 2 of 12 trials can be drawn (the grid has 2 points), grid over lora_r"
+    )
+    assert told["in all"].startswith("2 trials: ")
+    assert " for 2 (" in told["cards"]
+    assert told["end"] == "after 2 trials"
+    assert any("adapters above 38 are over JOB_MAX_ADAPTER_MB" in line for line in plan["warnings"])
 
 
 @pytest.mark.slow
