@@ -62,6 +62,7 @@ from job.training.families import check_base
 from job.training.footprint import Recompute
 from job.training.memory import MemoryPlan
 from job.training.shape import largest_rank, model_shape
+from job.trial.budget import rooms
 from job.trial.identity import check_rows, load_sweep, sweep_identity
 from job.trial.prepare import find_base, mixed_of_sweep, prepare_data
 from job.trial.slots import check_work_dir
@@ -189,11 +190,13 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     overview = inputs.overview
     works = workloads_of(settings, data, costliest)
     if shape is None:
-        yield from _trial_sections(settings, plan, works, _measured(overview), memory)
+        yield from _trial_sections(
+            settings, plan, inputs, works, _measured(overview), memory=memory
+        )
     else:
         current = precision_of(settings, base, data, costliest, quantization)
         throughput = _measured(overview) or _estimated(settings, base, data, current)
-        yield from _trial_sections(settings, plan, works, throughput, memory)
+        yield from _trial_sections(settings, plan, inputs, works, throughput, memory=memory)
         modes = modes_to_show(base, quantization, mixed)
         others = [precision_of(settings, base, data, costliest, mode) for mode in modes]
         own, *found = (forecast(one, current, throughput, works) for one in (current, *others))
@@ -217,8 +220,10 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
 def _trial_sections(
     settings: Settings,
     plan: Plan,
+    inputs: Inputs,
     works: Sequence[Workload],
     throughput: Throughput | None,
+    *,
     memory: MemoryPlan,
 ) -> Iterator[str]:
     """A trial's hours and price, and those of all; without a rate, when they will be known."""
@@ -237,6 +242,16 @@ def _trial_sections(
     plan.sections["in all"] = describe_cost(settings, taken)
     yield "in all"
     plan.warnings += warnings.of_time(settings, taken)
+    # What slots beyond those that can be drawn have cost counts as well.
+    every_slot = settings.model_copy(update={"num_trials": len(inputs.overview.slots)})
+    found = rooms(every_slot, inputs.ledger, shortest=taken.short, longest=taken.long)
+    plan.warnings += warnings.of_budgets(found, _num_left(settings, inputs.overview))
+
+
+def _num_left(settings: Settings, overview: Overview) -> int:
+    """The number of trials that are not drawn yet and can be."""
+    num_empty = sum(view.state == "empty" for view in overview.slots)
+    return max(0, min(num_empty, settings.num_trials - (len(overview.slots) - num_empty)))
 
 
 def _card_sections(

@@ -19,6 +19,7 @@ from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
 from job.training.memory import MemoryPlan
 from job.training.shape import largest_rank, model_shape
+from job.trial.budget import Room
 from job.trial.notices import not_understood
 from job.trial.weights import megabytes, ranks
 
@@ -35,6 +36,19 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
             f" JOB_TRIAL_BUDGET_HOURS is {settings.trial_budget_hours:g};"
             " raise it or lower JOB_MAX_STEPS"
         )
+
+
+def of_budgets(rooms: Sequence[Room], num_left: int) -> Iterator[str]:
+    """Warn of a sweep's budget that ends it before so many trials that are not drawn yet."""
+    for room in rooms:
+        if room.least < num_left:
+            most = min(room.most, num_left)
+            count = str(most) if room.least == most else f"{room.least} to {most}"
+            yield (
+                f"the budget has room for about {count} more {'trial' if most == 1 else 'trials'},"
+                f" not {num_left}: {room.spent} are spent, {room.variable} is {room.limit:g};"
+                " raise it or lower JOB_NUM_TRIALS"
+            )
 
 
 def of_memory(memory: MemoryPlan) -> Iterator[str]:

@@ -34,6 +34,7 @@ from job.store import open_store
 from job.sweep.definition import SweepDefinition, parse_definition
 from job.training.memory import Samples, plan_memory
 from job.training.shape import model_shape
+from job.trial.budget import Room
 from tests import forked
 from tests.servers import s3
 from tests.tiny_tokenizer import byte_level_tokenizer
@@ -117,6 +118,20 @@ def _settings(**given: Any) -> Settings:
 def test_slots_that_are_never_drawn_are_foretold(given: dict[str, Any], told: str) -> None:
     sweep = _sweep("random", learning_rate={"value": 1e-4})
     assert describe_sweep(_settings(**given), sweep, "s").startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "says"),
+    [
+        (12, 14, None),
+        (5, 14, "room for about 5 to 12 more trials, not 12: $0.60 are spent, JOB_X is 2;"),
+        (5, 5, "room for about 5 more trials, not 12: "),
+        (1, 1, "room for about 1 more trial, not 12: "),
+    ],
+)
+def test_a_budget_that_ends_the_sweep_is_foretold(least: int, most: int, says: str | None) -> None:
+    found = list(warnings.of_budgets([Room("JOB_X", 2, "$0.60", least, most)], 12))
+    assert says in found[0] if says else found == []
 
 
 def _sweep(method: str, **parameters: Any) -> SweepDefinition:
@@ -251,8 +266,10 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
 
 @pytest.mark.slow
 def test_numbers_for_a_program(inputs: dict[str, str]) -> None:
-    done = _plan(inputs, "--json", JOB_NUM_TRIALS="3")
+    done = _plan(inputs, "--json", JOB_NUM_TRIALS="3", JOB_SWEEP_BUDGET_GPU_HOURS="0.001")
     content = json.loads(done.stdout)
+    (budget,) = (line for line in content["warnings"] if "the budget has room" in line)
+    assert "about 1 more trial, not 3: 0.0 GPU-hours are spent" in budget
     assert content["memory"]["predicted"]["total"] < content["memory"]["usable_bytes"]
     assert content["data"]["train"] > 0
     assert content["sections"]["sample"].startswith("<|im_start|>user\n")
@@ -272,10 +289,12 @@ def test_hours_and_money_are_of_the_trials_that_can_be_drawn(
         "method: grid\nname: s\nmetric: {name: eval/loss, goal: minimize}\n"
         "parameters: {lora_r: {values: [8, 64]}}\n"
     )
-    done = _plan(inputs, "--json", "--price", "t4=0.15", JOB_SWEEP_FILE=str(sweep))
+    limits = {"JOB_SWEEP_BUDGET_USD": "99"}
+    done = _plan(inputs, "--json", "--price", "t4=0.15", JOB_SWEEP_FILE=str(sweep), **limits)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     told = plan["sections"]
+    assert not any("the budget has room" in line for line in plan["warnings"])
     assert (
         told["sweep"] == "s: 2 of 12 trials can be drawn (the grid has 2 points), grid over lora_r"
     )
