@@ -6,6 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import job
+from job.base_model import BaseModel
+from job.data.prepared import PreparedData
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError, SlotError
 from job.ledger.accounts import now
 from job.ledger.folders import publish_file
@@ -180,10 +182,15 @@ def _load(
 ) -> Loaded:
     """Load all that a trial needs, then freeze the sweep's identity, or check ours against it.
 
-    In this order: a base that cannot be loaded must not become a sweep's own.
+    In this order: a base that cannot be loaded must not become a sweep's own. One that stands
+    already is compared with before weights move.
     """
     earlier = read_earlier_best(settings, definition, ledger)
-    loaded = load(settings, definition, ledger, training, stop=stop, watchdog=watchdog)
+
+    def check(base: BaseModel, data: PreparedData) -> None:
+        ledger.check_identity(sweep_identity(settings, definition, base, data, earlier))
+
+    loaded = load(settings, definition, ledger, training, check=check, stop=stop, watchdog=watchdog)
     ledger.open_sweep(
         sweep_identity(settings, definition, loaded.base, loaded.data, earlier, mixed=loaded.mixed)
     )

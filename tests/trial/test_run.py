@@ -197,9 +197,12 @@ def test_other_settings_in_a_running_sweep_are_named_old_to_new(job: Run, tmp_pa
     before = _files(tmp_path / "out")
     changed = job(JOB_MAX_STEPS="5", JOB_SEED="1", JOB_NUM_TRIALS="7")
     assert changed.returncode == 64
-    assert "JOB_MAX_STEPS: 4 -> 5" in changed.stderr
-    assert "JOB_SEED: 17 -> 1" in changed.stderr
+    last = changed.stderr.splitlines()[-1]
+    assert "exit 64 (settings): sweep card was started with other settings" in last
+    assert "JOB_MAX_STEPS: 4 -> 5" in last
+    assert "JOB_SEED: 17 -> 1" in last
     assert "JOB_NUM_TRIALS" not in changed.stderr, "more trials are free to ask for"
+    assert "loaded in" not in changed.stderr, "no base is loaded for it"
     after = {k: v for k, v in _files(tmp_path / "out").items() if not k.startswith("prepared/")}
     assert after == {k: v for k, v in before.items() if not k.startswith("prepared/")}
 
