@@ -135,8 +135,12 @@ def is_marked() -> bool:
 
 
 def last_words(code: int, message: str) -> int:
-    """Log how the process ends, where Kubernetes shows it as well; return the exit code."""
-    line = mask_secrets(f"exit {int(code)} ({ExitCode(code).name.lower()}): {message}")
+    """Log in one line how the process ends, where Kubernetes shows it too; return the exit code.
+
+    Of several mistakes, a line each, it names all: whoever looks at the last line sees no other.
+    """
+    said = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+    line = mask_secrets(f"exit {int(code)} ({ExitCode(code).name.lower()}): {said}")
     (log.info if code == ExitCode.OK else log.error)("%s", line)
     with contextlib.suppress(OSError):
         if TERMINATION_LOG.exists():

@@ -159,6 +159,19 @@ def test_bad_arguments_end_in_one_line_and_64(tmp_path: Path, line: str, says: s
     assert not list(tmp_path.iterdir())
 
 
+def test_several_mistakes_are_all_in_the_last_line(tmp_path: Path) -> None:
+    wrong = {"JOB_SEED": "soon", "JOB_NUM_TRIALS": "0", "JOB_OUTPUT_URI": str(tmp_path)}
+    done = forked.run(
+        [sys.executable, "-m", "job", "status"], timeout=60,
+        env={"PATH": os.environ["PATH"]} | wrong, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 64
+    last = done.stderr.splitlines()[-1]
+    assert "exit 64 (settings): " in last
+    assert "JOB_SEED: " in last
+    assert "; JOB_NUM_TRIALS: " in last or "; JOB_SEED: " in last
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),

@@ -98,8 +98,8 @@ class Ledger:
     def check_identity(self, identity: Identity) -> None:
         """Compare with the frozen identity, if the sweep has begun.
 
-        Raises `SettingsError` with a line `name: old -> new` for every difference, those of the
-        settings behind other prepared rows included.
+        Raises `SettingsError` with `name: old -> new` for every difference, those of the settings
+        behind other prepared rows included.
         """
         if (frozen := self.identity()) is None:
             return
@@ -110,9 +110,9 @@ class Ledger:
                 other_rows = [_SAME_SETTINGS]
             changed += other_rows
             raise SettingsError(
-                f"sweep {self.sweep} was started with other settings (old -> new):\n  "
-                + "\n  ".join(changed)
-                + "\nset them back, or start another sweep with another JOB_SWEEP_NAME"
+                f"sweep {self.sweep} was started with other settings (old -> new):"
+                f" {'; '.join(changed)}; set them back, or start another sweep with another"
+                " JOB_SWEEP_NAME"
             )
 
     def ended(self) -> Ended | None:
@@ -210,7 +210,7 @@ def check_sweep(ledger: Ledger) -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line `name: old -> new` for every difference, nested names joined by dots."""
+    """`name: old -> new` for every difference, nested names joined by dots."""
     before, after = _flatten(old), _flatten(new)
     return [
         f"{name}: {before.get(name, 'not set')} -> {after.get(name, 'not set')}"

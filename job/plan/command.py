@@ -48,6 +48,7 @@ from job.plan.sections import (
     describe_rows,
     describe_sweep,
     describe_trial,
+    num_drawable,
 )
 from job.plan.workload import memory_of, usable_bytes_of, workloads_of
 from job.progress import size
@@ -61,6 +62,7 @@ from job.training.families import check_base
 from job.training.footprint import Recompute
 from job.training.memory import MemoryPlan
 from job.training.shape import largest_rank, model_shape
+from job.trial.budget import rooms
 from job.trial.identity import check_rows, load_sweep, sweep_identity
 from job.trial.prepare import find_base, mixed_of_sweep, prepare_data
 from job.trial.slots import check_work_dir
@@ -90,6 +92,7 @@ class Inputs:
     ledger: Ledger
     base: BaseModel
     data: PreparedData
+    overview: Overview
     prices: Sequence[Price] = ()  # of kinds of card
 
 
@@ -132,6 +135,9 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     yield "store"
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
+    overview = read_overview(ledger, settings.num_trials)
+    # From here on for what can be drawn: the rest takes no hours and no money.
+    settings = settings.model_copy(update={"num_trials": num_drawable(settings, definition)[0]})
     earlier = read_earlier_best(settings, definition, ledger)
     base = find_base(settings, definition, ledger, lambda: None)
     *_, heaviest = quantizations(settings, definition)
@@ -152,7 +158,15 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     if earlier is not None:
         plan.sections["warm start"] = describe_warm_start(earlier, definition, settings)
         yield "warm start"
-    yield from _forecast(settings, plan, Inputs(definition, ledger, base, data, prices), rate)
+    inputs = Inputs(definition, ledger, base, data, overview, prices)
+    yield from _forecast(settings, plan, inputs, rate)
+    _warn_and_advise(settings, plan, definition, data)
+
+
+def _warn_and_advise(
+    settings: Settings, plan: Plan, definition: SweepDefinition, data: PreparedData
+) -> None:
+    """What is said of rows and settings whatever the forecast is."""
     plan.warnings += warnings.of_rows(settings, data)
     plan.warnings += warnings.of_few(settings, definition)
     plan.warnings += warnings.of_notices(settings)
@@ -172,14 +186,17 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
     plan.warnings += warnings.of_memory(memory)
-    overview = read_overview(inputs.ledger, settings.num_trials)
+    plan.warnings += warnings.of_adapters(settings, inputs.definition, base.config)
+    overview = inputs.overview
     works = workloads_of(settings, data, costliest)
     if shape is None:
-        yield from _trial_sections(settings, plan, works, _measured(overview), memory)
+        yield from _trial_sections(
+            settings, plan, inputs, works, _measured(overview), memory=memory
+        )
     else:
         current = precision_of(settings, base, data, costliest, quantization)
         throughput = _measured(overview) or _estimated(settings, base, data, current)
-        yield from _trial_sections(settings, plan, works, throughput, memory)
+        yield from _trial_sections(settings, plan, inputs, works, throughput, memory=memory)
         modes = modes_to_show(base, quantization, mixed)
         others = [precision_of(settings, base, data, costliest, mode) for mode in modes]
         own, *found = (forecast(one, current, throughput, works) for one in (current, *others))
@@ -203,8 +220,10 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
 def _trial_sections(
     settings: Settings,
     plan: Plan,
+    inputs: Inputs,
     works: Sequence[Workload],
     throughput: Throughput | None,
+    *,
     memory: MemoryPlan,
 ) -> Iterator[str]:
     """A trial's hours and price, and those of all; without a rate, when they will be known."""
@@ -223,6 +242,16 @@ def _trial_sections(
     plan.sections["in all"] = describe_cost(settings, taken)
     yield "in all"
     plan.warnings += warnings.of_time(settings, taken)
+    # What slots beyond those that can be drawn have cost counts as well.
+    every_slot = settings.model_copy(update={"num_trials": len(inputs.overview.slots)})
+    found = rooms(every_slot, inputs.ledger, shortest=taken.short, longest=taken.long)
+    plan.warnings += warnings.of_budgets(found, _num_left(settings, inputs.overview))
+
+
+def _num_left(settings: Settings, overview: Overview) -> int:
+    """The number of trials that are not drawn yet and can be."""
+    num_empty = sum(view.state == "empty" for view in overview.slots)
+    return max(0, min(num_empty, settings.num_trials - (len(overview.slots) - num_empty)))
 
 
 def _card_sections(

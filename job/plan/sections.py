@@ -17,6 +17,7 @@ from job.report.overview import Overview
 from job.settings import Settings
 from job.staged_base import find_staged, hub_files
 from job.store.base import Store
+from job.sweep.builtin import most_trials
 from job.sweep.definition import SweepDefinition
 from job.sweep.stopping import MIN_ENDED
 from job.training.shape import ModelShape
@@ -24,13 +25,28 @@ from job.training.shape import ModelShape
 
 def describe_sweep(settings: Settings, definition: SweepDefinition, sweep: str) -> str:
     names = ", ".join(searched(definition.parameters)) or "nothing"
-    return f"{sweep}: {settings.num_trials} trials, {definition.method} over {names}"
+    count, why = num_drawable(settings, definition)
+    told = trials(count)
+    if why is not None:
+        told = f"{count} of {settings.num_trials} trials can be drawn ({why})"
+    return f"{sweep}: {told}, {definition.method} over {names}"
+
+
+def num_drawable(settings: Settings, definition: SweepDefinition) -> tuple[int, str | None]:
+    """The number of trials that can be drawn; why these are not all of JOB_NUM_TRIALS, or None."""
+    limit = None if settings.wandb_sweep_id is not None else most_trials(definition)
+    if limit is None or limit[0] >= settings.num_trials:
+        return settings.num_trials, None
+    return limit
 
 
 def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
     if shape is None:
         family = base.config.get("model_type")
-        return f"{base.name} at {base.revision[:19]}: {family}, a family without predictions"
+        return (
+            f"{base.name} at {base.revision[:19]}: {family}, a family without predictions; whether"
+            " its adapters are within JOB_MAX_ADAPTER_MB is known once one is made"
+        )
     weights = amount(shape.quantised_weights + shape.plain_weights)
     return f"{base.name} at {base.revision[:19]}: {weights} weights"
 
@@ -86,7 +102,7 @@ def describe_cost(settings: Settings, trial: Span) -> str:
     else:
         low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
         money = "under a cent" if high < 0.01 else f"${low:,.2f} to ${high:,.2f}"
-    return f"{settings.num_trials} trials: {time} at most, {money}"
+    return f"{trials(settings.num_trials)}: {time} at most, {money}"
 
 
 def describe_end(

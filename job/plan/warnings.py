@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from job.data.prepared import PreparedData
 from job.data.unusable import listing
@@ -17,7 +18,10 @@ from job.store.base import Store
 from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
 from job.training.memory import MemoryPlan
+from job.training.shape import largest_rank, model_shape
+from job.trial.budget import Room
 from job.trial.notices import not_understood
+from job.trial.weights import megabytes, ranks
 
 CUT_SHARE = 0.05  # a larger share of rows over JOB_MAX_SEQ_LENGTH is worth a warning
 
@@ -34,6 +38,19 @@ def of_time(settings: Settings, span: Span) -> Iterator[str]:
         )
 
 
+def of_budgets(rooms: Sequence[Room], num_left: int) -> Iterator[str]:
+    """Warn of a sweep's budget that ends it before so many trials that are not drawn yet."""
+    for room in rooms:
+        if room.least < num_left:
+            most = min(room.most, num_left)
+            count = str(most) if room.least == most else f"{room.least} to {most}"
+            yield (
+                f"the budget has room for about {count} more {'trial' if most == 1 else 'trials'},"
+                f" not {num_left}: {room.spent} are spent, {room.variable} is {room.limit:g};"
+                " raise it or lower JOB_NUM_TRIALS"
+            )
+
+
 def of_memory(memory: MemoryPlan) -> Iterator[str]:
     """Warn if not even the smallest plan fits; a CPU's plan has no limit."""
     predicted, usable = memory.predicted, memory.usable_bytes
@@ -42,6 +59,21 @@ def of_memory(memory: MemoryPlan) -> Iterator[str]:
             f"a trial does not fit: its smallest plan needs {predicted.total / 2**30:.3g} GiB of"
             f" {usable / 2**30:.3g}, and it would end without an adapter; lower JOB_MAX_SEQ_LENGTH,"
             " or take a smaller JOB_BASE_MODEL or a larger card (JOB_GPU_MEMORY_GB)"
+        )
+
+
+def of_adapters(
+    settings: Settings, definition: SweepDefinition, config: Mapping[str, Any]
+) -> Iterator[str]:
+    """Warn of searched ranks whose adapters are over their limit; `check_adapter` has the rest."""
+    shape, largest = model_shape(config), largest_rank(config, settings.max_adapter_mb * 1e6)
+    _, highest = ranks(settings, definition)
+    if shape is not None and largest is not None and highest > largest:
+        needed = megabytes(2 * shape.adapter_weights(highest))
+        yield (
+            f"the sweep draws lora_r up to {highest}, and adapters above {largest} are over"
+            f" JOB_MAX_ADAPTER_MB ({settings.max_adapter_mb:g}): such a trial ends without one;"
+            f" leave these ranks out, or raise it to {needed}"
         )
 
 

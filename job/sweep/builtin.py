@@ -53,12 +53,12 @@ def suggest(
     Nothing is left past `run_cap`, past the last point of a grid, or when another slot has every
     point of a countable space: a repeated trial costs hours and says little.
     """
-    if definition.run_cap is not None and slot >= definition.run_cap:
+    others = _by_slot(observations, but=slot)
+    if why_nothing_left(definition, slot=slot, observations=others) is not None:
         return None
     domains = _domains(definition)
     if definition.method == "grid":
         return _point_at(domains, slot)
-    others = _by_slot(observations, but=slot)
     taken = {_key(domains, o.params) for o in others}
     if definition.method == "bayes":
         limit = _feasible_rank(others, largest_rank)
@@ -70,6 +70,39 @@ def suggest(
         if best is not None:
             return best[0]
     return _fresh_point(domains, sweep, slot, taken)
+
+
+def why_nothing_left(
+    definition: SweepDefinition, *, slot: int, observations: Sequence[Observation]
+) -> str | None:
+    """Say why `suggest` has nothing for `slot`; None if it has something."""
+    if definition.run_cap is not None and slot >= definition.run_cap:
+        return _cap_told(definition.run_cap)
+    domains = _domains(definition)
+    if (size := _size(domains)) is None:
+        return None
+    if definition.method == "grid":
+        return _size_told(definition, size) if slot >= size else None
+    taken = {_key(domains, other.params) for other in _by_slot(observations, but=slot)}
+    is_taken = (_key(domains, _point_at(domains, index)) in taken for index in range(size))
+    return _size_told(definition, size) if all(is_taken) else None
+
+
+def most_trials(definition: SweepDefinition) -> tuple[int, str] | None:
+    """The number of trials that the sweep can draw, and what limits it; None: any number."""
+    size, cap = _size(_domains(definition)), definition.run_cap
+    if cap is not None and (size is None or cap <= size):
+        return cap, _cap_told(cap)
+    return None if size is None else (size, _size_told(definition, size))
+
+
+def _cap_told(run_cap: int) -> str:
+    return f"the sweep's run_cap is {run_cap}"
+
+
+def _size_told(definition: SweepDefinition, size: int) -> str:
+    kind = "grid" if definition.method == "grid" else "sweep"
+    return f"the {kind} has {size} {'point' if size == 1 else 'points'}"
 
 
 def expected_gain(
@@ -141,8 +174,8 @@ def _fresh_point(
     sweep: str,
     slot: int,
     taken: set[tuple[ParamValue | None, ...]],
-) -> Params | None:
-    """A random point that no other slot has; None when a countable space has none left."""
+) -> Params:
+    """A random point that no other slot has, of a space that has one left."""
     for draw in range(100):
         drawn = {
             name: quantile(domain, (_hash(sweep, slot, name, draw) >> 11) / 2**53)  # below 1
@@ -154,19 +187,12 @@ def _fresh_point(
     if size is None:
         return drawn  # floats: 100 draws that are all taken do not happen
     start = _hash(sweep, slot)
-    for index in range(len(taken) + 1):  # of one point more than are taken, one is free
-        found = _point_at(domains, (start + index) % size) if index < size else None
-        if found is not None and _key(domains, found) not in taken:
-            return found
-    return None
+    points = (_point_at(domains, (start + index) % size) for index in range(size))
+    return next(found for found in points if _key(domains, found) not in taken)
 
 
-def _point_at(domains: Mapping[str, Distribution], index: int) -> Params | None:
-    """The `index`-th point of the grid, the last name turning fastest; None past the last."""
-    size = _size(domains)
-    assert size is not None, "the definition lets only countable domains into a grid"
-    if index >= size:
-        return None
+def _point_at(domains: Mapping[str, Distribution], index: int) -> Params:
+    """The `index`-th point of a countable space, the last name turning fastest."""
     found: Params = {}
     for name in reversed(list(domains)):
         index, remainder = divmod(index, num_points(domains[name]) or 1)

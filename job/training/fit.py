@@ -35,6 +35,7 @@ class FitInputs:
     memory: MemoryPlan
     ending: Ending
     max_adapter_bytes: int
+    refuse: Callable[[int], None] = lambda _: None  # an adapter of so many bytes: it may raise
     budget_seconds: float | None = None  # of training clock: for the planned end in the log only
     card: Callable[[TrainState], str] = lambda _: "# LoRA adapter\n"  # writes README.md beside it
     untuned_16bit: float | None = None  # the base's eval/loss in 16 bits; a checkpoint's own holds
@@ -132,10 +133,14 @@ def _new_trainer(recipe: Recipe, inputs: FitInputs, device: torch.device) -> Tra
 
 
 def _too_large(trainer: Trainer, inputs: FitInputs) -> str | None:
-    """Say why the adapter, saved in fp16, is over its size limit; None if it is not."""
+    """Say why the adapter, saved in fp16, is over its size limit; None if it is not.
+
+    Raises what `inputs.refuse` raises.
+    """
     num_bytes = 2 * sum(parameter.numel() for parameter in trainer.parameters)
     if num_bytes <= inputs.max_adapter_bytes:
         return None
+    inputs.refuse(num_bytes)
     return (
         f"adapter would be {size(num_bytes)}, limit is {size(inputs.max_adapter_bytes)}:"
         " lower lora_r or raise JOB_MAX_ADAPTER_MB"

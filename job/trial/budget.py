@@ -65,6 +65,12 @@ class _Budget(NamedTuple):
     def is_reached(self) -> bool:
         return self.is_spent or self.spent + self.bound + self.needed > self.limit
 
+    @property
+    def room(self) -> int:
+        """The number of trials that may still begin."""
+        left = self.limit - self.spent - self.bound
+        return max(0, int(left / self.needed + 1e-9))  # $1 of $0.20 each are 5, rounding or not
+
     def told(self, about: str) -> str:
         spent, bound, needed = map(self.unit.format, (self.spent, self.bound, self.needed))
         words = f"{spent} are spent"
@@ -72,6 +78,38 @@ class _Budget(NamedTuple):
             words += f", {about} {bound} bound by the trials at work" if self.bound else ""
             words += f" and {about} {needed} needed for another"
         return f"{words}, {self.variable} is {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many more trials a budget of the sweep lets begin."""
+
+    variable: str
+    limit: float
+    spent: str  # in words
+    least: int
+    most: int
+
+
+def rooms(settings: Settings, ledger: Ledger, *, shortest: float, longest: float) -> list[Room]:
+    """The room in each budget that is set, for trials that take so many GPU-seconds.
+
+    Once a trial has ended its own time is believed, as it is where a budget is held.
+    """
+    if not _is_limited(settings):
+        return []
+    trials = _read_trials(settings, ledger, None)
+    median_seconds = median_gpu_seconds(trial.result for trial in trials if trial.result)
+    if median_seconds is not None:
+        shortest = longest = median_seconds
+    found = []
+    ends = (_budgets(settings, trials, seconds) for seconds in (longest, shortest))
+    for slow, fast in zip(*ends, strict=True):
+        # A first trial always begins.
+        least = int(median_seconds is None and not slow.bound and not slow.is_spent)
+        few, many = (max(least, budget.room) for budget in (slow, fast))
+        found.append(Room(slow.variable, slow.limit, slow.unit.format(slow.spent), few, many))
+    return found
 
 
 def affordable(

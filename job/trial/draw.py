@@ -17,7 +17,7 @@ from job.ledger.records import Recipe, Result, Spec
 from job.ledger.slot import Slot
 from job.log import log
 from job.settings import Settings
-from job.sweep.builtin import suggest
+from job.sweep.builtin import most_trials, suggest, why_nothing_left
 from job.sweep.definition import SweepDefinition
 from job.sweep.observations import Observation
 from job.training.recipe import plan_evaluations, plan_steps
@@ -52,6 +52,26 @@ def drawable(
     if len(drawn) == len(numbers) or not wait_until_running(settings, should_stop).is_over:
         return numbers
     return drawn
+
+
+def with_a_point(
+    settings: Settings, definition: SweepDefinition, ledger: Ledger, numbers: list[int]
+) -> tuple[list[int], str | None]:
+    """Those of the open slots that are drawn or can be, and why the built-in engine has no others.
+
+    Called before anything is loaded. W&B says itself what its sweep has left.
+    """
+    limit = None if settings.wandb_sweep_id is not None else most_trials(definition)
+    if limit is None or limit[0] >= settings.num_trials:
+        return numbers, None
+    observations, _ = observe(ledger, settings.num_trials)
+    left, why = drawn_of(ledger, numbers), None
+    for number in set(numbers).difference(left):
+        reason = why_nothing_left(definition, slot=number, observations=observations)
+        if reason is None:
+            left.append(number)
+        why = reason or why
+    return sorted(left), why
 
 
 def draw_for(

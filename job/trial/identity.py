@@ -109,19 +109,28 @@ def sweep_identity(
 
 def warn_of_other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledger) -> None:
     """Warn if a sweep without open slots was made with other settings, as far as settings tell."""
-    frozen = ledger.identity()
-    if frozen is None:
-        return
-    old = frozen.compared() | frozen.rows | {"JOB_BASE_MODEL": frozen.base_model_name}
-    new = _named_by_settings(settings, definition) | _rows(settings)
-    new["JOB_BASE_MODEL"] = settings.base_model
-    if changed := differences({name: old.get(name) for name in new}, new):
+    if changed := other_settings(settings, definition, ledger):
         log.warning(
             "sweep %s was made with other settings (old -> new): %s; another JOB_SWEEP_NAME starts"
             " another sweep",
             ledger.sweep,
             "; ".join(changed),
         )
+
+
+def other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledger) -> list[str]:
+    """`name: old -> new` for each setting that differs from the sweep's, as far as settings tell.
+
+    Empty before the first trial. Whether base and rows are still the same is known once they are
+    looked at.
+    """
+    frozen = ledger.identity()
+    if frozen is None:
+        return []
+    old = frozen.compared() | frozen.rows | {"JOB_BASE_MODEL": frozen.base_model_name}
+    new = _named_by_settings(settings, definition) | _rows(settings)
+    new["JOB_BASE_MODEL"] = settings.base_model
+    return differences({name: old.get(name) for name in new}, new)
 
 
 def _named_by_settings(settings: Settings, definition: SweepDefinition) -> dict[str, Any]:

@@ -27,7 +27,13 @@ from job.training.memory import Samples
 from job.training.quantization import words
 from job.trial.attempt import Loaded, Training
 from job.trial.identity import base_revision, check_rows
-from job.trial.weights import BaseWeights, Costliest, choose_mixed, quantizations
+from job.trial.weights import (
+    BaseWeights,
+    Costliest,
+    check_adapter,
+    choose_mixed,
+    quantizations,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +45,20 @@ def load(
     ledger: Ledger,
     training: Training,
     *,
+    check: Callable[[BaseModel, PreparedData], None],
     stop: Stop,
     watchdog: Watchdog,
 ) -> Loaded:
-    """Open the device, probe the store, fetch the base, prepare the rows, load the model.
+    """Open the device, probe the store, find the base, prepare the rows, load the model.
 
-    Where the sweep draws the precision, the model is loaded in the one that takes least memory;
-    a trial that draws another loads it again. Raises any `JobError`.
+    `check` is given base and rows before weights move, and may raise a `JobError`. Where the sweep
+    draws the precision, the model is loaded in the one that takes least memory; a trial that draws
+    another loads it again. Raises any `JobError`.
     """
     started = time.monotonic()
-    device, base, data = _prepare(settings, definition, ledger, training, stop.check)
+    device, base, data = _prepare(
+        settings, definition, ledger, training, check=check, should_stop=stop.check
+    )
     prepared = time.monotonic()
 
     def load_base(quantization: str) -> Any:
@@ -79,6 +89,8 @@ def _prepare(
     definition: SweepDefinition,
     ledger: Ledger,
     training: Training,
+    *,
+    check: Callable[[BaseModel, PreparedData], None],
     should_stop: Callable[[], None],
 ) -> tuple[torch.device, BaseModel, PreparedData]:
     """All but the model, in the order in which a node or settings that are no use end soonest."""
@@ -90,13 +102,15 @@ def _prepare(
         probe(ledger.store)
     with _timed(seconds_of, "base"):
         base = find_base(settings, definition, ledger, should_stop)
+    with _timed(seconds_of, "rows"):
+        data = prepare_data(settings, base, ledger, should_stop)
+        check_rows(base, data)
+        check(base, data)
+    with _timed(seconds_of, "weights"):
         outage_seconds = 60 * settings.outage_minutes
         fetch_weights(
             base, settings.work_dir, outage_seconds=outage_seconds, should_stop=should_stop
         )
-    with _timed(seconds_of, "rows"):
-        data = prepare_data(settings, base, ledger, should_stop)
-        check_rows(base, data)
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in seconds_of.items())
     log.info("prepared in %.1f s (%s)", time.monotonic() - started, parts)
     return device, base, data
@@ -141,6 +155,11 @@ def find_base(
     should_stop: Callable[[], None],
 ) -> BaseModel:
     """The base of the settings, checked before its weights move. Raises any `JobError`."""
+
+    def check(name: str, config: Mapping[str, Any]) -> None:
+        check_precisions(quantizations(settings, definition), name, config)
+        check_adapter(settings, definition, config)
+
     return resolve_base(
         ledger.store,
         settings.base_model,
@@ -148,7 +167,7 @@ def find_base(
         settings.work_dir,
         outage_seconds=60 * settings.outage_minutes,
         should_stop=should_stop,
-        check=partial(check_precisions, quantizations(settings, definition)),
+        check=check,
     )
 
 

@@ -6,6 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import job
+from job.base_model import BaseModel
+from job.data.prepared import PreparedData
 from job.errors import ExitCode, JobError, PreemptedError, SettingsError, SlotError
 from job.ledger.accounts import now
 from job.ledger.folders import publish_file
@@ -26,9 +28,14 @@ from job.training.shape import largest_rank
 from job.training.state import HISTORY_FILE, saved_clock_seconds, unreadable
 from job.trial.attempt import Attempt, Loaded, Training, begin_attempt
 from job.trial.budget import Looks, affordable, budget_reached
-from job.trial.draw import Drawn, draw_for, drawable, observe
+from job.trial.draw import Drawn, draw_for, drawable, observe, with_a_point
 from job.trial.end import end_of, ended_line, why_ended, worth_working_on
-from job.trial.identity import load_sweep, sweep_identity, warn_of_other_settings
+from job.trial.identity import (
+    load_sweep,
+    other_settings,
+    sweep_identity,
+    warn_of_other_settings,
+)
 from job.trial.notices import tell_if_done, tell_of_budget, tell_of_slot
 from job.trial.prepare import load
 from job.trial.result import summary, training_result
@@ -146,6 +153,11 @@ def _slots_worth_a_trial(
         warn_of_other_settings(settings, definition, ledger)
         tell_if_done(settings, ledger, ended=why_ended(ended, settings.gpu_hourly_usd))
         return ended_line(settings, ended, name=name)
+    if not other_settings(settings, definition, ledger):  # else they are refused, not judged by
+        open_slots, why = with_a_point(settings, definition, ledger, open_slots)
+        if why is not None and not open_slots:
+            tell_if_done(settings, ledger, ended=why)
+            return f"{name}: no trial is left to draw, {why}"
     looks = Looks(watch, stop.check, stop.wait)
     open_slots, reached = affordable(settings, ledger, open_slots, looks)
     if reached is not None and not open_slots:
@@ -170,10 +182,15 @@ def _load(
 ) -> Loaded:
     """Load all that a trial needs, then freeze the sweep's identity, or check ours against it.
 
-    In this order: a base that cannot be loaded must not become a sweep's own.
+    In this order: a base that cannot be loaded must not become a sweep's own. One that stands
+    already is compared with before weights move.
     """
     earlier = read_earlier_best(settings, definition, ledger)
-    loaded = load(settings, definition, ledger, training, stop=stop, watchdog=watchdog)
+
+    def check(base: BaseModel, data: PreparedData) -> None:
+        ledger.check_identity(sweep_identity(settings, definition, base, data, earlier))
+
+    loaded = load(settings, definition, ledger, training, check=check, stop=stop, watchdog=watchdog)
     ledger.open_sweep(
         sweep_identity(settings, definition, loaded.base, loaded.data, earlier, mixed=loaded.mixed)
     )

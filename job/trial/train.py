@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.base_model import BaseModel
 from job.data.samples import Tables
+from job.errors import SettingsError
 from job.ledger.records import Recipe
 from job.ledger.uploads import Uploads
 from job.log import log
@@ -22,6 +23,7 @@ from job.trial.attempt import Attempt, Training
 from job.trial.model_card import Provenance, adapter_card
 from job.trial.result import stop_early
 from job.trial.untuned import untuned_in_16_bits
+from job.trial.weights import ranks, too_large
 
 if TYPE_CHECKING:
     import torch
@@ -88,10 +90,22 @@ def _fit(attempt: Attempt, uploads: Uploads, work_dir: Path) -> Fit:
             hopeless=partial(_hopeless, attempt),
         ),
         max_adapter_bytes=int(settings.max_adapter_mb * 1e6),
+        refuse=partial(refuse_too_large, attempt),
         budget_seconds=settings.trial_budget_hours * 3600,
         card=partial(_card, attempt),
     )
     return fit(recipe, inputs, device=loaded.device, work_dir=work_dir, keeper=uploads)
+
+
+def refuse_too_large(attempt: Attempt, num_bytes: int) -> None:
+    """Raise `SettingsError` for an adapter over the limit if no trial can have a smaller one.
+
+    Committed as infeasible, it would only be the first of a sweep's: where families are known,
+    `check_adapter` refuses it before the base is loaded.
+    """
+    settings, definition = attempt.settings, attempt.definition
+    if attempt.spec.recipe.lora_r <= ranks(settings, definition)[0]:
+        raise SettingsError(too_large(settings, definition, num_bytes))
 
 
 def _base(attempt: Attempt, memory: MemoryPlan) -> Any:

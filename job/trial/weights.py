@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from job.errors import SettingsError
+from job.progress import size
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
 from job.sweep.distributions import Choice, Constant, Distribution
 from job.training.memory import FILL, RECOMPUTED_SHARE, MemoryPlan, Samples, plan_memory
 from job.training.quantization import MIXED_ORDER, is_in_4_bits, mixed_of
-from job.training.shape import model_shape
+from job.training.shape import largest_rank, model_shape
 
 
 class BaseWeights:
@@ -79,6 +81,51 @@ def quantizations(settings: Settings, definition: SweepDefinition) -> tuple[str,
     else:
         found = [settings.quantization]
     return tuple(sorted(found, key=lambda mode: (mode == "none", mode != "nf4", len(mode), mode)))
+
+
+def ranks(settings: Settings, definition: SweepDefinition) -> tuple[int, int]:
+    """The smallest and the highest `lora_r` that the sweep may draw."""
+    found = _values(definition.parameters.get("lora_r"), float(settings.lora_r))
+    return int(min(found)), int(max(found))
+
+
+def check_adapter(
+    settings: Settings, definition: SweepDefinition, config: Mapping[str, Any]
+) -> None:
+    """Refuse a sweep of which no adapter may be uploaded. Raises `SettingsError`.
+
+    Nothing is refused of a family whose adapters are not known beforehand: the first trial of the
+    smallest rank ends with the same words.
+    """
+    smallest, _ = ranks(settings, definition)
+    shape, largest = model_shape(config), largest_rank(config, settings.max_adapter_mb * 1e6)
+    if shape is not None and largest is not None and smallest > largest:
+        num_bytes = 2 * shape.adapter_weights(smallest)
+        raise SettingsError(too_large(settings, definition, num_bytes, largest))
+
+
+def too_large(
+    settings: Settings, definition: SweepDefinition, num_bytes: int, largest: int | None = None
+) -> str:
+    """Say that the sweep's smallest adapter takes so many bytes in fp16, and the ways out.
+
+    `largest` is the highest rank that fits; without it, it is worked out: bytes rise with the rank.
+    """
+    (smallest, _), limit = ranks(settings, definition), settings.max_adapter_mb
+    if largest is None:
+        largest = int(limit * 1e6 * smallest // num_bytes)
+    is_searched = "lora_r" in definition.parameters
+    name = "the sweep's smallest lora_r" if is_searched else "JOB_LORA_R"
+    lower = f"lower {name} to {largest}, or " if largest else ""
+    return (
+        f"JOB_MAX_ADAPTER_MB: the adapter of {name} ({smallest}) would be {size(num_bytes)}, limit"
+        f" is {size(limit * 1e6)}: {lower}raise JOB_MAX_ADAPTER_MB to {megabytes(num_bytes)}"
+    )
+
+
+def megabytes(num_bytes: int) -> str:
+    """The least `JOB_MAX_ADAPTER_MB`, in tenths, that so many bytes are within."""
+    return f"{math.ceil(num_bytes / 1e5) / 10:g}"
 
 
 def choose_mixed(

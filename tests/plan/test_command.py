@@ -27,12 +27,14 @@ from job.plan.forecast import (
     throughput_on_this_cpu,
     trial_seconds,
 )
-from job.plan.sections import describe_cost
+from job.plan.sections import describe_cost, describe_sweep
 from job.report.notation import span
 from job.settings import Settings
 from job.store import open_store
+from job.sweep.definition import SweepDefinition, parse_definition
 from job.training.memory import Samples, plan_memory
 from job.training.shape import model_shape
+from job.trial.budget import Room
 from tests import forked
 from tests.servers import s3
 from tests.tiny_tokenizer import byte_level_tokenizer
@@ -106,6 +108,40 @@ def _settings(**given: Any) -> Settings:
 
 
 @pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"num_trials": 12}, "s: 1 of 12 trials can be drawn (the sweep has 1 point), random over"),
+        ({"num_trials": 1}, "s: 1 trial, random over nothing"),
+        ({"num_trials": 12, "WANDB_SWEEP_ID": "a/b/c"}, "s: 12 trials, random"),
+    ],
+)
+def test_slots_that_are_never_drawn_are_foretold(given: dict[str, Any], told: str) -> None:
+    sweep = _sweep("random", learning_rate={"value": 1e-4})
+    assert describe_sweep(_settings(**given), sweep, "s").startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "says"),
+    [
+        (12, 14, None),
+        (5, 14, "room for about 5 to 12 more trials, not 12: $0.60 are spent, JOB_X is 2;"),
+        (5, 5, "room for about 5 more trials, not 12: "),
+        (1, 1, "room for about 1 more trial, not 12: "),
+    ],
+)
+def test_a_budget_that_ends_the_sweep_is_foretold(least: int, most: int, says: str | None) -> None:
+    found = list(warnings.of_budgets([Room("JOB_X", 2, "$0.60", least, most)], 12))
+    assert says in found[0] if says else found == []
+
+
+def _sweep(method: str, **parameters: Any) -> SweepDefinition:
+    metric = {"name": "eval/loss", "goal": "minimize"}
+    rate = {"min": 1e-5, "max": 1e-4}
+    domains = {"learning_rate": rate} | parameters
+    return parse_definition({"method": method, "metric": metric, "parameters": domains})
+
+
+@pytest.mark.parametrize(
     ("short", "long", "words"), [(1, 2, None), (2, 4, "may be"), (4, 5, "will be")]
 )
 def test_trials_longer_than_their_budget_are_foretold(
@@ -130,6 +166,23 @@ def test_a_checkpoint_too_large_for_the_grace_is_foretold() -> None:
     (line,) = warnings.of_checkpoints(_settings(), 250_000_000, 10e6)
     assert "250 MB takes 25 s" in line
     assert "11 s are left" in line
+
+
+@pytest.mark.parametrize(
+    ("ranks", "says"),
+    [
+        (None, None),
+        ([8, 38], None),
+        ([8, 64], "draws lora_r up to 64, and adapters above 38 are over JOB_MAX_ADAPTER_MB (200)"),
+    ],
+)
+def test_searched_ranks_whose_adapters_are_too_large_are_foretold(
+    ranks: list[int] | None, says: str | None
+) -> None:
+    sweep = _sweep("random", **({} if ranks is None else {"lora_r": {"values": ranks}}))
+    found = list(warnings.of_adapters(_settings(), sweep, MISTRAL_7B))
+    assert (says in found[0] and found[0].endswith("raise it to 335.6")) if says else found == []
+    assert not list(warnings.of_adapters(_settings(), sweep, MISTRAL_7B | {"model_type": "olmo2"}))
 
 
 @pytest.mark.slow
@@ -213,8 +266,10 @@ def test_the_plan_names_every_part(inputs: dict[str, str]) -> None:
 
 @pytest.mark.slow
 def test_numbers_for_a_program(inputs: dict[str, str]) -> None:
-    done = _plan(inputs, "--json", JOB_NUM_TRIALS="3")
+    done = _plan(inputs, "--json", JOB_NUM_TRIALS="3", JOB_SWEEP_BUDGET_GPU_HOURS="0.001")
     content = json.loads(done.stdout)
+    (budget,) = (line for line in content["warnings"] if "the budget has room" in line)
+    assert "about 1 more trial, not 3: 0.0 GPU-hours are spent" in budget
     assert content["memory"]["predicted"]["total"] < content["memory"]["usable_bytes"]
     assert content["data"]["train"] > 0
     assert content["sections"]["sample"].startswith("<|im_start|>user\n")
@@ -226,12 +281,39 @@ def test_numbers_for_a_program(inputs: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+def test_hours_and_money_are_of_the_trials_that_can_be_drawn(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "method: grid\nname: s\nmetric: {name: eval/loss, goal: minimize}\n"
+        "parameters: {lora_r: {values: [8, 64]}}\n"
+    )
+    limits = {"JOB_SWEEP_BUDGET_USD": "99"}
+    done = _plan(inputs, "--json", "--price", "t4=0.15", JOB_SWEEP_FILE=str(sweep), **limits)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    told = plan["sections"]
+    assert not any("the budget has room" in line for line in plan["warnings"])
+    assert (
+        told["sweep"] == "s: 2 of 12 trials can be drawn (the grid has 2 points), grid over lora_r"
+    )
+    assert told["in all"].startswith("2 trials: ")
+    assert " for 2 (" in told["cards"]
+    assert told["end"] == "after 2 trials"
+    assert any("adapters above 38 are over JOB_MAX_ADAPTER_MB" in line for line in plan["warnings"])
+
+
+@pytest.mark.slow
 def test_a_precision_that_does_not_fit_or_does_not_exist_is_foretold(
     inputs: dict[str, str],
 ) -> None:
     done = _plan(inputs, JOB_QUANTIZATION="none", JOB_GPU_MEMORY_GB="12")
     assert done.returncode == 0, done.stderr
     assert "a trial does not fit: its smallest plan needs" in " ".join(done.stdout.split())
+    large = _plan(inputs, JOB_LORA_R="64")
+    assert large.returncode == 64
+    assert "336 MB, limit is 200 MB: lower JOB_LORA_R to 38" in " ".join(large.stderr.split())
     refused = _plan(inputs, JOB_QUANTIZATION="mixed:w1")
     assert refused.returncode == 64
     assert "no linear layers named w1; there are q_proj" in " ".join(refused.stderr.split())

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.sweep.builtin import suggest
+from job.sweep.builtin import most_trials, suggest, why_nothing_left
 from job.sweep.definition import SweepDefinition, load_definition, parse_definition
 from job.sweep.distributions import Params, contains, num_points
 from job.sweep.observations import Observation
@@ -188,6 +188,41 @@ def test_nothing_is_suggested_past_the_run_cap() -> None:
     definition = sweep_of("random", {"learning_rate": RATE}, run_cap=2)
     assert ask(definition, 1) is not None
     assert ask(definition, 2) is None
+
+
+FEW = {"lora_r": {"values": [8, 16]}, "lora_dropout": {"values": [0.05, 0.1]}}
+
+
+@pytest.mark.parametrize(
+    ("definition", "says"),
+    [
+        (sweep_of("random", {"learning_rate": RATE}), None),
+        (sweep_of("random", {"learning_rate": RATE}, run_cap=2), (2, "the sweep's run_cap is 2")),
+        (sweep_of("grid", FEW), (4, "the grid has 4 points")),
+        (sweep_of("grid", FEW, run_cap=3), (3, "the sweep's run_cap is 3")),
+        (sweep_of("grid", FEW, run_cap=9), (4, "the grid has 4 points")),
+        (sweep_of("random", FEW), (4, "the sweep has 4 points")),
+        (sweep_of("bayes", FEW), (4, "the sweep has 4 points")),
+        (sweep_of("bayes", {"lora_r": {"value": 8}}), (1, "the sweep has 1 point")),
+    ],
+)
+def test_how_many_trials_a_sweep_can_draw_is_known_and_so_is_which_slot_gets_none(
+    definition: SweepDefinition, says: tuple[int, str] | None
+) -> None:
+    assert most_trials(definition) == says
+    for first in (0, 3):  # slots are drawn in any order
+        seen: list[Observation] = []
+        for slot in [*range(first, 6), *range(first)]:
+            why = why_nothing_left(definition, slot=slot, observations=seen)
+            params = ask(definition, slot, seen)
+            assert (params is None) == (why is not None)
+            if why is not None:
+                assert says is not None
+                assert why == says[1]
+            else:
+                assert params is not None
+                seen.append(Observation(slot, params, "running", None))
+        assert len(seen) == (6 if says is None else says[0])
 
 
 def test_grid_is_every_combination_once_in_wandbs_order_then_none() -> None:

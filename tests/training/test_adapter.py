@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,15 @@ print(nll / count)
 """
 
 
-def _fit(base: Path, work_dir: Path, *, kept: Kept, max_adapter_bytes: int, **recipe: Any) -> Any:
+def _fit(
+    base: Path,
+    work_dir: Path,
+    *,
+    kept: Kept,
+    max_adapter_bytes: int,
+    refuse: Callable[[int], None] = lambda _: None,
+    **recipe: Any,
+) -> Any:
     import torch
 
     from job.training.fit import FitInputs, fit
@@ -85,6 +94,7 @@ def _fit(base: Path, work_dir: Path, *, kept: Kept, max_adapter_bytes: int, **re
         memory=MemoryPlan(80),
         ending=Ending(),
         max_adapter_bytes=max_adapter_bytes,
+        refuse=refuse,
     )
     return fit(
         make_recipe(**recipe),
@@ -123,9 +133,13 @@ def test_an_adapter_over_the_limit_is_infeasible_before_training(
 ) -> None:
     from job.training.shape import model_shape
 
-    fitted = _fit(base, tmp_path, kept=Kept(), max_adapter_bytes=20_000, lora_r=16)
+    asked: list[int] = []
+    fitted = _fit(
+        base, tmp_path, kept=Kept(), max_adapter_bytes=20_000, refuse=asked.append, lora_r=16
+    )
     assert (fitted.status, fitted.state.step, fitted.state.best) == ("infeasible", 0, None)
     config = json.loads((base / "config.json").read_text())
     shape = model_shape(config)
     assert shape is not None
     assert f"adapter would be {size(2 * shape.adapter_weights(16))}" in fitted.reason
+    assert asked == [2 * shape.adapter_weights(16)], "who knows the sweep may refuse it"

@@ -27,7 +27,7 @@ from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.base import Stored
 from job.store.local import LocalStore
-from job.trial.budget import Looks, affordable, budget_reached
+from job.trial.budget import Looks, affordable, budget_reached, rooms
 from job.trial.slots import open_slots
 from tests.ledger.documents import make_identity, make_result, make_spec
 from tests.workers import make_inputs, start_worker, wait_for
@@ -204,6 +204,38 @@ def test_the_budget_counts_what_running_trials_and_another_one_will_cost(tmp_pat
     )
     cheaper = _settings(sweep_budget_usd=2.49, gpu_hourly_usd=0.4)
     assert budget_reached(cheaper, ledger) is None, "at a cheaper place there is room for one"
+
+
+def test_the_room_in_a_budget_is_as_many_trials_as_would_begin(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    given: dict[str, Any] = {"sweep_budget_usd": 1.0, "sweep_budget_gpu_hours": 40.0}
+    settings = _settings(gpu_hourly_usd=0.05, num_trials=6, **given)
+    assert rooms(_settings(), ledger, shortest=1, longest=2) == []
+
+    def found(shortest: float, longest: float) -> list[tuple[int, int]]:
+        told = rooms(settings, ledger, shortest=3600 * shortest, longest=3600 * longest)
+        assert [room.variable for room in told] == [
+            "JOB_SWEEP_BUDGET_GPU_HOURS", "JOB_SWEEP_BUDGET_USD",
+        ]  # fmt: skip
+        return [(room.least, room.most) for room in told]
+
+    assert found(3, 4) == [(10, 13), (5, 6)]
+    assert found(10, 50) == [(1, 4), (1, 2)], "a first trial always begins"
+    for slot, hours in ((0, 6.0), (1, 6.0)):
+        _end(_begin(ledger, [slot], "lab", 0.05), hours, code=0)
+    assert found(1, 2) == [(4, 4), (1, 1)], (
+        "$0.60 are spent; a trial took 6 h, whatever was foretold"
+    )
+    assert [room.spent for room in rooms(settings, ledger, shortest=1, longest=1)] == [
+        "12.0 GPU-hours", "$0.60",
+    ]  # fmt: skip
+    _begin(ledger, [2], "lab", 0.05).end(75, "scripted")
+    assert found(1, 2) == [(3, 3), (0, 0)], "what is drawn is ended, and binds 6 h"
+    settings = settings.model_copy(update={"sweep_budget_usd": 0.91})
+    assert found(1, 2)[1] == (0, 0)
+    reached = budget_reached(settings, ledger)
+    assert reached is not None
+    assert "JOB_SWEEP_BUDGET_USD is 0.91" in reached
 
 
 def test_before_the_first_commit_the_question_is_put_off(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from job.errors import SettingsError
 from job.ledger.ledger import Ledger
 from job.ledger.slot import Slot
 from job.ledger.watch import LeaseWatch, wait_for_a_free_slot
@@ -31,7 +32,7 @@ from job.trial.run import run_trial_on
 from job.trial.slots import drawn_of, open_slots
 from job.wandb.confirmed import unconfirmed
 from tests.fake_training import FAKE_TRAINING
-from tests.ledger.documents import make_result, make_spec
+from tests.ledger.documents import make_identity, make_result, make_spec
 from tests.workers import make_inputs, start_worker, wait_for
 
 TRIAL = """
@@ -82,6 +83,44 @@ def test_with_prepared_rows_no_tokenizer_and_no_large_library_is_loaded(tmp_path
     first = start_worker(settings, lambda: LocalStore(tmp_path / "out"))
     assert wait_for(first) == 0
     assert _trial(settings) == []
+
+
+ONE_POINT = """\
+name: s
+method: random
+metric: {name: eval/loss, goal: minimize}
+parameters: {lora_r: {value: 8}}
+"""
+
+
+@pytest.mark.parametrize("of_one", [3, None])
+def test_a_slot_that_can_never_be_drawn_ends_before_anything_is_loaded(
+    tmp_path: Path, of_one: int | None
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(ONE_POINT)
+    settings = Settings(
+        base_model=str(tmp_path / "absent"), dataset_uri="absent", output_uri=str(tmp_path / "out"),
+        work_dir=tmp_path / "work", sweep_file=tmp_path / "sweep.yaml", num_trials=4,
+        completion_index=of_one,
+    )  # fmt: skip
+    store, stop = LocalStore(tmp_path / "out"), Stop(8)
+
+    def run(settings: Settings) -> str:
+        return run_trial_on(store, settings, stop, FAKE_TRAINING, Watchdog(stop, pytest.fail))
+
+    with pytest.raises(SettingsError, match="absent"):
+        run(settings.model_copy(update={"completion_index": 0}))
+    ledger = Ledger(store, "s")
+    slot = ledger.slot(0)
+    slot.specify(make_spec(params={"lora_r": 8}))
+    with pytest.raises(SettingsError, match="absent"):  # what is drawn is ended
+        run(settings.model_copy(update={"completion_index": 0}))
+    slot.commit(make_result(slot.folder))
+    name = "sweep s, all 4 slots" if of_one is None else "slot 3"
+    assert run(settings) == f"{name}: no trial is left to draw, the sweep has 1 point"
+    ledger.open_sweep(make_identity())
+    with pytest.raises(SettingsError, match="absent"):  # with other settings it is no judge
+        run(settings)
 
 
 def _settings(**given: object) -> Settings:

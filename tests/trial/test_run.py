@@ -197,21 +197,40 @@ def test_other_settings_in_a_running_sweep_are_named_old_to_new(job: Run, tmp_pa
     before = _files(tmp_path / "out")
     changed = job(JOB_MAX_STEPS="5", JOB_SEED="1", JOB_NUM_TRIALS="7")
     assert changed.returncode == 64
-    assert "JOB_MAX_STEPS: 4 -> 5" in changed.stderr
-    assert "JOB_SEED: 17 -> 1" in changed.stderr
+    last = changed.stderr.splitlines()[-1]
+    assert "exit 64 (settings): sweep card was started with other settings" in last
+    assert "JOB_MAX_STEPS: 4 -> 5" in last
+    assert "JOB_SEED: 17 -> 1" in last
     assert "JOB_NUM_TRIALS" not in changed.stderr, "more trials are free to ask for"
+    assert "loaded in" not in changed.stderr, "no base is loaded for it"
     after = {k: v for k, v in _files(tmp_path / "out").items() if not k.startswith("prepared/")}
     assert after == {k: v for k, v in before.items() if not k.startswith("prepared/")}
 
 
 def test_an_infeasible_trial_commits_without_training(job: Run, tmp_path: Path) -> None:
-    done = job(JOB_LORA_R="64", JOB_MAX_ADAPTER_MB="0.1")
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "method: grid\nname: s\nmetric: {name: eval/loss, goal: minimize}\n"
+        "parameters: {lora_r: {values: [64, 1]}}\n"
+    )
+    done = job(JOB_SWEEP_FILE=sweep, JOB_MAX_ADAPTER_MB="0.1")
     assert done.returncode == 0, done.stderr
     result = _read(tmp_path / "out", "0000/result.json")
     assert (result["status"], result["eval_loss"], result["adapter_key"]) == (
         "infeasible", None, None,
     )  # fmt: skip
     assert "lower lora_r or raise JOB_MAX_ADAPTER_MB" in done.stderr
+
+
+def test_a_rank_that_no_trial_could_upload_is_refused_before_the_base_is_loaded(
+    job: Run, tmp_path: Path
+) -> None:
+    done = job(JOB_LORA_R="64", JOB_MAX_ADAPTER_MB="0.1")
+    assert done.returncode == 64, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "exit 64 (settings): JOB_MAX_ADAPTER_MB: the adapter of JOB_LORA_R (64) would be" in last
+    assert "loaded in" not in done.stderr
+    assert not (tmp_path / "out/sweeps").exists(), "no slot is taken and nothing is frozen"
 
 
 HALF = "".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,10 @@ from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.documents import create_document
 from job.store.local import LocalStore
+from job.sweep.definition import SweepDefinition, parse_definition
 from job.trial.attempt import Training
 from job.trial.budget import budget_reached
+from job.trial.draw import with_a_point
 from job.trial.end import end_of, worth_working_on
 from job.trial.run import run_trial_on
 from job.trial.slots import check_progress, check_undrawn, slots
@@ -177,6 +180,45 @@ def test_in_an_ended_sweep_only_what_is_drawn_or_begun_again_is_left(ledger: Led
 def test_an_end_is_overruled(ledger: Ledger, given: dict[str, object]) -> None:
     _ended(ledger)
     assert worth_working_on(_settings(**given), ledger, [0]) == ([0], None)
+
+
+def _few(method: str, **others: Any) -> SweepDefinition:
+    metric = {"name": "eval/loss", "goal": "minimize"}
+    few = {"lora_r": {"values": [8, 16]}}
+    return parse_definition({"method": method, "metric": metric, "parameters": few} | others)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "why"),
+    [
+        (_few("grid"), "the grid has 2 points"),
+        (_few("grid", run_cap=2), "the sweep's run_cap is 2"),
+        (_few("random"), "the sweep has 2 points"),
+    ],
+)
+def test_a_slot_that_no_point_is_left_for_is_known_beforehand(
+    ledger: Ledger, sweep: SweepDefinition, why: str
+) -> None:
+    ledger.slot(0).specify(make_spec(params={"lora_r": 16}))
+    ledger.slot(4).specify(make_spec(params={"lora_r": 8}))  # drawn when there were more
+    settings = _settings(num_trials=6)
+    assert with_a_point(settings, sweep, ledger, [4]) == ([4], None), "what is drawn is ended"
+    assert with_a_point(settings, sweep, ledger, [3, 4, 5]) == ([4], why)
+    assert with_a_point(settings, sweep, ledger, [3]) == ([], why)
+    assert with_a_point(_settings(num_trials=2), sweep, ledger, [1]) == ([1], None)
+    on_wandb = _settings(num_trials=6, WANDB_SWEEP_ID="a/b/c")
+    assert with_a_point(on_wandb, sweep, ledger, [3]) == ([3], None), "W&B says it itself"
+
+
+def test_a_point_is_left_in_any_slot_until_all_are_drawn(ledger: Ledger) -> None:
+    ledger.slot(4).specify(make_spec(params={"lora_r": 8}))
+    settings = _settings(num_trials=6)
+    assert with_a_point(settings, _few("bayes"), ledger, [1, 5]) == ([1, 5], None)
+    assert with_a_point(settings, _few("grid"), ledger, [1, 5]) == ([1], "the grid has 2 points")
+    ledger.slot(2).specify(make_spec(params={"lora_r": 16}))
+    assert with_a_point(settings, _few("bayes"), ledger, [1])[0] == []
+    ledger.slot(2).exclude("a test")
+    assert with_a_point(settings, _few("bayes"), ledger, [1]) == ([1], None), "its point is free"
 
 
 def _flat(ledger: Ledger, num_ended: int) -> None:

@@ -27,7 +27,14 @@ from job.training.memory import (
 from job.training.shape import model_shape
 from job.trial.draw import freeze_spec, observe
 from job.trial.identity import sweep_identity
-from job.trial.weights import BaseWeights, Costliest, choose_mixed, quantizations
+from job.trial.train import refuse_too_large
+from job.trial.weights import (
+    BaseWeights,
+    Costliest,
+    check_adapter,
+    choose_mixed,
+    quantizations,
+)
 from tests.ledger.documents import make_identity, make_result, make_spec
 
 LLAMA_1B: dict[str, Any] = {
@@ -133,6 +140,54 @@ def test_a_sweeps_precisions_begin_with_the_lightest() -> None:
     assert quantizations(_settings(), listed) == ("nf4", "mixed:q_proj", "none")
     fixed = _sweep(quantization={"value": "mixed"}, learning_rate=RATE)
     assert quantizations(_settings(), fixed) == ("mixed",)
+
+
+@pytest.mark.parametrize(
+    ("given", "searched", "says"),
+    [
+        ({}, None, None),
+        ({"lora_r": 38}, None, None),
+        ({"lora_r": 39}, None, r"of JOB_LORA_R \(39\) .* 200 MB: lower JOB_LORA_R to 38, or raise"),
+        ({"lora_r": 64}, None, r"would be 336 MB, .* raise JOB_MAX_ADAPTER_MB to 335.6$"),
+        ({"lora_r": 64}, {"values": [64, 8]}, None),
+        ({}, {"values": [64, 128]}, r"of the sweep's smallest lora_r \(64\) would be 336 MB"),
+        ({}, {"min": 40, "max": 90}, r"smallest lora_r \(40\)"),
+        ({}, {"value": 64}, r"smallest lora_r \(64\)"),
+        ({"max_adapter_mb": 5}, None, r"is 5 MB: raise JOB_MAX_ADAPTER_MB to 42$"),
+    ],
+)  # fmt: skip
+def test_a_sweep_whose_smallest_adapter_is_over_the_limit_is_refused(
+    given: dict[str, Any], searched: dict[str, Any] | None, says: str | None
+) -> None:
+    settings = _settings(**given)
+    sweep = _sweep(learning_rate=RATE, **({} if searched is None else {"lora_r": searched}))
+    if says is None:
+        check_adapter(settings, sweep, MISTRAL_7B)
+        return
+    with pytest.raises(SettingsError, match=says) as caught:
+        check_adapter(settings, sweep, MISTRAL_7B)
+    assert str(caught.value).startswith("JOB_MAX_ADAPTER_MB: ")
+    check_adapter(settings, sweep, MISTRAL_7B | {"model_type": "olmo2"})
+
+
+def test_where_adapters_are_not_known_beforehand_the_first_one_gives_the_same_words() -> None:
+    settings, sweep, shape = (
+        _settings(lora_r=64),
+        _sweep(learning_rate=RATE),
+        model_shape(MISTRAL_7B),
+    )
+    assert shape is not None
+    with pytest.raises(SettingsError) as caught:
+        check_adapter(settings, sweep, MISTRAL_7B)
+    num_bytes = 2 * shape.adapter_weights(64)
+    attempt: Any = SimpleNamespace(
+        settings=settings, definition=sweep, spec=make_spec(recipe={"lora_r": 64})
+    )
+    with pytest.raises(SettingsError) as refused:
+        refuse_too_large(attempt, num_bytes)
+    assert str(refused.value) == str(caught.value)
+    attempt.definition = _sweep(lora_r={"values": [8, 64]})
+    refuse_too_large(attempt, num_bytes)  # another trial may have a smaller one
 
 
 def test_the_weights_of_one_precision_go_before_those_of_another_come() -> None:
