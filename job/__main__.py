@@ -35,6 +35,7 @@ from pathlib import Path
 from job.cli import VERBS, Ending, parse
 from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import last_words, log, set_up_logging
+from job.process.stop import end_with_parent
 
 UNREAD = 128 + signal.SIGPIPE  # 141, which is what a shell calls an end by SIGPIPE
 
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or locale without our letters
             stream.reconfigure(errors="backslashreplace")
+    if options.with_parent is not None:
+        end_with_parent(options.with_parent)
     try:
         with _volumes_told():
             ending = VERBS[options.verb].run(options)

@@ -159,6 +159,18 @@ def test_bad_arguments_end_in_one_line_and_64(tmp_path: Path, line: str, says: s
     assert not list(tmp_path.iterdir())
 
 
+NOBODY = str(2**22 + 1)  # more than a process id can be
+
+
+def test_a_verb_whose_parent_died_while_it_began_ends_at_once(tmp_path: Path) -> None:
+    done = forked.run(
+        [sys.executable, "-m", "job", "--with-parent", NOBODY, "status", "--watch"],
+        timeout=20,
+        env={"PATH": os.environ["PATH"], "JOB_OUTPUT_URI": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (75, "exit 75 (preempted): told to end\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
