@@ -14,7 +14,8 @@ if __name__ == "__main__":
 
     def _end_at_once(*_: object) -> None:
         """75 with its last line, wherever an import stands: no lock, no buffer, no log yet."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         verb = sys.argv[1] if sys.argv[1:] else "run"
         is_trial = verb in ("run", "trial", "queue")
         outlook = b" before the trial began" if is_trial else b""
@@ -27,6 +28,8 @@ if __name__ == "__main__":
 
     # Before the imports, which take half a second: process 1 without a handler hears no SIGTERM.
     signal.signal(signal.SIGTERM, _end_at_once)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, _end_at_once)
     # Whoever starts us with the signal blocked keeps it from getting lost until now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.with_parent is not None:
         end_with_parent(options.with_parent)
     try:
-        with _volumes_told():
+        with _interrupts_raised(), _volumes_told():
             ending = VERBS[options.verb].run(options)
             if options.verb != "trial":  # whose end does not hang on what a library has printed
                 sys.stdout.flush()  # before the last line, which may have to be another one
@@ -87,6 +90,24 @@ def _has_no_reader(error: BaseException) -> bool:
     poll = select.poll()
     poll.register(1, 0)  # a pipe without a reader answers all the same; a socket may have broken
     return isinstance(error, BrokenPipeError) and bool(poll.poll(0))
+
+
+@contextlib.contextmanager
+def _interrupts_raised() -> Iterator[None]:
+    """The first Ctrl-C is `KeyboardInterrupt`; a second one, on the way down, ends us at once."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:  # not the verb's own
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -132,5 +153,6 @@ if __name__ == "__main__":
     code = main()
     _leave_nothing_to_flush()
     # All is said: a signal during Python's own end must not change the code.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
