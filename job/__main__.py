@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ if __name__ == "__main__":
 
     def _end_at_once(*_: object) -> None:
         """75 with its last line, wherever an import stands: no lock, no buffer, no log yet."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         verb = sys.argv[1] if sys.argv[1:] else "run"
         is_trial = verb in ("run", "trial", "queue")
         outlook = b" before the trial began" if is_trial else b""
@@ -26,16 +28,24 @@ if __name__ == "__main__":
 
     # Before the imports, which take half a second: process 1 without a handler hears no SIGTERM.
     signal.signal(signal.SIGTERM, _end_at_once)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, _end_at_once)
     # Whoever starts us with the signal blocked keeps it from getting lost until now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+from pathlib import Path
 
 from job.cli import VERBS, Ending, parse
 from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import last_words, log, set_up_logging
+from job.process.stop import end_with_parent
+
+UNREAD = 128 + signal.SIGPIPE  # 141, which is what a shell calls an end by SIGPIPE
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the verb, turn its end into an exit code and a last line."""
+    _open_closed_streams()
     try:
         options = parse(arguments)
     except SystemExit as end:  # argparse's 2 is no code of ours
@@ -45,16 +55,59 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or locale without our letters
             stream.reconfigure(errors="backslashreplace")
+    if options.with_parent is not None:
+        end_with_parent(options.with_parent)
     try:
-        with _volumes_told():
-            return _end(VERBS[options.verb].run(options))
+        with _interrupts_raised(), _volumes_told():
+            ending = VERBS[options.verb].run(options)
+            if options.verb != "trial":  # whose end does not hang on what a library has printed
+                sys.stdout.flush()  # before the last line, which may have to be another one
+            return _end(ending)
     except JobError as error:
         return last_words(error.exit_code, str(error))
     except KeyboardInterrupt:
         return last_words(ExitCode.PREEMPTED, "interrupted")
-    except Exception:
+    except (Exception, SystemExit) as error:
+        if _has_no_reader(error):
+            return UNREAD
+        if isinstance(error, SystemExit):
+            raise
         log.exception("a bug in the job")
         return last_words(ExitCode.BUG, "a bug in the job, see the traceback")
+
+
+def _open_closed_streams() -> None:
+    """Python has None for a stream that was closed before it started (`job status >&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+
+
+def _has_no_reader(error: BaseException) -> bool:
+    """Whether the error is that nobody reads stdout any more, as behind `job status | head -1`."""
+    if isinstance(error, SystemExit):  # rich's, made of the error
+        return isinstance(error.__context__, BrokenPipeError)
+    poll = select.poll()
+    poll.register(1, 0)  # a pipe without a reader answers all the same; a socket may have broken
+    return isinstance(error, BrokenPipeError) and bool(poll.poll(0))
+
+
+@contextlib.contextmanager
+def _interrupts_raised() -> Iterator[None]:
+    """The first Ctrl-C is `KeyboardInterrupt`; a second one, on the way down, ends us at once."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:  # not the verb's own
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -85,8 +138,21 @@ def _end(ending: Ending) -> int:
     return int(code) if words is None else last_words(code, words)
 
 
+def _leave_nothing_to_flush() -> None:
+    """Python flushes at its own end, too, and what fails there turns the exit code into 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # what is left in its buffer fits there
+            os.close(nowhere)
+
+
 if __name__ == "__main__":
     code = main()
+    _leave_nothing_to_flush()
     # All is said: a signal during Python's own end must not change the code.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import faulthandler
 import signal
 from collections.abc import Callable
@@ -11,14 +9,13 @@ from functools import partial
 
 from job.errors import ExitCode, JobError
 from job.process.heartbeat import beat, open_beat
-from job.process.stop import Stop
+from job.process.stop import Stop, end_with_parent
 from job.process.watchdog import Watchdog
 from job.settings import Settings
 from job.trial.attempt import Training
 from job.trial.run import run_trial
 from job.wandb.client import leave
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -35,7 +32,7 @@ def run_as_child(
     `worker` is the number that the trial's log lines and account have beside those of others.
     Raises the `JobError` that ended the trial, after SIGTERM as `Stop.on_the_way_down` says.
     """
-    _end_with_parent()
+    end_with_parent()
     faulthandler.enable()  # prints all stacks at SIGABRT, which our parent sends if we hang
     stop = Stop(settings.grace_seconds)
     for number in ENDING:
@@ -49,9 +46,3 @@ def run_as_child(
         raise told from error
     leave(ExitCode.OK)
     return line
-
-
-def _end_with_parent() -> None:
-    """Have the kernel send us SIGTERM when our parent dies, even by SIGKILL (Linux, prctl(2))."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

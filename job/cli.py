@@ -78,6 +78,8 @@ def parse(arguments: list[str] | None) -> Namespace:
     commit = os.environ.get("IMAGE_REVISION", "not built as an image")
     version = f"job {job.__version__} (commit: {commit})"
     parser.add_argument("--version", action="version", version=version)
+    # Given by a demo: the verb ends with the process that has this id.
+    parser.add_argument("--with-parent", type=int, help=SUPPRESS)
     words = parser.add_subparsers(title="verbs", dest="verb", metavar="verb")
     for name, verb in VERBS.items():
         verb.add_options(

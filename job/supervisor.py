@@ -347,7 +347,11 @@ class _Queue:
             listing = ", ".join(f"{slot} ({code})" for slot, code in self.failed.items())
             last = list(self.failed.values())[-1]
             return last, f"queue: these slots failed: {listing}; see their lines"
-        return ExitCode.OK, f"queue: nothing is left to do in the {num_slots} slots"
+        # Only the trials know why they ended with 0: a budget that is spent is told so, too.
+        return ExitCode.OK, (
+            f"queue: each of the {num_slots} slots is committed, or its own line says why not; see"
+            " job status"
+        )
 
 
 def _trial_environ(card: str, *, num_workers: int = 1) -> dict[str, str]:

@@ -126,6 +126,8 @@ def _leave_behind(pass_fds: tuple[int, ...]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # `subprocess` lets them kill what it starts
+        signal.signal(number, signal.SIG_IGN)
     # Not closed: an object left over from the tests could later close what got its number.
     nothing = os.open(os.devnull, os.O_RDWR)
     for path in Path("/proc/self/fd").iterdir():

@@ -172,6 +172,18 @@ def test_several_mistakes_are_all_in_the_last_line(tmp_path: Path) -> None:
     assert "; JOB_NUM_TRIALS: " in last or "; JOB_SEED: " in last
 
 
+NOBODY = str(2**22 + 1)  # more than a process id can be
+
+
+def test_a_verb_whose_parent_died_while_it_began_ends_at_once(tmp_path: Path) -> None:
+    done = forked.run(
+        [sys.executable, "-m", "job", "--with-parent", NOBODY, "status", "--watch"],
+        timeout=20,
+        env={"PATH": os.environ["PATH"], "JOB_OUTPUT_URI": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (75, "exit 75 (preempted): told to end\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -196,3 +208,54 @@ def test_a_sigterm_during_the_imports_is_told_once_and_as_it_is(
         check=False,
     )
     assert (done.returncode, done.stderr) == (75, said)
+
+
+# `job status` whose verb is this code; a Ctrl-C is a SIGINT to oneself.
+INTERRUPTED = """
+import atexit, os, runpy, signal, sys
+from dataclasses import replace
+from functools import partial
+from job import cli
+interrupt = partial(os.kill, os.getpid(), signal.SIGINT)
+{start}
+def verb(_):
+    {verb}
+cli.VERBS["status"] = replace(cli.VERBS["status"], run=verb)
+sys.argv = ["job", "status"]
+runpy.run_module("job", run_name="__main__", alter_sys=True)
+"""
+ENVIRON = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+@pytest.mark.parametrize(
+    ("start", "verb", "code", "said"),
+    [
+        ("", "interrupt()", 75, "exit 75 (preempted): interrupted\n"),
+        (
+            "",
+            "try: interrupt()\n    finally: interrupt()",
+            75,
+            "exit 75 (preempted): told to end\n",
+        ),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "interrupt(); return 'done'", 0, "done\n"),
+    ],
+    ids=["once", "again on the way down", "ignored from the start"],
+)
+def test_an_interrupt_is_75_unless_whoever_started_us_ignores_it(
+    start: str, verb: str, code: int, said: str
+) -> None:
+    script = INTERRUPTED.format(start=start, verb=verb)
+    done = forked.run([sys.executable, "-c", script], env=ENVIRON, timeout=60)
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines(keepends=True)
+    assert line.endswith(said)
+
+
+def test_an_interrupt_while_python_ends_changes_no_code() -> None:
+    script = INTERRUPTED.format(start="", verb="atexit.register(interrupt); return 'done'")
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=ENVIRON, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.endswith("exit 0 (ok): done")) == (0, True)

@@ -233,7 +233,10 @@ def test_a_trial_finds_cublas_told_to_repeat_itself(
     assert (tmp_path / "seen").read_text().strip() == seen
 
 
-def test_a_signal_during_the_imports_ends_in_75_with_a_last_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_imports_ends_in_75_with_a_last_line(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     # The first package that the job imports takes for ever, as on a cold disk.
     slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
     (tmp_path / "pydantic_settings.py").write_text(slow)
@@ -245,7 +248,7 @@ def test_a_signal_during_the_imports_ends_in_75_with_a_last_line(tmp_path: Path)
     )  # fmt: skip
     assert started.stdout is not None
     assert started.stdout.readline() == "importing\n"
-    started.send_signal(signal.SIGTERM)
+    started.send_signal(number)
     _, err = started.communicate(timeout=30)
     assert started.returncode == ExitCode.PREEMPTED
     assert err == "exit 75 (preempted): told to end before the trial began\n"

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from job.demo.base import NAME, base_folder, ensure_base
 from job.demo.docstrings import write_rows
-from job.errors import SettingsError
+from job.errors import PreemptedError, SettingsError
 from job.ledger.ledger import Ledger
 from job.ledger.records import Result
 from job.store.local import LocalStore
@@ -112,14 +112,34 @@ def _environ(demo_dir: Path, base: str, sweep: str, num_trials: int) -> dict[str
 
 
 def _run_verb(environ: dict[str, str], *words: str, is_shown: bool = True) -> int:
-    """Run the job; Ctrl-C reaches a queue as well, which saves its state while we wait."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Run the job; return its exit code.
+
+    SIGTERM and SIGINT are passed on, and what was told to end is waited for: a queue saves its
+    state. Raises `PreemptedError` then.
+    """
+    told = False
+    process: subprocess.Popen[bytes] | None = None
+
+    def tell(*_: object) -> None:
+        nonlocal told
+        told = True
+        if process is not None:
+            process.terminate()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        command = [sys.executable, "-m", "job", *words]
+        command = [sys.executable, "-m", "job", "--with-parent", str(os.getpid()), *words]
         shown = None if is_shown else subprocess.DEVNULL
-        return subprocess.run(command, env=environ, stdout=shown, check=False).returncode
+        process = subprocess.Popen(command, env=environ, stdout=shown)
+        if told:  # the signal came before there was a process
+            process.terminate()
+        code = process.wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        raise PreemptedError("the demo was told to end; another one begins a sweep of its own")
+    return code
 
 
 def _show(console: Console, ledger: Ledger, num_trials: int, demo_dir: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable
 
@@ -9,6 +12,20 @@ from job.errors import JobError, OutageError, PreemptedError, is_volume_full
 
 EXIT_MARGIN_SECONDS = 4.0  # the parent kills 3 s before the grace ends; one more to get there
 POLL_SECONDS = 0.05  # how late a wait may see that it is to end
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Have the kernel send us SIGTERM when our parent dies, even by SIGKILL (Linux, prctl(2)).
+
+    `parent`: its process id; one that has died before is told by it.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def sleep_until(is_told: Callable[[], bool], seconds: float) -> None:

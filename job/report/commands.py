@@ -202,16 +202,13 @@ def open_ledger(settings: Settings) -> Ledger:
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Flush stdout: a full disk behind it, found at the interpreter's exit, would end in 120."""
+    """Flush stdout, and name it where the disk behind it is full."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
         if error.errno not in VOLUME_FULL or error.filename is not None:
             raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what is left in its buffer fits there
-        os.close(nowhere)
         raise OutageError("stdout: no space left: free it, or print elsewhere") from error
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from job.errors import ExitCode
 from tests import forked
+from tests.test_supervisor import READY, _await_ready
 from tests.tiny_model import make_base
 from tests.tiny_tokenizer import byte_level_tokenizer
 
@@ -56,3 +58,44 @@ def test_a_wrong_number_of_trials_is_told_before_anything_is_done(
     assert done.returncode == ExitCode.SETTINGS
     assert f"JOB_NUM_TRIALS: is '{number}'; allowed: 1 to 100 in the demo" in done.stderr
     assert not (tmp_path / ".demo").exists()
+
+
+# The demo's own way to run a queue, whose trials are `sh -c SCRIPT`.
+DEMO = """
+import os, sys
+from dataclasses import replace
+from job import cli, supervisor
+from job.__main__ import main
+from job.demo import run
+supervisor.TRIAL_COMMAND = ("sh", "-c", sys.argv[1])
+def queue(_):
+    return run._run_verb(dict(os.environ), "queue"), None
+cli.VERBS["demo"] = replace(cli.VERBS["demo"], run=queue)
+sys.exit(main(["demo"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_the_demo_alone_ends_its_queue_and_its_trial_in_their_own_time(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script = "trap 'echo saved > $OUT/saved; exit 75' TERM; " + READY + "sleep 60 & wait"
+    os.mkfifo(tmp_path / "ready")
+    demo = forked.popen(
+        [sys.executable, "-c", DEMO, script],
+        env={"PATH": os.environ["PATH"], "JOB_DATASET_URI": "rows", "JOB_OUTPUT_URI": "out",
+             "JOB_DEVICE": "cpu", "JOB_NUM_TRIALS": "1", "JOB_WORK_DIR": f"{tmp_path}/work",
+             "OUT": str(tmp_path)},
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _await_ready(tmp_path)
+    demo.send_signal(number)
+    _, said = demo.communicate(timeout=60)  # until nobody can write there any more
+    assert (tmp_path / "saved").exists()
+    lines = said.splitlines()
+    if number == signal.SIGKILL:
+        assert demo.returncode == -number
+    else:
+        assert demo.returncode == ExitCode.PREEMPTED
+        assert "exit 75 (preempted): the demo was told to end; " in lines.pop()
+    assert "exit 75 (preempted): the queue was told to end, 1 of 1 slots are left" in lines[-1]

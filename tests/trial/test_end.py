@@ -60,7 +60,11 @@ def test_whoever_takes_the_first_open_slot_finds_none(flat: Sweep) -> None:
 def test_a_queue_in_an_ended_sweep_ends_with_0(flat: Sweep) -> None:
     done = flat.job("queue", OBJECTIVE="flat", JOB_NUM_TRIALS=8)
     assert done.returncode == 0
-    assert "queue: nothing is left to do in the 8 slots" in done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert "queue: each of the 8 slots is committed, or its own line says why not" in last
+    for slot, state in enumerate(flat.states()[:8]):
+        why = "committed before" if state == "committed" else "no new trial is begun, the sweep"
+        assert any(f"exit 0 (ok): slot {slot}: {why}" in line for line in lines)
 
 
 def test_people_see_that_it_ended_and_why(flat: Sweep, tmp_path: Path) -> None:
