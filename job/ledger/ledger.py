@@ -148,7 +148,7 @@ class Ledger:
         """What `read` gives for each slot, in their order; of a damaged one its error.
 
         Side by side: a bucket answers each small read in tens of milliseconds, and a trial asks for
-        some 180 documents of twelve slots before its first step. Raises what else `read` raises.
+        some 170 documents of twelve slots before its first step. Raises what else `read` raises.
         """
 
         def read_one(number: int) -> T | SlotError:

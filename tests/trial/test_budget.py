@@ -20,7 +20,7 @@ from job.ledger.accounts import cost_of_slot
 from job.ledger.lease import HeldLease, acquire
 from job.ledger.ledger import Ledger
 from job.ledger.records import AttemptProgress
-from job.ledger.redo import redo
+from job.ledger.redo import exclude, redo
 from job.ledger.watch import LeaseWatch
 from job.report.costs import by_place, cost_lines, wasted_by_cause
 from job.report.overview import read_overview
@@ -343,6 +343,34 @@ def test_of_workers_that_loaded_at_once_those_at_higher_slots_stand_back(tmp_pat
     assert budget_reached(settings, ledger, held=1) is None
     said = "$1.00 are spent, about $1.00 bound by the trials at work and about $1.00 needed"
     assert said in str(budget_reached(settings, ledger, held=2))
+
+
+@pytest.mark.parametrize("how", ["excluded", "given up", "left undrawn"])
+def test_a_slot_that_nobody_is_at_any_more_binds_nothing(tmp_path: Path, how: str) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    _end(_begin(ledger, [0], "a", 0.5), 2.0, 0)  # $1 is spent, and another is $1
+    lease = (_take if how == "left undrawn" else _begin)(ledger, [1], "a", 0.5)
+    settings = _settings(sweep_budget_usd=2.5, gpu_hourly_usd=0.5)
+    assert budget_reached(settings, ledger, held=2) is not None
+    if how == "excluded":
+        exclude(lease.slot, "wrong rows")
+    elif how == "given up":
+        lease.slot.give_up("no progress")
+    else:
+        lease.end(0, "no new trial is begun")
+    assert budget_reached(settings, ledger, held=2) is None
+
+
+def test_an_excluded_trial_was_paid_for_and_says_nothing_of_the_next(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    for number, hours in enumerate((1.0, 1.0, 9.0, 9.0, 9.0)):
+        lease = _begin(ledger, [number], "a", 0.5)
+        _end(lease, hours, 0)
+        if hours == 9:
+            exclude(lease.slot, "wrong rows")
+    said = budget_reached(_settings(sweep_budget_usd=14.9, gpu_hourly_usd=0.5), ledger)
+    assert said is not None
+    assert said.startswith("$14.50 are spent and about $0.50 needed for another")
 
 
 def test_attempts_without_a_price_count_at_the_readers(tmp_path: Path) -> None:
