@@ -49,6 +49,7 @@ from job.plan.sections import (
     describe_sweep,
     describe_trial,
     num_drawable,
+    num_left,
 )
 from job.plan.workload import memory_of, usable_bytes_of, workloads_of
 from job.progress import size
@@ -245,13 +246,7 @@ def _trial_sections(
     # What slots beyond those that can be drawn have cost counts as well.
     every_slot = settings.model_copy(update={"num_trials": len(inputs.overview.slots)})
     found = rooms(every_slot, inputs.ledger, shortest=taken.short, longest=taken.long)
-    plan.warnings += warnings.of_budgets(found, _num_left(settings, inputs.overview))
-
-
-def _num_left(settings: Settings, overview: Overview) -> int:
-    """The number of trials that are not drawn yet and can be."""
-    num_empty = sum(view.state == "empty" for view in overview.slots)
-    return max(0, min(num_empty, settings.num_trials - (len(overview.slots) - num_empty)))
+    plan.warnings += warnings.of_budgets(found, num_left(settings.num_trials, inputs.overview))
 
 
 def _card_sections(

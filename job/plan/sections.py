@@ -40,6 +40,12 @@ def num_drawable(settings: Settings, definition: SweepDefinition) -> tuple[int, 
     return limit
 
 
+def num_left(num_drawable: int, overview: Overview) -> int:
+    """The number of trials that are not drawn yet, of so many that can be."""
+    num_empty = sum(view.state == "empty" for view in overview.slots)
+    return max(0, min(num_empty, num_drawable - (len(overview.slots) - num_empty)))
+
+
 def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
     if shape is None:
         family = base.config.get("model_type")

@@ -27,8 +27,9 @@ from job.plan.forecast import (
     throughput_on_this_cpu,
     trial_seconds,
 )
-from job.plan.sections import describe_cost, describe_sweep
+from job.plan.sections import describe_cost, describe_sweep, num_left
 from job.report.notation import span
+from job.report.overview import Overview, SlotView, State
 from job.settings import Settings
 from job.store import open_store
 from job.sweep.definition import SweepDefinition, parse_definition
@@ -132,6 +133,13 @@ def test_slots_that_are_never_drawn_are_foretold(given: dict[str, Any], told: st
 def test_a_budget_that_ends_the_sweep_is_foretold(least: int, most: int, says: str | None) -> None:
     found = list(warnings.of_budgets([Room("JOB_X", 2, "$0.60", least, most)], 12))
     assert says in found[0] if says else found == []
+
+
+@pytest.mark.parametrize(("drawable", "left"), [(6, 3), (4, 1), (2, 0)])
+def test_what_is_drawn_is_left_out_of_the_trials_that_are_to_come(drawable: int, left: int) -> None:
+    states: tuple[State, ...] = ("completed", "empty", "running", "empty", "excluded", "empty")
+    views = tuple(SlotView(number, state) for number, state in enumerate(states))
+    assert num_left(drawable, Overview("s", "out", None, views)) == left
 
 
 def _sweep(method: str, **parameters: Any) -> SweepDefinition:
