@@ -3,7 +3,9 @@
 `bucket_0_1` was written by version 0.1 (commit 397394d) with real training of a tiny model: slot 0
 committed, 1 told to end at step 24 of 48, 2 begun again and committed twice, 3 excluded, 4 killed
 after a checkpoint, 5 never begun. `expected.json` holds what that version's `job status --json`
-said of it, and how its slots 1 and 4 ended in a copy in which nobody interrupted them.
+said of it, and how its slots 1 and 4 ended in a copy in which nobody interrupted them, all of it on
+an Intel CPU. On others PyTorch draws other dropout masks, so what that version made there of the
+same checkpoints, on an AMD EPYC, is beside it.
 
 `pytest tests/ledger/test_earlier_buckets.py`
 """
@@ -86,8 +88,14 @@ def test_an_earlier_versions_checkpoint_is_resumed_to_equal_losses(copy: Path, s
     ]
     assert [step for step, _ in result["curve"]] == [step for step, _ in calm["curve"]]
     losses = [loss for _, loss in result["curve"]]
-    # Another CPU rounds otherwise: to the bit they are equal on the one that wrote them.
-    assert losses == pytest.approx([loss for _, loss in calm["curve"]], rel=2e-6)
+    on_intel, elsewhere = (
+        # Another CPU rounds otherwise: to the bit they are equal on the one that wrote them.
+        pytest.approx([loss for _, loss in curve], rel=2e-6)
+        for curve in (calm["curve"], EXPECTED["resumed_on_amd"][str(slot)])
+    )
+    cpu = Path("/proc/cpuinfo")
+    is_intel = cpu.exists() and "GenuineIntel" in cpu.read_text()
+    assert losses == (on_intel if is_intel else elsewhere)
 
 
 @pytest.mark.slow
