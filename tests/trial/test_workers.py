@@ -80,7 +80,7 @@ class Pods:
         """Wait for the Job's end, or give it up."""
         if not is_over:
             self.controller.model.condition = "given up"
-        self._thread.join(60 if is_over else 0)
+        self._thread.join(180 if is_over else 0)
         while self._thread.is_alive():
             self.controller.model.condition = "given up"
             for pod in self.running():
