@@ -101,6 +101,7 @@ class JobController:
         *,
         overrides: dict[str, str],
         on_pod: Callable[[Pod], None] = lambda _: None,
+        popen: Callable[..., subprocess.Popen[Any]] = forked.popen,
         **spec: Any,
     ) -> None:
         documents = list(yaml.safe_load_all((ROOT / "k8s/sweep-job.yaml").read_text()))
@@ -110,7 +111,7 @@ class JobController:
         self.pod: Json = self.spec["template"]["spec"]
         (self.container,) = self.pod["containers"]
         self._settings: dict[str, str] = by_kind["ConfigMap"]["data"] | overrides
-        self._command, self._on_pod = command, on_pod
+        self._command, self._on_pod, self._popen = command, on_pod, popen
         self.pods: list[Pod] = []
         self.failures: dict[int, int] = {}  # that count, by index
         self.waits: list[tuple[int, float]] = []  # back-off by index: recorded, not slept
@@ -151,7 +152,7 @@ class JobController:
 
     def _start(self, index: int) -> Pod:
         attempt = 1 + sum(pod.index == index for pod in self.pods)
-        process = forked.popen(
+        process = self._popen(
             self._command(index), env=self.environ(index), stderr=subprocess.PIPE, text=True,
             cwd=ROOT,
         )  # fmt: skip

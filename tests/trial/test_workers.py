@@ -58,6 +58,7 @@ class Pods:
         self.controller = JobController(
             lambda _: [*COMMAND, "run"],
             overrides=settings | {"JOB_GPU_HOURLY_USD": PRICES["pod"]},
+            popen=subprocess.Popen,  # a fork would keep locks of the other threads' clients
             completions=NUM_SLOTS,
             parallelism=2,
         )
