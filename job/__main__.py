@@ -35,10 +35,11 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from job.cli import VERBS, Ending, parse
+from job.cli import VERBS, parse
 from job.errors import VOLUME_FULL, ExitCode, JobError, OutageError
 from job.log import last_words, log, set_up_logging
 from job.process.stop import end_with_parent
+from job.verbs import Ending
 
 UNREAD = 128 + signal.SIGPIPE  # 141, which is what a shell calls an end by SIGPIPE
 

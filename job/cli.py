@@ -1,11 +1,7 @@
-"""The command line: one table of verbs with their words, options and functions.
-
-What a verb needs is imported inside its function, so that `--help` stays quick.
-"""
+"""The command line: one table of verbs with words and options; `verbs.py` has what they do."""
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import (
     SUPPRESS,
@@ -17,21 +13,13 @@ from argparse import (
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic.fields import FieldInfo
 
 import job
-from job.environment import mend
-from job.errors import ExitCode, HeldError, OutageError, SettingsError
-from job.log import last_words, log
-from job.process.workspace import use_for_temporaries
-from job.settings import NOT_NEEDED, Settings, variable
-from job.variables import load_settings
-
-if TYPE_CHECKING:
-    from job.ledger.ledger import Ledger
-    from job.ledger.slot import Slot
+from job import verbs
+from job.settings import Settings, variable
+from job.verbs import Ending
 
 EXAMPLES = """\
 examples:
@@ -43,11 +31,6 @@ examples:
 exit codes: 0 committed or nothing to do, 64 settings, 65 data, 69 slot, 70 bug, 72 GPU,
             74 store or network, 75 preempted, 77 credentials
 """
-
-
-# How a verb ends: None, with 0 and without a word; a last line, with 0; or an exit code with its
-# last line, None where that was said already.
-Ending: TypeAlias = str | tuple[int, str | None] | None
 
 
 @dataclass(frozen=True)
@@ -235,283 +218,79 @@ def _sweep_options(parser: ArgumentParser) -> None:
     parser.add_argument("action", choices=["create"])
 
 
-def read_reason(text: str | None) -> str:
-    """Why a slot is excluded. Raises `SettingsError`."""
-    reason = " ".join((text or "").split())
-    if not reason or len(reason) > 500:
-        raise SettingsError("exclude: --reason TEXT is needed, 1 to 500 characters")
-    return reason
-
-
-def read_hours(text: str) -> float:
-    """How long something must have been unused, in hours. Raises `SettingsError`."""
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = -1.0
-    if not 0 <= hours <= 1e5:
-        raise SettingsError(f"gc: --unused-hours is {text!r}; allowed: 0 to 100000")
-    return hours
-
-
-def _settings(*, tell: bool = True, **given: str) -> Settings:
-    settings, warnings = load_settings(**given)
-    for warning in warnings if tell else ():
-        log.warning("%s", warning)
-    use_for_temporaries(settings.work_dir)
-    return settings
-
-
-def _open_ledger() -> tuple[Settings, Ledger]:
-    """The settings of a verb that reads no rows, and the ledger that they name."""
-    from job.report.commands import open_ledger
-
-    settings = _settings(dataset_uri=NOT_NEEDED)
-    return settings, open_ledger(settings)
-
-
-def _open_slot(options: Namespace) -> Slot:
-    """The slot that a verb is to change, in its newest generation."""
-    from job.ledger.ledger import check_sweep
-    from job.ledger.redo import read_slot
-
-    settings, ledger = _open_ledger()
-    check_sweep(ledger)
-    num_slots = ledger.num_slots(settings.num_trials)
-    return ledger.slot(read_slot(options.slot, options.verb, num_slots))
-
-
-def _run(_options: Namespace) -> Ending:
-    from job.supervisor import run_one
-
-    return run_one(_settings())
-
-
-def _queue(_options: Namespace) -> Ending:
-    from job.supervisor import run_queue
-
-    return run_queue(_settings())
-
-
-def _trial(options: Namespace) -> Ending:
-    from job.child import run_as_child
-
-    settings = _settings(tell=options.heartbeat_fd is None)  # process 1 has told its warnings
-    try:
-        return run_as_child(settings, options.heartbeat_fd, worker=options.worker, die=_end_hung)
-    except HeldError as error:
-        if not options.of_queue:
-            raise
-        log.info("%s; the queue goes on", error)  # no end of the queue, so no last words either
-        return error.exit_code, None
-
-
-def _end_hung(reason: str) -> None:
-    os._exit(last_words(ExitCode.OUTAGE, reason))  # the main thread would never get there
-
-
-def _plan(options: Namespace) -> Ending:
-    from job.plan.command import run_plan
-
-    run_plan(options, _settings())
-    return None
-
-
-def _status(options: Namespace) -> Ending:
-    from job.report.commands import show_status
-
-    show_status(options, *_open_ledger())
-    return None
-
-
-def _report(options: Namespace) -> Ending:
-    from job.report.commands import write_report
-
-    settings, ledger = _open_ledger()
-    if options.mirror:
-        return _mirror(settings, ledger)
-    write_report(options, settings, ledger)
-    return None
-
-
-def _mirror(settings: Settings, ledger: Ledger) -> Ending:
-    from job.wandb.client import check_wanted
-    from job.wandb.confirmed import mirror_all
-
-    check_wanted(settings)
-    done, missing = mirror_all(settings, ledger)
-    if done < missing:
-        raise OutageError(f"W&B has confirmed {done} of {missing} trials; run this again")
-    return f"W&B has all committed trials, {done} of them new"
-
-
-def _best(options: Namespace) -> Ending:
-    from job.report.commands import show_best
-
-    show_best(options, *_open_ledger())
-    return None
-
-
-def _answers(options: Namespace) -> Ending:
-    from job.report.answers import show_answers
-
-    show_answers(options, *_open_ledger())
-    return None
-
-
-def _redo(options: Namespace) -> Ending:
-    from job.ledger.redo import redo
-
-    slot = _open_slot(options)
-    done = redo(slot)
-    if options.json:
-        generation = slot.ledger.slot(slot.number).generation
-        _print_json({"slot": slot.number, "generation": generation, "message": done})
-    return done
-
-
-def _exclude(options: Namespace) -> Ending:
-    from job.ledger.redo import exclude
-
-    reason = read_reason(options.reason)
-    slot = _open_slot(options)
-    done = exclude(slot, reason)
-    if options.json:
-        _print_json({"slot": slot.number, "reason": slot.exclusion(), "message": done})
-    return done
-
-
-def _gc(options: Namespace) -> Ending:
-    from job.ledger.garbage import collect
-    from job.ledger.ledger import check_sweep
-
-    unused_hours = read_hours(options.unused_hours)
-    _, ledger = _open_ledger()
-    check_sweep(ledger)
-    collected = collect(
-        ledger,
-        dry_run=options.dry_run,
-        old_generations=options.old_generations,
-        unused_hours=unused_hours,
-        say=(lambda _: None) if options.json else print,
-    )
-    if options.json:
-        _print_json(collected.to_json())
-    return collected.summary
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, indent=1), flush=True)
-
-
-def _stage(options: Namespace) -> Ending:
-    from job.staged_base import stage
-    from job.trial.identity import base_revision
-
-    settings, ledger = _open_ledger()
-    staged = stage(
-        ledger.store,
-        settings.base_model,
-        base_revision(settings, ledger),
-        settings.work_dir,
-        60 * settings.outage_minutes,
-    )
-    if options.json:
-        _print_json(staged._asdict())
-    return staged.summary
-
-
-def _sweep(_options: Namespace) -> Ending:
-    from job.trial.identity import load_sweep_file
-    from job.wandb.sweeps import create_sweep, next_steps
-
-    settings = _settings(dataset_uri=NOT_NEEDED, output_uri=NOT_NEEDED)
-    sweep = create_sweep(settings, load_sweep_file(settings))
-    print(next_steps(settings, sweep))
-    return None
-
-
-def _demo(_options: Namespace) -> Ending:
-    from job.demo.run import run_demo
-
-    warnings, errors = mend(os.environ)
-    if errors:
-        raise SettingsError("\n".join(errors))
-    for warning in warnings:
-        log.warning("%s", warning)
-    return run_demo(), None
-
-
 _SWEEP_URI = "JOB_OUTPUT_URI=s3://bucket/prefix"
 _TRIAL_URIS = f"JOB_DATASET_URI=rows.jsonl {_SWEEP_URI}"
 VERBS = {
     "run": Verb(
-        _run, "run one trial as a supervised child process (the default)", f"{_TRIAL_URIS} job"
+        verbs.run, "run one trial as a supervised child process (the default)", f"{_TRIAL_URIS} job"
     ),
     "trial": Verb(
-        _trial, "run one trial in this very process", f"{_TRIAL_URIS} job trial", _trial_options
+        verbs.trial,
+        "run one trial in this very process",
+        f"{_TRIAL_URIS} job trial",
+        _trial_options,
     ),
     "queue": Verb(
-        _queue,
+        verbs.queue,
         "run all trials of the sweep, JOB_WORKERS at once",
         f"{_TRIAL_URIS} JOB_WORKERS=auto job queue",
     ),
     "plan": Verb(
-        _plan,
+        verbs.plan,
         "say what the sweep will need, take and cost; prepares its rows, needs no GPU",
         f"{_TRIAL_URIS} JOB_GPU_HOURLY_USD=0.35 job plan",
         _plan_options,
     ),
     "stage": Verb(
-        _stage,
+        verbs.stage,
         "copy the hub's base model into the bucket once, or check the copy",
         f"{_SWEEP_URI} job stage",
         _json_option,
     ),
     "status": Verb(
-        _status, "print the sweep's slots", f"{_SWEEP_URI} job status --watch", _status_options
+        verbs.status, "print the sweep's slots", f"{_SWEEP_URI} job status --watch", _status_options
     ),
     "report": Verb(
-        _report,
+        verbs.report,
         "write a page about the sweep, and a summary",
         f"{_SWEEP_URI} job report --output .",
         _report_options,
     ),
     "best": Verb(
-        _best,
+        verbs.best,
         "print, download, merge or push the best adapter",
         f"{_SWEEP_URI} job best --download adapter",
         _best_options,
     ),
     "answers": Verb(
-        _answers,
+        verbs.answers,
         "have the untuned base and the best adapters answer held-out prompts",
         f"{_SWEEP_URI} job answers --rows 64 --match number",
         _answers_options,
     ),
     "redo": Verb(
-        _redo, "begin a slot again, from step 0", f"{_SWEEP_URI} job redo 3", _redo_options
+        verbs.redo, "begin a slot again, from step 0", f"{_SWEEP_URI} job redo 3", _redo_options
     ),
     "exclude": Verb(
-        _exclude,
+        verbs.exclude,
         "take a slot out of the sweep",
         f"{_SWEEP_URI} job exclude 3 --reason 'wrong rows'",
         _exclude_options,
     ),
     "gc": Verb(
-        _gc,
+        verbs.gc,
         "delete what nothing refers to any more",
         f"{_SWEEP_URI} job gc --dry-run",
         _gc_options,
     ),
     "sweep": Verb(
-        _sweep,
+        verbs.sweep,
         "`sweep create`: register the sweep file with W&B",
         "WANDB_API_KEY=... JOB_SWEEP_FILE=sweep.yaml job sweep create",
         _sweep_options,
     ),
     "demo": Verb(
-        _demo,
+        verbs.demo,
         "run a small sweep of a real model of 135 M parameters, fetched once, on the CPU",
         "JOB_NUM_TRIALS=6 job demo",
     ),

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from dataclasses import replace
 
-from job import cli, supervisor
+from job import cli, supervisor, verbs
 from job.__main__ import main
 from job.child import run_as_child
 from job.errors import HeldError
@@ -17,7 +17,7 @@ from job.variables import load_settings
 from tests.fake_training import FAKE_TRAINING
 
 
-def _trial(options: Namespace) -> cli.Ending:
+def _trial(options: Namespace) -> verbs.Ending:
     settings, _ = load_settings()
     try:
         return run_as_child(

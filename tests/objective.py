@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from job import cli, supervisor
+from job import cli, supervisor, verbs
 from job.__main__ import main
 from job.child import run_as_child
 from job.ledger.ledger import Ledger
@@ -123,7 +123,7 @@ def _load_base(*_: Any) -> Any:
 OBJECTIVE = Training(open_device=lambda *_: None, load_base=_load_base, fit=_fit)  # type: ignore[arg-type, return-value]
 
 
-def _trial(options: Namespace) -> cli.Ending:
+def _trial(options: Namespace) -> verbs.Ending:
     settings, _ = load_settings()
 
     def die(reason: str) -> None:

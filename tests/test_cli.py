@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from job.__main__ import main
-from job.cli import VERBS, parse, read_hours, read_reason
+from job.cli import VERBS, parse
 from job.errors import ExitCode, SettingsError
 from job.ledger.ledger import Ledger
 from job.ledger.redo import read_slot
 from job.store.local import LocalStore
+from job.verbs import read_hours, read_reason
 from tests import forked
 from tests.ledger.documents import make_identity, make_spec
 

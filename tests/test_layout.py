@@ -37,6 +37,7 @@ ROOMS = [
     "demo",
     "child",
     "supervisor",
+    "verbs",
     "cli",
     "__main__",
 ]
