@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # A batch ends here, or after CHECK_ROWS rows, and should_stop is asked between two of them. When it
 # is tokenised, it holds 100 bytes of Python objects a character: 2 million took 30 MB more.
 _BATCH_CHARACTERS = 300_000
-SURELY_ON_BOTH_SIDES = 20  # rows that differ and were to fall on a side: e^-20 that none did
+SURELY_ON_BOTH_SIDES = 20  # rows expected on a side: of so many that differ, some fall there
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _check_sides(counts: Counts, settings: DataSettings) -> None:
     if counts.too_long:
         way_outs.append(f"raise JOB_MAX_SEQ_LENGTH ({settings.max_seq_length} tokens)")
     elif share * settings.subsample_fraction * counts.rows_read >= SURELY_ON_BOTH_SIDES:
-        way_outs = ["give rows that differ: equal ones fall on one side, and these seem to be"]
+        way_outs = ["give rows that differ: equal ones fall on one side, and all of these did"]
     way_out = ", or ".join(way_outs)
     raise DataError(
         f"JOB_DATASET_URI: no {side} rows: {counts.rows_read} read, {counts.selected} selected by "

@@ -209,9 +209,7 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
         plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
         fits = partial(_fits, settings, inputs, costliest)
         plan.advice += advice.of_rank(settings, inputs.definition, fits)
-    yield from _card_sections(
-        settings, plan, inputs, works, overview=overview, recompute=memory.recompute
-    )
+    yield from _card_sections(settings, plan, inputs, works, memory.recompute)
     outlook = outlook_of(overview)
     plan.numbers["expected_gain_nats"] = outlook.gain
     plan.sections["end"] = describe_end(settings, inputs.definition, overview, outlook)
@@ -254,13 +252,11 @@ def _card_sections(
     plan: Plan,
     inputs: Inputs,
     works: Sequence[Workload],
-    *,
-    overview: Overview,
     recompute: Recompute,
 ) -> Iterator[str]:
     """The hours and dollars on each kind of card that has a price."""
     shape = model_shape(inputs.base.config)
-    found = offers(inputs.prices, overview, shape, works, recompute)
+    found = offers(inputs.prices, inputs.overview, shape, works, recompute)
     plan.warnings += warnings.of_cards(inputs.prices, found)
     if found:
         plan.numbers["cards"] = [asdict(offer) for offer in found]

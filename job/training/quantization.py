@@ -50,9 +50,9 @@ def price_of_4_bits(
     """What holding the untuned base so costs against 16 bits, by its eval/loss in both."""
     held = in_short(quantization) + ("," if "," in in_short(quantization) else "")
     rows = "the held-out rows" if num_rows is None else f"these {num_rows} rows"
-    price = f"{untuned - untuned_16bit:.3f}"
+    price = round(untuned - untuned_16bit, 3) + 0.0  # -0.0 + 0.0 is 0.0
     return (
-        f"{held} cost the untuned base {price.replace('-0.000', '0.000')} nats on {rows}"
+        f"{held} cost the untuned base {price:.3f} nats on {rows}"
         f" ({untuned:.3f} against {untuned_16bit:.3f})"
     )
 

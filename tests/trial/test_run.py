@@ -103,7 +103,7 @@ def test_a_trial_commits_once_and_says_so(job: Run, tmp_path: Path) -> None:
     in_4, in_16 = result["curve"][0][1], result["untuned_16bit"]
     assert result["phase_seconds"]["untuned_16bit"] > 0
     price = (
-        f"4 bits cost the untuned base {f'{in_4 - in_16:.3f}'.replace('-0.000', '0.000')} nats"
+        f"4 bits cost the untuned base {round(in_4 - in_16, 3) + 0.0:.3f} nats"
         " on these 16 rows"
         f" ({in_4:.3f} against {in_16:.3f})"
     )
