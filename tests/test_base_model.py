@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,16 @@ def test_a_family_that_overflows_fp16_is_refused_with_the_reason(
     (tmp_path / "model.safetensors").mkdir()  # reading it would fail: the refusal comes first
     with pytest.raises(SettingsError, match=f"family {family}, which overflows in fp16"):
         resolve_base_model(str(tmp_path), "main")
+
+
+@pytest.mark.slow
+def test_every_numbered_gemma_that_transformers_knows_is_refused() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if re.match(r"gemma\d", name)]
+    drafters = {name for name in known if name.endswith("_assistant")}  # which nobody tunes alone
+    assert "gemma4_unified_text" in known
+    assert set(known) - drafters <= set(FP16_UNSAFE_MODEL_TYPES)
 
 
 def test_an_unsafe_familys_weights_are_not_downloaded(bucket: Bucket, tmp_path: Path) -> None:

@@ -341,6 +341,7 @@ def test_a_family_without_predictions_is_told_what_is_not_known_of_it(
     assert plan["sections"]["trial"] == "its hours and its price are known once one has ended"
     (warning,) = (line for line in plan["warnings"] if "--price" in line)
     assert warning.startswith("--price t4: the base's family is one without predictions")
+    assert "\ntrial      its hours and its price are known once" in _plan(inputs, **base).stdout
     assert _plan(inputs, "--price", "nosuch=1", **base).returncode == 64
 
 

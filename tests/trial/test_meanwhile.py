@@ -148,6 +148,20 @@ def test_a_draw_is_told_of_a_slot_that_another_worker_committed(world: World, wh
     assert world.spec(1).untuned == UNTUNED
 
 
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_the_log_counts_results_and_no_trial_that_still_runs(
+    world: World, caplog: pytest.LogCaptureFixture, is_committed: bool
+) -> None:
+    if is_committed:
+        world.measured()
+    else:
+        world.others.slot(0).specify(make_spec())
+    with caplog.at_level("INFO", logger="job"):
+        world.trial(completion_index=1)
+    (said,) = (line for line in caplog.messages if line.startswith("slot 1: drawn by"))
+    assert said.endswith(f"results so far: {int(is_committed)}")
+
+
 def test_a_slot_begun_again_while_the_base_is_loaded_is_trained_as_that(world: World) -> None:
     before = world.drawn(1)
     said = world.trial(loading=lambda: redo(world.others.slot(1)), completion_index=1)
