@@ -156,4 +156,7 @@ if __name__ == "__main__":
     # All is said: a signal during Python's own end must not change the code.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # Where a Ctrl-C came inside an exec(), by which libraries make classes as they are imported,
+    # `python -m` would end by that signal, although it was caught. The next exec() forgets it.
+    exec("")  # noqa: S102
     sys.exit(code)

@@ -252,6 +252,19 @@ def test_an_interrupt_is_75_unless_whoever_started_us_ignores_it(
     assert line.endswith(said)
 
 
+def test_an_interrupt_inside_an_exec_is_75_as_well(tmp_path: Path) -> None:
+    """As the making of a dataclass is, while a library is imported; seen with `python -m` only."""
+    script = INTERRUPTED.format(start="", verb="exec('interrupt()', globals())")
+    (tmp_path / "interrupted.py").write_text(script)
+    environ = {**ENVIRON, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENVIRON['PYTHONPATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        env=environ, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.endswith("exit 75 (preempted): interrupted\n")
+
+
 def test_an_interrupt_while_python_ends_changes_no_code() -> None:
     script = INTERRUPTED.format(start="", verb="atexit.register(interrupt); return 'done'")
     done = subprocess.run(

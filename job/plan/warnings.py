@@ -121,9 +121,10 @@ def of_rows(settings: Settings, data: PreparedData) -> Iterator[str]:
             f" ({settings.max_seq_length} tokens) and lose their end: raise it"
         )
     if counts.eval < settings.eval_rows:
+        or_more = " or JOB_SUBSAMPLE_FRACTION" if settings.row_fraction < 1 else ""
         yield (
             f"only {counts.eval} rows are held out, JOB_EVAL_ROWS asks for {settings.eval_rows}:"
-            " raise JOB_EVAL_FRACTION or JOB_SUBSAMPLE_FRACTION"
+            f" raise JOB_EVAL_FRACTION{or_more}"
         )
 
 

@@ -218,6 +218,10 @@ def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None
     assert columns.startswith("columns not used: choices, image: if one belongs to the prompt")
     (few,) = warnings.of_rows(settings, _data(replace(COUNTS, eval=191)))
     assert few.startswith("only 191 rows are held out, JOB_EVAL_ROWS asks for 192")
+    assert few.endswith("raise JOB_EVAL_FRACTION or JOB_SUBSAMPLE_FRACTION")
+    whole = _settings(eval_rows=192, max_seq_length=512, use_full_dataset=True)
+    (few,) = warnings.of_rows(whole, _data(replace(COUNTS, eval=191)))
+    assert few.endswith("raise JOB_EVAL_FRACTION"), "all rows are taken already"
 
 
 def test_a_checkpoint_that_just_misses_the_grace_is_foretold() -> None:
