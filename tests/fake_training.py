@@ -62,15 +62,17 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         keeper.put_checkpoint(folder, state.step, state.best["key"] if state.best else None)
         saved_step = state.step
 
+    stopped: str | None = None
     try:
-        while state.step < recipe.planned_steps and (not state.step or not attempt.stop_asked()):
+        while state.step < recipe.planned_steps and not stopped:
             attempt.should_stop()
             time.sleep(STEP_SECONDS)  # a step takes time, or nothing could fall into one
             _count_step()
             value = hashlib.sha256(f"{value}{state.step}".encode()).hexdigest()
             state.step += 1
             keeper.report(step=state.step)
-            if state.step in recipe.eval_steps or attempt.stop_asked():
+            stopped = attempt.stop_asked()  # once a step: whoever ends here has been evaluated
+            if state.step in recipe.eval_steps or stopped:
                 _evaluate(state, value, work_dir, keeper)
             _write_line(history, state, value)
             if keeper.is_due():
@@ -79,8 +81,8 @@ def _fit(attempt: Any, keeper: Any, work_dir: Path) -> Any:
         checkpoint()
         raise
     fitted = FakeFit(state, history)
-    if attempt.stop_asked() and state.step < recipe.planned_steps:
-        fitted.status, fitted.reason = "stopped", attempt.stop_asked()
+    if stopped and state.step < recipe.planned_steps:
+        fitted.status, fitted.reason = "stopped", stopped
     return fitted
 
 

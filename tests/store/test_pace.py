@@ -31,10 +31,11 @@ from tests.servers import s3
 from tests.servers.behind_proxy import LARGE_BYTES, RETRYING_LIMITS, SHORT_LIMITS
 from tests.servers.proxy import Fault, FaultProxy
 
-# A dripped answer never falls silent for read_seconds: only the pace can end it. 1 MB in half a
-# second is far over what the proxy drips, and far under what it passes on.
+# A dripped answer never falls silent for read_seconds, on however busy a machine: only the pace can
+# end it. 1 MB in half a second is far over what the proxy drips, and far under what it passes on.
 PACED = dataclasses.replace(
     RETRYING_LIMITS,
+    read_seconds=5,
     pace=MinimumPace(num_bytes=2**20, seconds=0.5),
     sdk_seconds=0.4,
     pause_seconds=0.01,
