@@ -112,6 +112,12 @@ def resolve_base_model(
             f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://, az://) nor a"
             " Hugging Face id (owner/name)"
         )
+    if model.hub_revision is None and revision != "main":
+        log.warning(
+            "JOB_BASE_MODEL_REVISION=%s says nothing of %s, which is no model of the hub: its files"
+            " are taken as they are and known by their sha256",
+            *(revision, name),
+        )
     return model
 
 

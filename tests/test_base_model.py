@@ -127,6 +127,19 @@ def test_a_folder_needs_no_place_to_download_to(tmp_path: Path) -> None:
     assert model.revision.startswith("sha256:")
 
 
+@pytest.mark.parametrize("place", ["folder", "uri", "bucket"])
+def test_a_revision_of_what_has_none_is_told(
+    place: str, bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, data in FILES.items():
+        (tmp_path / name).write_bytes(data)
+    names = {"folder": str(tmp_path), "uri": tmp_path.as_uri(), "bucket": "gs://models/llama"}
+    resolve_base_model(names[place], "main", tmp_path / "work")
+    assert "REVISION" not in caplog.text
+    resolve_base_model(names[place], "v1.1", tmp_path / "work")
+    assert f"JOB_BASE_MODEL_REVISION=v1.1 says nothing of {names[place]}, which is" in caplog.text
+
+
 @pytest.mark.parametrize("family", sorted(FP16_UNSAFE_MODEL_TYPES))
 def test_a_family_that_overflows_fp16_is_refused_with_the_reason(
     tmp_path: Path, family: str
