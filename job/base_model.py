@@ -112,13 +112,17 @@ def resolve_base_model(
             f"JOB_BASE_MODEL: {name} is neither a folder, a bucket URI (s3://, gs://, az://) nor a"
             " Hugging Face id (owner/name)"
         )
+    _tell_unread_revision(model, revision)
+    return model
+
+
+def _tell_unread_revision(model: BaseModel, revision: str) -> None:
     if model.hub_revision is None and revision != "main":
         log.warning(
             "JOB_BASE_MODEL_REVISION=%s says nothing of %s, which is no model of the hub: its files"
             " are taken as they are and known by their sha256",
-            *(revision, name),
+            *(revision, model.name),
         )
-    return model
 
 
 class KnownDigests:

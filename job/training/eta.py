@@ -61,12 +61,9 @@ def forecast(
     last as long as those before it, or, if there was none, as its `eval_tokens` suggest.
     """
     tokens_per_second = step_tokens / step_seconds
-    measured = state.clock_seconds - state.step_seconds
-    eval_seconds = (
-        measured / len(state.curve)
-        if state.curve
-        else EVAL_SHARE_OF_A_STEP * eval_tokens / tokens_per_second
-    )
+    eval_seconds = EVAL_SHARE_OF_A_STEP * eval_tokens / tokens_per_second
+    if state.curve:
+        eval_seconds = (state.clock_seconds - state.step_seconds) / len(state.curve)
     steps_left = recipe.planned_steps - state.step
     evals_left = sum(step > state.step for step in recipe.eval_steps)
     left = steps_left * step_seconds + evals_left * eval_seconds
@@ -77,17 +74,12 @@ def forecast(
     )
     if budget_seconds is None:
         return text
-    in_all = state.clock_seconds + left
+    in_all, budget = state.clock_seconds + left, f"JOB_TRIAL_BUDGET_HOURS={budget_seconds / 3600:g}"
     if in_all <= budget_seconds:
-        return (
-            f"{text}; {_hours(in_all)} of JOB_TRIAL_BUDGET_HOURS={budget_seconds / 3600:g} in all"
-        )
+        return f"{text}; {_hours(in_all)} of {budget} in all"
     # Evaluations are spread evenly over the steps, so steps and seconds are in proportion.
     reached = state.step + int(steps_left * max(0.0, budget_seconds - state.clock_seconds) / left)
-    return (
-        f"{text}; JOB_TRIAL_BUDGET_HOURS={budget_seconds / 3600:g} will cut it short at about step"
-        f" {reached} of {recipe.planned_steps}"
-    )
+    return f"{text}; {budget} will cut it short at about step {reached} of {recipe.planned_steps}"
 
 
 def _hours(seconds: float) -> str:

@@ -229,22 +229,20 @@ def observe(ledger: Ledger, num_trials: int, *, but: int | None = None) -> Obser
         if found is None:
             continue
         spec, result, is_closed = found
-        if is_closed:
-            continue
-        if result is None:
-            running = Observation(
-                number, spec.params, "running", None, measures_16bit=spec.measure_16bit
-            )
-            observations.append(running)
-            continue
-        untrained = next((loss for step, loss in result.curve[:1] if step == 0), None)
-        in_16 = result.untuned_16bit
-        # One that did not fit may have ended before it came to measure.
-        measures = spec.measure_16bit and (in_16 is not None or result.status != "infeasible")
-        observations.append(
-            Observation(
-                number, spec.params, result.status, result.eval_loss, untrained, in_16, measures
-            )
-        )
+        if not is_closed:
+            observations.append(_observation(number, spec, result))
     known = [o.untrained_loss for o in observations if o.untrained_loss is not None]
     return observations, max(known, default=None)
+
+
+def _observation(number: int, spec: Spec, result: Result | None) -> Observation:
+    """What a slot that was drawn says to the engine: how it ended, or that it runs."""
+    if result is None:
+        return Observation(number, spec.params, "running", None, measures_16bit=spec.measure_16bit)
+    untrained = next((loss for step, loss in result.curve[:1] if step == 0), None)
+    in_16 = result.untuned_16bit
+    # One that did not fit may have ended before it came to measure.
+    measures = spec.measure_16bit and (in_16 is not None or result.status != "infeasible")
+    return Observation(
+        number, spec.params, result.status, result.eval_loss, untrained, in_16, measures
+    )
