@@ -75,7 +75,7 @@ def demo(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -223,7 +223,7 @@ def merge(demo: Demo) -> dict[str, Any]:
     done = forked.run(
         [sys.executable, "-m", "job", "best", "--json", "--merge", str(demo.folder / "merged")],
         env=demo.environ,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
@@ -295,7 +295,7 @@ def test_a_killed_trial_ends_with_the_same_adapter_byte_for_byte(
                 os.killpg(process.pid, signal.SIGKILL)
                 break
     assert any("step 3/6" in line for line in before), "".join(before)
-    done = forked.run(command, env=environ, timeout=300)
+    done = forked.run(command, env=environ, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint at step" in done.stderr
     (path,) = tmp_path.glob("sweeps/*/slots/0000/result.json")
