@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import get_args
 
@@ -20,6 +21,8 @@ GONE = {
     "JOB_NUM_GPUS": "a trial trains on one GPU; `job queue` with JOB_WORKERS=auto runs one on each",
 }
 
+# One pair of quotes around all of a text: in it only escaped ones, and those within a word.
+_IN_QUOTES = re.compile(r"""(["'])(?:\\.|\b\1\b|(?!\1).)+\1""", re.DOTALL)
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -44,7 +47,20 @@ def load_settings(**given: str) -> tuple[Settings, list[str]]:
         raise SettingsError("\n".join(errors))
     if settings.use_full_dataset and "subsample_fraction" in settings.model_fields_set:
         warnings.append("JOB_SUBSAMPLE_FRACTION: not used, JOB_USE_FULL_DATASET takes all rows")
+    warnings += _quoted(settings)
     return settings, warnings
+
+
+def _quoted(settings: Settings) -> Iterator[str]:
+    """A warning for each text of the prompts that stands in quotes: they may be meant."""
+    for field in ("prompt_template", "system_prompt"):
+        text = (getattr(settings, field) or "").strip()
+        if _IN_QUOTES.fullmatch(text):
+            yield (
+                f"{variable(field)}: begins and ends with {text[0]}, which is kept and stands in"
+                " every prompt (docker --env-file and kubectl --from-env-file remove no"
+                " quotes); if the model is not to read them, give the text without them"
+            )
 
 
 def _doubled(environ: Mapping[str, str]) -> Iterator[str]:

@@ -200,6 +200,26 @@ def test_a_fraction_that_is_not_used_is_told(
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "is_told"),
+    [
+        *(('"You are terse, {question}."', True), ("'{question}'", True), (" '{a}\n{b}'\n", True)),
+        *(("'Don't shout, {question}.'", True), ('"Say \\"{a}\\"."', True), ('"{a}', False)),
+        *(('"{a}" or "{b}"', False), ("'{a}', '{b}'", False), ("{a}", False), ("\"{a}'", False)),
+    ],
+)
+@pytest.mark.parametrize("name", ["JOB_SYSTEM_PROMPT", "JOB_PROMPT_TEMPLATE"])
+def test_a_prompt_in_quotes_is_told_and_stays(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, is_told: bool
+) -> None:
+    settings, warnings = _load(monkeypatch, **REQUIRED, **{name: text})
+    assert getattr(settings, name.removeprefix("JOB_").lower()) == text
+    assert len(warnings) == is_told
+    for warning in warnings:
+        assert warning.startswith(f"{name}: begins and ends with {text.strip()[0]}, which is kept")
+        assert "give the text without them" in warning
+
+
 def test_what_is_further_off_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     _, (warning,) = _load(monkeypatch, **REQUIRED, JOB_USE_FULL_DATA="1")
     assert warning.endswith("ignored; the nearest setting is JOB_USE_FULL_DATASET")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from job.data.rows import Row, unusable
 from job.data.unpacking import head
+from job.data.unusable import listing
 from job.log import log
 
 RECORD_LIMIT_BYTES = 2**20
@@ -48,6 +50,7 @@ def read_csv(
     lines = _Lines(file, encoding)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
+    num_values = 0
     while True:
         first_line = lines.start_record()
         place = f"{name}:{first_line}"
@@ -66,13 +69,34 @@ def read_csv(
         if not values:
             continue  # a blank line is no row
         if header is None:
-            header = values
-            if len(set(header)) < len(header):
-                raise unusable(where, "names a column twice", _WAY_OUT)
-        elif len(values) != len(header):
-            yield Row(place, {}, "not as many values as columns")
+            header, num_values = _columns(values, where), len(values)
         else:
-            yield Row(place, dict(zip(header, values, strict=True)))
+            yield _row(place, header, values, num_values)
+
+
+def _row(place: str, header: list[str], values: list[str], num_values: int) -> Row:
+    """The row of these values, of which those after the last name have to be empty."""
+    if len(values) != num_values:
+        return Row(place, {}, "not as many values as columns")
+    if any(value.strip() for value in values[len(header) :]):
+        return Row(place, {}, "a value in a column without a name")
+    return Row(place, dict(zip(header, values, strict=False)))
+
+
+def _columns(names: list[str], where: str) -> list[str]:
+    """The columns' names without the empty ones that Excel writes after them, if it is not one.
+
+    Any other column without a name is called by its number. Raises `DataError` for a name twice.
+    """
+    num_named = max((n for n, name in enumerate(names, 1) if name.strip()), default=0)
+    if len(names) - num_named > 1:
+        names = names[:num_named]
+    names = [name if name.strip() else f"unnamed column {n}" for n, name in enumerate(names, 1)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        what = f"names a column twice: {listing(list(map(repr, twice)))}"
+        raise unusable(where, what, "give each column a name of its own in its first line")
+    return names
 
 
 def _delimiter(start: bytes) -> str:

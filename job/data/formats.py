@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from job.data.chat import PLAIN_TEXT, Chat, Message
 from job.data.turns import (
-    holds_text,
     is_null,
     parsed,
     read_turns,
+    says_something,
     settled,
     text_of,
     without_nulls,
@@ -81,7 +81,7 @@ class ParsedRow(NamedTuple):
     chat: Chat
     is_joined: bool  # see `turns.Settled`
     is_unanswered: bool
-    unused: tuple[str, ...]  # columns that hold text which is not in the chat
+    unused: tuple[str, ...]  # columns that say something which is not in the chat
 
 
 class _Plan(NamedTuple):
@@ -122,7 +122,7 @@ class RowParser:
             if len(self._plans) == _KNOWN_PLANS:
                 self._plans.clear()
             plan = self._plans[names] = _plan(names, self._layout)
-        unused = {n for n in plan.unused if holds_text(row[n])} if plan.unused else set()
+        unused = {n for n in plan.unused if says_something(n, row[n])} if plan.unused else set()
         try:
             return _parsed(row, plan, self._layout, unused)
         except UnusableRowError as error:
@@ -253,7 +253,7 @@ def _pair(row: Mapping[str, Any], plan: _Plan, unused: set[str]) -> tuple[list[M
         asked = _turns_or_text(prompt, "user", plan.prompt or "prompt", unused)
         said = _turns_or_text(answer, "assistant", plan.answer, unused)
         beside = (plan.context, plan.input, plan.reasoning)
-        unused.update(column for column in beside if column and holds_text(row[column]))
+        unused.update(name for name in beside if name and says_something(name, row[name]))
         # As in TRL: the prompt is never learned.
         asked = [m._replace(is_context=m.role == "assistant") for m in asked]
         return asked + said, False

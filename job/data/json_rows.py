@@ -29,9 +29,9 @@ def read_object(name: str, file: io.BufferedReader[Any], where: str) -> Iterator
 
     They are an array under one of a few names, columns (lists of the same length, or objects with
     the same keys, as pandas writes them), or this one row. Raises `DataError` if it is no valid
-    JSON.
+    JSON, and for columns whose keys differ.
     """
-    yield from _numbered(name, where, lambda: _object_rows(name, JsonText(file)))
+    yield from _numbered(name, where, lambda: _object_rows(name, JsonText(file), where))
 
 
 def _numbered(name: str, where: str, items: Callable[[], Iterator[object]]) -> Iterator[Row]:
@@ -65,7 +65,7 @@ def _json(line: bytes) -> object:
         return None
 
 
-def _object_rows(name: str, text: JsonText) -> Iterator[object]:
+def _object_rows(name: str, text: JsonText, where: str) -> Iterator[object]:
     values: dict[str, object] = {}
     wrapper = ""
     for key in text.members():
@@ -84,7 +84,7 @@ def _object_rows(name: str, text: JsonText) -> Iterator[object]:
         if others:
             log.info("data: of %s only %r is read, not: %s", name, wrapper, ", ".join(others))
     elif text.next() == "":
-        rows = _rows_in(values)
+        rows = _rows_in(values, where)
         yield from [values] if rows is None else rows
     else:  # objects one after another, each written over several lines
         yield values
@@ -93,27 +93,47 @@ def _object_rows(name: str, text: JsonText) -> Iterator[object]:
     text.end()
 
 
-def _rows_in(value: Mapping[str, Any]) -> list[object] | None:
-    """The rows that one object holds under a name or as columns; None if it is a row itself."""
+def _rows_in(value: Mapping[str, Any], where: str) -> list[object] | None:
+    """The rows that one object holds under a name or as columns; None if it is a row itself.
+
+    Raises `DataError` for columns whose keys differ.
+    """
     for key in _WRAPPERS:
         inner = value.get(key)
         if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
             return list(inner)
-        if isinstance(inner, dict) and (rows := _rows_in(inner)) is not None:
+        if isinstance(inner, dict) and (rows := _rows_in(inner, where)) is not None:
             return rows
-    columns = [_column(column) for column in value.values()]
-    if len({len(column) for column in columns}) != 1 or not columns[0]:
+    columns = {name: _by_key(items) for name, items in value.items()}
+    lengths = {len(items) for items in columns.values()}
+    are_objects = all(isinstance(items, dict) for items in value.values())
+    if not lengths or 0 in lengths or (len(lengths) > 1 and not are_objects):
         return None
-    if any(isinstance(item, dict) and {"role", "from"} & item.keys() for item in columns[0]):
+    first = next(iter(columns.values()))
+    if any(isinstance(item, dict) and {"role", "from"} & item.keys() for item in first.values()):
         return None  # one row: the turns of a chat
-    return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
+    _check_keys(columns, where)
+    return [{name: items[key] for name, items in columns.items()} for key in first]
 
 
-def _column(value: object) -> list[object]:
-    """A column's values: a list's, or those that pandas numbers; none of anything else."""
+def _check_keys(columns: Mapping[str, Mapping[str, object]], where: str) -> None:
+    """Raise `DataError` if a column has a row that another one lacks: nobody knows the pairs."""
+    (name, first), *others = columns.items()
+    for other, items in others:
+        for has, lacks, keys in (
+            (name, other, first.keys() - items.keys()),
+            (other, name, items.keys() - first.keys()),
+        ):
+            if keys:
+                what = f"has columns with other keys: {has!r} has {min(keys)!r}, {lacks!r} has not"
+                raise unusable(where, what, "give every column the same keys, or write JSON lines")
+
+
+def _by_key(value: object) -> dict[str, object]:
+    """A column's values: those that pandas numbers, or a list's; none of anything else."""
     if isinstance(value, dict) and all(key.isdigit() for key in value):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+        return value
+    return {str(key): item for key, item in enumerate(value)} if isinstance(value, list) else {}
 
 
 def read_lines(name: str, file: io.BufferedReader[Any]) -> Iterator[Row]:

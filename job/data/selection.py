@@ -56,7 +56,7 @@ class Selection:
         self._parser = RowParser(rule.layout)
         self._named = rule.layout.named
         self._columns_seen: set[str] = set()
-        self._unused: Counter[str] = Counter()  # column -> rows that hold text in it
+        self._unused: Counter[str] = Counter()  # column -> rows in which it says something
         # A row's key (its hash, and whether it is a pair) -> where its line begins, its copies.
         self._places: dict[bytes, int] = {}
         self._copies: Counter[bytes] = Counter()
@@ -73,7 +73,7 @@ class Selection:
 
     @property
     def columns_not_used(self) -> list[str]:
-        """Columns, and keys of turns, that hold text in most rows and mean nothing here."""
+        """Columns, and keys of turns, that say something in most rows and mean nothing here."""
         num_parsed = self.num_rows - self.unusable.counts.total()
         return sorted(name for name, count in self._unused.items() if 2 * count > num_parsed)
 

@@ -38,7 +38,7 @@ class Counts:
     control_as_text: int = 0  # rows that spell control tokens, which are read as text
     joined: int = 0  # selected rows in which neighbouring turns of one role became one
     unanswered: int = 0  # selected rows whose turns after the last answer were left out
-    columns_not_used: list[str] = field(default_factory=list)  # that hold text in most rows
+    columns_not_used: list[str] = field(default_factory=list)  # that say something in most rows
     places: dict[str, list[str]] = field(default_factory=dict)  # reason -> its first rows
 
 

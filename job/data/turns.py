@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,10 +23,15 @@ _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _LEARNED_KEYS = ("weight", "train", "loss")
+_SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "1"), 1),
+    **dict.fromkeys(("false", "no", "off", "0"), 0),
+}
 _KNOWN_KEYS = {
     *(*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_LEARNED_KEYS),
     *("name", "tool_calls", "function_call", "tool_call_id", "id"),
 }
+_IDENTIFIER = re.compile(r"(?:.*[_ -])?id|idx|index|__index_level_\d+__")  # the last: pandas'
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
 
@@ -34,15 +40,26 @@ def is_null(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def holds_text(value: object) -> bool:
-    """Whether a value is, or has somewhere in it, a text that is not blank, or bytes."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, Mapping):
-        return any(holds_text(inner) for inner in value.values())
-    if isinstance(value, list):
-        return any(holds_text(inner) for inner in value)
-    return isinstance(value, bytes) and bool(value)
+def says_something(name: str, value: object) -> bool:
+    """Whether a column or key that nobody reads would be missed.
+
+    Blank texts, nulls and empty lists say nothing; numbers under the name of an identifier only
+    tell rows apart.
+    """
+    is_identifier = _IDENTIFIER.fullmatch(name.strip().lower()) is not None
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, str | bytes):
+            if inner.strip():
+                return True
+        elif isinstance(inner, list):
+            waiting.extend(inner)
+        elif isinstance(inner, Mapping):
+            waiting.extend(inner.values())
+        elif not is_identifier and not is_null(inner):
+            return True
+    return False
 
 
 def text_of(value: object, what: str) -> str:
@@ -73,7 +90,7 @@ def read_turns(value: object, what: str, unused: set[str]) -> list[Message]:
     """The turns of one column, as they stand there.
 
     A list of turns, a single turn, a struct of lists (one of roles, one of contents), or any of
-    these as a string of JSON. Keys of turns that hold text and mean nothing here are put into
+    these as a string of JSON. Keys of turns that say something and mean nothing here are put into
     `unused`. Raises `UnusableRowError`.
     """
     value = parsed(value, "the value")
@@ -111,7 +128,7 @@ def _turn(turn: object, what: str, unused: set[str]) -> Message:
     if role is None:
         raise UnusableRowError("unknown role")
     if not turn.keys() <= _KNOWN_KEYS:
-        more = (key for key in turn if key not in _KNOWN_KEYS and holds_text(turn[key]))
+        more = (key for key in turn if key not in _KNOWN_KEYS and says_something(key, turn[key]))
         unused.update(f"{what}[].{key}" for key in more)
     content = _first(turn, _CONTENT_KEYS)
     if role == "assistant":
@@ -146,18 +163,21 @@ def _answer(turn: Mapping[str, Any], content: object) -> Message:
 
 
 def _is_learned(turn: Mapping[str, Any]) -> bool:
-    """What `weight`, `train` and `loss` say: 0 and false (also as words) make a turn context."""
+    """What `weight`, `train` and `loss` say: 0 and false (also as words) make a turn context.
+
+    Raises `UnusableRowError` for any other value: nobody knows what was meant by it.
+    """
+    is_learned = True
     for key in _LEARNED_KEYS:
         value = turn.get(key)
         if is_null(value):
             continue
         if isinstance(value, str):
-            value = {"true": 1, "1": 1, "false": 0, "0": 0}.get(value.strip().lower(), value)
-        if key == "weight" and value not in (0, 1):  # OpenAI's has no other values
-            raise UnusableRowError("a turn's weight is neither 0 nor 1")
-        if value == 0:
-            return False
-    return True
+            value = _SWITCHES.get(value.strip().lower(), value)
+        if value not in (0, 1):
+            raise UnusableRowError(f"a turn's {key} is neither 0 nor 1")
+        is_learned = is_learned and bool(value)
+    return is_learned
 
 
 def _parts(parts: list[object]) -> tuple[str, str]:

@@ -253,11 +253,11 @@ def test_columns_not_used_and_joined_rows_are_told_once(
     path = write_lines(tmp_path / "rows.jsonl", [*few, *most, joined, joined, asking])
     with caplog.at_level("INFO", logger="job"):
         _, _, counts = build(settings_for(path, subsample_fraction=1.0))
-    assert counts.columns_not_used == ["lang", "url"]
+    assert counts.columns_not_used == ["lang", "score", "url"]
     assert (counts.joined, counts.duplicates, counts.unanswered) == (2, 1, 1)
     told = [line for line in caplog.messages if "columns not used" in line]
     assert len(told) == 1
-    assert told[0].startswith("data: columns not used: lang, url (JOB_PROMPT_TEMPLATE makes")
+    assert told[0].startswith("data: columns not used: lang, score, url (JOB_PROMPT_TEMPLATE makes")
     table = [" ".join(line.split()) for line in count_lines(counts)]
     assert table[0] == "303 rows read"
     assert table[1] == f"303 taken: {counts.train} to train on, {counts.eval} held out"

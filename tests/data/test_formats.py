@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import date
 from typing import Any
 
 import pytest
@@ -301,7 +302,33 @@ def test_columns_that_a_setting_names_and_no_row_has_give_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("row", "unused"),
     [
-        ({**PAIR, "id": "7", "score": 3, "lang": ["", "de"], "meta": {"n": 1}}, {"id", "lang"}),
+        (
+            {**PAIR, "id": "7", "score": 3, "lang": ["", "de"], "meta": {"n": 1}},
+            {"id", "score", "lang", "meta"},
+        ),
+        (
+            {"text": "So.", "label": 1, "weight": 0, "is_correct": False},
+            {"label", "weight", "is_correct"},
+        ),
+        (
+            {**PAIR, "choices": [1, 2], "when": date(2026, 1, 2), "deep": {"a": [{"b": 0}]}},
+            {"choices", "when", "deep"},
+        ),
+        (
+            {
+                **PAIR,
+                "id": 7,
+                "idx": 0,
+                "Index": 1,
+                "doc_id": 3,
+                "doc-id": 3,
+                "__index_level_0__": 5,
+            },
+            set(),
+        ),
+        ({**PAIR, "a": None, "b": [], "c": {}, "d": {"x": [None, math.nan, " "]}, "e": b""}, set()),
+        ({**PAIR, "user_id": {"$oid": "5f"}, "paid": 3}, {"user_id", "paid"}),
+        ({**PAIR, "deep": json.loads("[" * 900 + "1" + "]" * 900)}, {"deep"}),
         ({**PAIR, "text": "Why? So.", "image": {"bytes": b"x", "path": None}}, {"text", "image"}),
         ({"text": "So.", "system": "Be.", "url": ""}, {"system"}),
         ({"prompt": "Why?", "completion": "So.", "context": "It is."}, {"context"}),
@@ -310,9 +337,22 @@ def test_columns_that_a_setting_names_and_no_row_has_give_the_nearest() -> None:
             {"messages": [{**turn("user", "Why?"), "lang": "de"}, turn("assistant", "So.")]},
             {"messages[].lang"},
         ),
+        (
+            {
+                "messages": [
+                    turn("user", "Why?"),
+                    {**turn("bot", "So."), "good": False, "turn_id": 2},
+                ]
+            },
+            {"messages[].good"},
+        ),
+        (
+            {"prompt": [turn("user", "Why?")], "completion": "So.", "reasoning": [0.5]},
+            {"reasoning"},
+        ),
     ],
 )
-def test_columns_with_text_that_is_not_used_are_named(
+def test_columns_that_say_something_and_are_not_used_are_named(
     row: dict[str, Any], unused: set[str]
 ) -> None:
     assert set(RowParser().parse(row).unused) == unused

@@ -114,6 +114,17 @@ def without_a_checksum_bit(data: bytes) -> bytes:
         ("rows.json", b"[" * 100_000, "is not valid JSON after row 0"),
         ("rows.json", b'["' + b"x" * (ITEM_LIMIT_CHARACTERS * 2) + b'"]', "next row is over 16 MB"),
         ("rows.csv", b"a,a\n1,2\n", "names a column twice"),
+        ("rows.csv", b"a,b,,b,\n1,2,,3,\n", "names a column twice: 'b': give each column a name"),
+        (
+            "rows.json",
+            b'{"a": {"0": "x", "1": "y"}, "b": {"1": "z", "2": "w"}}',
+            "has columns with other keys: 'a' has '0', 'b' has not: give every column the same",
+        ),
+        (
+            "rows.json",
+            b'{"train": {"a": {"0": "x"}, "b": {"0": "x", "7": "z"}}}',
+            "has columns with other keys: 'b' has '7', 'a' has not: give every column the same",
+        ),
         ("rows.csv", b'"a' + b"\n" * 2**21, "does not begin with the names of its columns"),
         ("rows.parquet", FILES["rows.parquet"][:-20], "is damaged Parquet"),
     ],
@@ -218,6 +229,27 @@ def test_csv_rows_are_the_same_with_both_line_ends(tmp_path: Path, line_end: str
     assert columns(tmp_path, "rows.csv", as_csv(ROWS, line_end)) == ROWS
 
 
+def test_columns_without_a_name_at_the_end_of_a_csv_file_are_empty(tmp_path: Path) -> None:
+    data = b"question,answer,, ,\nWhy?,So.,,,\nWho?,Yes, indeed.,,\nWhen?,Now., ,,\nHow?,So.\n"
+    rows = read(tmp_path, "rows.csv", data)
+    assert [row.columns for row in rows] == [
+        {"question": "Why?", "answer": "So."},
+        {},
+        {"question": "When?", "answer": "Now."},
+        {},
+    ]
+    problems = "", "a value in a column without a name", "", "not as many values as columns"
+    assert tuple(row.problem for row in rows) == problems
+
+
+def test_any_other_column_without_a_name_is_called_by_its_number(tmp_path: Path) -> None:
+    row = {"unnamed column 1": "0", "question": "Why?", "unnamed column 3": "", "answer": "So."}
+    assert columns(tmp_path, "rows.csv", b",question,,answer\n0,Why?,,So.\n") == [row]
+    assert columns(tmp_path, "rows.csv", b",question,,answer,,\n0,Why?,,So.,,\n") == [row]
+    note = {"question": "Why?", "unnamed column 2": "a note"}
+    assert columns(tmp_path, "rows.csv", b"question, \nWhy?,a note\n") == [note]
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 @pytest.mark.parametrize(
@@ -246,9 +278,22 @@ def test_one_json_value_holds_all_rows(
     assert [row.place for row in read(tmp_path, name, data)][:2] == [f"{name}:1", f"{name}:2"]
 
 
+def test_columns_by_key_are_paired_by_key(tmp_path: Path) -> None:
+    question, answer = {"3": "q3", "0": "q0", "1": "q1"}, {"1": "a1", "3": "a3", "0": "a0"}
+    data = json.dumps({"question": question, "answer": answer}).encode()
+    expected = [{"question": f"q{n}", "answer": f"a{n}"} for n in (3, 0, 1)]
+    assert columns(tmp_path, "rows.json", data) == expected
+    data = json.dumps({"question": ["q0", "q1"], "answer": {"1": "a1", "0": "a0"}}).encode()
+    assert columns(tmp_path, "rows.json", data) == [
+        {"question": "q0", "answer": "a0"},
+        {"question": "q1", "answer": "a1"},
+    ]
+
+
 def test_one_row_in_a_file_is_a_row(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]}
-    for row in (ROWS[0], chat, {**chat, "tools": [{}, {}]}, {"data": [1, 2], "n": 3}):
+    scored = {**chat, "scores": {"7": 1, "9": 2}}
+    for row in (ROWS[0], chat, {**chat, "tools": [{}, {}]}, {"data": [1, 2], "n": 3}, scored):
         for data in (json.dumps(row), json.dumps(row, indent=1), json.dumps(row) + "\n \n"):
             assert columns(tmp_path, "rows.json", data.encode()) == [row]
     lines = "\n".join(json.dumps(row, indent=1) for row in ROWS).encode()

@@ -63,6 +63,8 @@ def test_roles_have_many_names(user: str, assistant: str, system: str) -> None:
     [
         *({"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"weight": False}),
         *({"train": False}, {"train": 0}, {"train": "False"}, {"loss": 0}, {"loss": False}),
+        *({"train": "no"}, {"train": " No"}, {"loss": "OFF"}, {"weight": "no"}, {"train": 0.0}),
+        *({"weight": 1, "train": "no"}, {"train": "0", "loss": 1}),
     ],
 )
 def test_a_turn_with_weight_0_is_context(flag: dict[str, object]) -> None:
@@ -78,7 +80,11 @@ def test_a_turn_with_weight_0_is_context(flag: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [{"weight": 1}, {"weight": None}, {"weight": math.nan}, {"train": True}, {"loss": "1"}]
+    "flag",
+    [
+        *({"weight": 1}, {"weight": None}, {"weight": math.nan}, {"train": True}, {"loss": "1"}),
+        *({"train": "Yes"}, {"train": "on"}, {"loss": "TRUE "}, {"weight": "yes"}, {"loss": 1.0}),
+    ],
 )
 def test_other_weights_are_learned(flag: dict[str, object]) -> None:
     assert messages(ASKED, {**ANSWERED, **flag}) == (QUESTION, ANSWER)
@@ -220,6 +226,10 @@ def test_an_answer_before_the_first_question_is_context(opening: list[object]) -
             "a tool call's arguments are no object",
         ),
         ([ASKED, {**ANSWERED, "weight": 0.5}], "a turn's weight is neither 0 nor 1"),
+        ([ASKED, {**ANSWERED, "train": "nein"}], "a turn's train is neither 0 nor 1"),
+        ([ASKED, {**ANSWERED, "train": ""}], "a turn's train is neither 0 nor 1"),
+        ([ASKED, {**ANSWERED, "loss": -1}], "a turn's loss is neither 0 nor 1"),
+        ([ASKED, {**ANSWERED, "weight": 0, "loss": ["0"]}], "a turn's loss is neither 0 nor 1"),
         ([ASKED, {**ANSWERED, "thinking": ["Hm."]}], "an answer's reasoning is not a string"),
         ([ASKED, {**ANSWERED, "thinking": "\ud800"}], "not valid Unicode"),
         ([ASKED, turn("bot", "", tool_calls=[call("\ud800", {})])], "not valid Unicode"),
