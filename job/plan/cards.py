@@ -17,14 +17,12 @@ from job.plan.forecast import (
     Throughput,
     Workload,
     throughput_of_trials,
-    throughput_on_a_t4,
     trial_seconds,
 )
 from job.report.costs import dollars
 from job.report.notation import span
 from job.report.overview import Overview
 from job.training.footprint import Recompute
-from job.training.shape import ModelShape
 
 # By NVIDIA's data sheets: TFLOPS of dense fp16 products in tensor cores with fp32 sums, GB/s.
 # Looked up 2026-11-26 where others quote the sheets; not found so: the arithmetic of a10g and 3090.
@@ -81,18 +79,18 @@ def read_prices(texts: Sequence[str]) -> list[Price]:
 def offers(
     prices: Sequence[Price],
     overview: Overview,
-    shape: ModelShape | None,
+    on_a_t4: Throughput | None,
     works: Sequence[Workload],
     recompute: Recompute,
 ) -> list[Offer]:
     """Each card whose rate is known, the cheapest first. Raises `SettingsError` for an unknown one.
 
-    Without a `shape` those are the cards that trials of the sweep ran on and, if one of these is a
-    T4, all others.
+    `on_a_t4` is a T4's rate by estimate. Without it those are the cards that trials of the sweep
+    ran on and, if one of these is a T4, all others.
     """
     found = []
     for price in prices:
-        throughput = _throughput(price.card, overview, shape, recompute)
+        throughput = _throughput(price.card, overview, on_a_t4)
         if throughput is not None:
             found.append(Offer(price, throughput, trial_seconds(works, throughput, recompute)))
     return sorted(found, key=lambda offer: sum(offer.usd(1)))
@@ -113,9 +111,7 @@ def _describe(offer: Offer, num_trials: int) -> str:
     )
 
 
-def _throughput(
-    card: str, overview: Overview, shape: ModelShape | None, recompute: Recompute
-) -> Throughput | None:
+def _throughput(card: str, overview: Overview, on_a_t4: Throughput | None) -> Throughput | None:
     """The card's throughput, as trials of the sweep measured it or by published figures."""
     if (measured := _measured(card, overview)) is not None:
         return measured
@@ -126,9 +122,9 @@ def _throughput(
         )
     t4, whose = _measured("t4", overview), "what trials of this sweep did on a T4"
     if t4 is None:
-        if shape is None:
+        if on_a_t4 is None:
             return None
-        t4, whose = throughput_on_a_t4(shape, recompute), "a T4's estimate"
+        t4, whose = on_a_t4, "a T4's estimate"
     if card == "t4":
         return t4
     arithmetic, memory = (own / of_t4 for own, of_t4 in zip(CARDS[card], CARDS["t4"], strict=True))

@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,25 +26,29 @@ from job.ledger.records import Recipe
 from job.plan import advice, warnings
 from job.plan.cards import Price, describe_offers, offers, read_prices
 from job.plan.forecast import (
+    Span,
     Throughput,
     Workload,
     throughput_of_trials,
-    throughput_on_a_t4,
     throughput_on_this_cpu,
     trial_seconds,
 )
 from job.plan.precisions import (
     Precision,
     describe_precisions,
+    estimate_on_a_t4,
     forecast,
     modes_to_show,
+    over_all,
     precision_of,
 )
 from job.plan.sections import (
     describe_base,
     describe_copies,
     describe_cost,
+    describe_coverages,
     describe_end,
+    describe_memory,
     describe_rows,
     describe_sweep,
     describe_trial,
@@ -60,7 +64,6 @@ from job.store import open_store, probe
 from job.store.base import Store
 from job.sweep.definition import SweepDefinition
 from job.training.families import check_base
-from job.training.footprint import Recompute
 from job.training.memory import MemoryPlan
 from job.training.shape import largest_rank, model_shape
 from job.trial.budget import rooms
@@ -141,10 +144,10 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     settings = settings.model_copy(update={"num_trials": num_drawable(settings, definition)[0]})
     earlier = read_earlier_best(settings, definition, ledger)
     base = find_base(settings, definition, ledger, lambda: None)
-    *_, heaviest = quantizations(settings, definition)
-    coverage = check_base(base.name, base.config, heaviest)
-    plan.numbers["base"] = asdict(coverage)
-    described = f"{describe_base(base, model_shape(base.config))}; {coverage}"
+    modes = quantizations(settings, definition)
+    coverages = [check_base(base.name, base.config, mode) for mode in reversed(modes)]
+    plan.numbers["base"] = asdict(coverages[-1])
+    described = f"{describe_base(base, model_shape(base.config))}; {describe_coverages(coverages)}"
     plan.sections["base"] = "\n".join([described, *describe_copies(settings, store, base)])
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
@@ -177,43 +180,87 @@ def _warn_and_advise(
 
 def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> Iterator[str]:
     """The sections on what trials need and cost, and when the sweep ends."""
-    base, data, shape = inputs.base, inputs.data, model_shape(inputs.base.config)
-    costliest = Costliest.of(settings, inputs.definition)
-    *_, heaviest = quantizations(settings, inputs.definition)
-    mixed = _mixed(settings, inputs)
-    quantization = mixed if mixed and heaviest == "mixed" else heaviest
-    memory = memory_of(settings, base, data, costliest, quantization)
-    plan.sections["memory"] = str(memory)
+    needs, config = _needs(settings, inputs), inputs.base.config
+    modes, memory = needs.modes, needs.plans[needs.modes[-1]]
+    plan.sections["memory"] = describe_memory(memory, modes[-1] if len(needs.plans) > 1 else None)
     plan.numbers["memory"] = _memory_numbers(memory)
     yield "memory"
-    plan.warnings += warnings.of_memory(memory)
-    plan.warnings += warnings.of_adapters(settings, inputs.definition, base.config)
-    overview = inputs.overview
-    works = workloads_of(settings, data, costliest)
-    if shape is None:
-        yield from _trial_sections(
-            settings, plan, inputs, works, _measured(overview), memory=memory
-        )
-    else:
-        current = precision_of(settings, base, data, costliest, quantization)
-        throughput = _measured(overview) or _estimated(settings, base, data, current)
-        yield from _trial_sections(settings, plan, inputs, works, throughput, memory=memory)
-        modes = modes_to_show(base, quantization, mixed)
-        others = [precision_of(settings, base, data, costliest, mode) for mode in modes]
-        own, *found = (forecast(one, current, throughput, works) for one in (current, *others))
-        plan.numbers["precisions"] = [one.numbers() for one in found]
-        plan.sections["precision"] = describe_precisions(found, own)
-        yield "precision"
-        # Weights and two moments, in fp32.
-        checkpoint_bytes = 12 * shape.adapter_weights(costliest.lora_r)
-        plan.warnings += warnings.of_checkpoints(settings, checkpoint_bytes, rate)
-        fits = partial(_fits, settings, inputs, costliest)
+    plan.warnings += warnings.of_memory(needs.plans)
+    plan.warnings += warnings.of_adapters(settings, inputs.definition, config)
+    on_a_t4, measured = None, _measured(inputs.overview)
+    if model_shape(config) is not None:
+        own = [
+            precision_of(settings, inputs.base, inputs.data, needs.costliest, mode)
+            for mode in modes
+        ]
+        on_a_t4 = estimate_on_a_t4(own)
+        yield from _precision_sections(settings, plan, inputs, needs, own)
+        plan.warnings += warnings.of_checkpoints(settings, needs.checkpoint_bytes(config), rate)
+        fits = partial(_fits, settings, inputs, needs.costliest, modes[-1])
         plan.advice += advice.of_rank(settings, inputs.definition, fits)
-    yield from _card_sections(settings, plan, inputs, works, memory.recompute)
-    outlook = outlook_of(overview)
+    else:
+        pace = measured and (measured, trial_seconds(needs.works, measured, memory.recompute))
+        yield from _trial_sections(settings, plan, inputs, needs.works, pace or None)
+    cards = offers(inputs.prices, inputs.overview, on_a_t4, needs.works, memory.recompute)
+    plan.warnings += warnings.of_cards(inputs.prices, cards)
+    if cards:
+        plan.numbers["cards"] = [asdict(offer) for offer in cards]
+        plan.sections["cards"] = describe_offers(cards, settings.num_trials)
+        yield "cards"
+    outlook = outlook_of(inputs.overview)
     plan.numbers["expected_gain_nats"] = outlook.gain
-    plan.sections["end"] = describe_end(settings, inputs.definition, overview, outlook)
+    plan.sections["end"] = describe_end(settings, inputs.definition, inputs.overview, outlook)
     yield "end"
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What the costliest trial of the sweep needs, in each precision that it may be drawn in."""
+
+    costliest: Costliest
+    works: Sequence[Workload]
+    mixed: str | None  # what a plain `mixed` is in this sweep
+    plans: Mapping[str, MemoryPlan]  # first that of the precision that takes least memory
+
+    @property
+    def modes(self) -> list[str]:
+        """The precisions that fit the card; where none does, the one that comes nearest to it."""
+        return [mode for mode, memory in self.plans.items() if memory.fits] or [*self.plans][:1]
+
+    def checkpoint_bytes(self, config: Mapping[str, Any]) -> int:
+        """A checkpoint's size: weights and two moments, in fp32."""
+        shape = model_shape(config)
+        assert shape is not None
+        return 12 * shape.adapter_weights(self.costliest.lora_r)
+
+
+def _needs(settings: Settings, inputs: Inputs) -> _Needs:
+    base, data, costliest = inputs.base, inputs.data, Costliest.of(settings, inputs.definition)
+    mixed = _mixed(settings, inputs)
+    drawn = quantizations(settings, inputs.definition)
+    modes = [mixed if mixed and mode == "mixed" else mode for mode in drawn]
+    plans = {mode: memory_of(settings, base, data, costliest, mode) for mode in modes}
+    return _Needs(costliest, workloads_of(settings, data, costliest), mixed, plans)
+
+
+def _precision_sections(
+    settings: Settings, plan: Plan, inputs: Inputs, needs: _Needs, own: Sequence[Precision]
+) -> Iterator[str]:
+    """A trial's hours over the precisions that it may be in, and all precisions side by side."""
+    base, data, last = inputs.base, inputs.data, own[-1]
+    measured = _measured(inputs.overview)
+    throughput = measured or _estimated(settings, base, data, last)
+    drawn = [forecast(one, last, throughput, needs.works) for one in own]
+    pace = over_all(drawn[-1:] if measured else drawn)
+    yield from _trial_sections(settings, plan, inputs, needs.works, pace)
+    shown = [
+        precision_of(settings, base, data, needs.costliest, mode)
+        for mode in modes_to_show(base, needs.plans, needs.mixed)
+    ]
+    found = [forecast(one, last, throughput, needs.works) for one in shown]
+    plan.numbers["precisions"] = [one.numbers() for one in found]
+    plan.sections["precision"] = describe_precisions(found, drawn[-1])
+    yield "precision"
 
 
 def _trial_sections(
@@ -221,16 +268,14 @@ def _trial_sections(
     plan: Plan,
     inputs: Inputs,
     works: Sequence[Workload],
-    throughput: Throughput | None,
-    *,
-    memory: MemoryPlan,
+    pace: tuple[Throughput, Span] | None,
 ) -> Iterator[str]:
     """A trial's hours and price, and those of all; without a rate, when they will be known."""
-    if throughput is None:
+    if pace is None:
         plan.sections["trial"] = "its hours and its price are known once one has ended"
         yield "trial"
         return
-    taken = trial_seconds(works, throughput, memory.recompute)
+    throughput, taken = pace
     plan.numbers |= {
         "trial_seconds": asdict(taken),
         "pace": asdict(throughput),
@@ -245,23 +290,6 @@ def _trial_sections(
     every_slot = settings.model_copy(update={"num_trials": len(inputs.overview.slots)})
     found = rooms(every_slot, inputs.ledger, shortest=taken.short, longest=taken.long)
     plan.warnings += warnings.of_budgets(found, num_left(settings.num_trials, inputs.overview))
-
-
-def _card_sections(
-    settings: Settings,
-    plan: Plan,
-    inputs: Inputs,
-    works: Sequence[Workload],
-    recompute: Recompute,
-) -> Iterator[str]:
-    """The hours and dollars on each kind of card that has a price."""
-    shape = model_shape(inputs.base.config)
-    found = offers(inputs.prices, inputs.overview, shape, works, recompute)
-    plan.warnings += warnings.of_cards(inputs.prices, found)
-    if found:
-        plan.numbers["cards"] = [asdict(offer) for offer in found]
-        plan.sections["cards"] = describe_offers(found, settings.num_trials)
-        yield "cards"
 
 
 def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:
@@ -311,8 +339,7 @@ def _estimated(
 ) -> Throughput:
     """The throughput before a trial has ended: measured on this CPU, or a T4's by estimate."""
     if settings.device != "cpu":
-        estimate = throughput_on_a_t4(precision.shape, precision.memory.recompute)
-        return estimate.times(precision.speed)
+        return estimate_on_a_t4([precision])
     from job.training.speed import measured_on_this_cpu  # imports torch
 
     values: dict[str, Any] = settings.hyperparameters | {
@@ -324,16 +351,16 @@ def _estimated(
     shallow, rate = measured_on_this_cpu(base.config, data.train, recipe, budget)
     target_share = data.train.num_target_tokens / len(data.train.input_ids)
     estimate = throughput_on_this_cpu(precision.shape, shallow, rate, target_share)
-    return estimate.times(precision.speed)
+    return estimate.times(precision.speed_against_4_bits)
 
 
-def _fits(settings: Settings, inputs: Inputs, costliest: Costliest, lora_r: int) -> bool:
+def _fits(
+    settings: Settings, inputs: Inputs, costliest: Costliest, quantization: str, lora_r: int
+) -> bool:
     """Whether a trial of this rank fits the card's memory and the adapter's limit; no on a CPU."""
     worst = replace(costliest, lora_r=lora_r)
-    *_, heaviest = quantizations(settings, inputs.definition)
-    memory = memory_of(settings, inputs.base, inputs.data, worst, heaviest)
-    predicted, usable = memory.predicted, memory.usable_bytes
-    if predicted is None or usable is None or predicted.total > usable:
+    memory = memory_of(settings, inputs.base, inputs.data, worst, quantization)
+    if memory.predicted is None or memory.usable_bytes is None or not memory.fits:
         return False
     largest = largest_rank(inputs.base.config, settings.max_adapter_mb * 1e6)
     return largest is not None and lora_r <= largest

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from statistics import median
 
 from job.training.footprint import Recompute
-from job.training.memory import RECOMPUTED_SHARE
+from job.training.memory import RECOMPUTED_SHARE, TOKENS_PER_DEQUANTISATION
 from job.training.shape import ModelShape
 
 # FLOP a second that a T4 gets out of its 65 TFLOPS, the slow and the fast end: 210 tokens/s of a
 # 7.25 B model with all layers recomputed, the lowest of the published figures, and 350, this
 # project's target. Neither was measured here.
 T4_FLOPS = (210 * 6 * 7.25e9, 350 * 6 * 7.25e9)
+# The tokens of a micro-batch behind those figures, as two rows of 512: what it takes to dequantise
+# the weights for it is a part of them.
+T4_ROW_TOKENS = 1024
 # A CPU's trials against a step measured before them: what else runs there comes and goes.
 CPU_SPREAD = (0.7, 1.2)
 
@@ -54,13 +57,24 @@ class Span:
         return Span(self.short * factor, self.long * factor)
 
 
-def throughput_on_a_t4(shape: ModelShape, recompute: Recompute) -> Throughput:
-    """A T4's throughput, from this project's target and the lowest published figure."""
-    needed = _flop_per_token(shape, recompute, 1.0)
+def throughput_on_a_t4(
+    shape: ModelShape, recompute: Recompute, row_tokens: float = T4_ROW_TOKENS
+) -> Throughput:
+    """A T4's throughput, from this project's target and the lowest published figure.
+
+    `row_tokens` are those of a micro-batch on average: weights are dequantised once for all.
+    """
+    products = _flop_per_token(shape, recompute, 1.0) / (1 + dequantising(T4_ROW_TOKENS, 1.0))
+    needed = products * (1 + dequantising(row_tokens, shape.quantised_share))
     slow, fast = (flops / needed for flops in T4_FLOPS)
     return Throughput(
         slow, fast, "a T4, by published figures and this project's target; not measured"
     )
+
+
+def dequantising(row_tokens: float, quantised_share: float) -> float:
+    """A T4's time to dequantise such a share of the weights, over that of their products."""
+    return quantised_share * TOKENS_PER_DEQUANTISATION / row_tokens
 
 
 def throughput_on_this_cpu(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
-from job.plan.forecast import Span, Throughput, Workload, trial_seconds
+from job.plan.forecast import Span, Throughput, Workload, throughput_on_a_t4, trial_seconds
 from job.plan.workload import memory_of, samples_of
 from job.report.notation import amount, span
 from job.settings import Settings
 from job.training.memory import (
-    FILL,
     RECOMPUTED_SHARE,
     TOKENS_PER_DEQUANTISATION,
     MemoryPlan,
@@ -29,23 +28,29 @@ CPU_TOKENS_PER_DEQUANTISATION = 20
 
 @dataclass(frozen=True)
 class Precision:
-    """The memory of a trial with the base in one precision, and its speed against 4 bits."""
+    """The memory of a trial with the base in one precision, and what it dequantises."""
 
     quantization: str
     shape: ModelShape
     memory: MemoryPlan
-    speed: float  # tokens a second, over those of the same plan in 4 bits; not measured
+    row_tokens: float  # of a micro-batch, on average
+    tokens_per_dequantisation: float  # whose product takes as long as to dequantise the matrix
 
     @property
-    def fits(self) -> bool:
-        """Whether the peak is within what a plan may take of the card; a CPU's has no limit."""
-        predicted, usable = self.memory.predicted, self.memory.usable_bytes
-        return predicted is None or usable is None or predicted.total <= FILL * usable
+    def speed_against_4_bits(self) -> float:
+        """Tokens a second, over those of the same plan in 4 bits; not measured."""
+        return (1 + self.tokens_per_dequantisation / self.row_tokens) / self._token_cost
 
     @property
     def relative_pace(self) -> float:
-        """Tokens a second, in a unit that all precisions share."""
-        return self.speed / (2 + RECOMPUTED_SHARE[self.memory.recompute])
+        """Tokens a second, in a unit that all precisions and plans share."""
+        return 1 / (self._token_cost * (2 + RECOMPUTED_SHARE[self.memory.recompute]))
+
+    @property
+    def _token_cost(self) -> float:
+        """The time of a token in a product and its share of the dequantising, over the first."""
+        share = self.tokens_per_dequantisation / self.row_tokens
+        return 1 + share * self.shape.quantised_share
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,12 @@ class Forecast:
             f" {span(self.taken.short, self.taken.long)} a trial"
         )
         return (
-            f"{words(self.precision.quantization)}: {size}"
-            f"{rate if self.precision.fits else 'does not fit'}"
+            f"{words(self.precision.quantization)}: {size}{rate if memory.fits else 'does not fit'}"
         )
 
     def numbers(self) -> dict[str, Any]:
         """The forecast for a program."""
-        predicted, fits = self.precision.memory.predicted, self.precision.fits
+        predicted, fits = self.precision.memory.predicted, self.precision.memory.fits
         return {
             "quantization": self.precision.quantization,
             "weight_bytes": predicted.weights if predicted else None,
@@ -90,9 +94,7 @@ def precision_of(
     assert shape is not None
     tokens = row_tokens(memory.token_budget, samples_of(settings, data, worst))
     cpu, t4 = CPU_TOKENS_PER_DEQUANTISATION, TOKENS_PER_DEQUANTISATION
-    share = (cpu if settings.device == "cpu" else t4) / tokens  # of a product's time
-    speed = (1 + share) / (1 + share * shape.quantised_share)
-    return Precision(quantization, shape, memory, speed)
+    return Precision(quantization, shape, memory, tokens, cpu if settings.device == "cpu" else t4)
 
 
 def forecast(
@@ -103,11 +105,30 @@ def forecast(
     return Forecast(precision, scaled, trial_seconds(works, scaled, precision.memory.recompute))
 
 
-def modes_to_show(base: BaseModel, current: str, mixed: str | None) -> list[str]:
-    """The precisions that this base's files allow, the sweep's own among them."""
+def over_all(found: Sequence[Forecast]) -> tuple[Throughput, Span]:
+    """The rate and the seconds of a trial that may be in any of these precisions."""
+    taken = [one.taken for one in found]
+    span = Span(min(one.short for one in taken), max(one.long for one in taken))
+    return _spanning([one.throughput for one in found]), span
+
+
+def estimate_on_a_t4(found: Sequence[Precision]) -> Throughput:
+    """A T4's rate in any of these precisions, by published figures."""
+    return _spanning(
+        [throughput_on_a_t4(one.shape, one.memory.recompute, one.row_tokens) for one in found]
+    )
+
+
+def _spanning(rates: Sequence[Throughput]) -> Throughput:
+    slow, fast = min(rate.slow for rate in rates), max(rate.fast for rate in rates)
+    return Throughput(slow, fast, rates[0].basis)
+
+
+def modes_to_show(base: BaseModel, drawn: Iterable[str], mixed: str | None) -> list[str]:
+    """The precisions that this base's files allow, those of the sweep among them."""
     if is_in_4_bits(base.config):
-        return [current]
-    middle = [mode for mode in (mixed, current) if mode]
+        return list(drawn)
+    middle = [mode for mode in (mixed, *drawn) if mode]
     return list(dict.fromkeys(["nf4", *(mode for mode in middle if mode != "none"), "none"]))
 
 
@@ -128,15 +149,16 @@ def _advice(whole: Forecast, current: Forecast) -> str:
     """What 16 bits would bring; nothing is said of quality, which is not known beforehand."""
     shape, memory = whole.precision.shape, whole.precision.memory
     what = f"this {amount(shape.quantised_weights + shape.plain_weights)} base"
-    if not whole.precision.fits:
+    if not memory.fits:
         return f"{what} does not fit in 16 bits"
     predicted, usable = memory.predicted, memory.usable_bytes
     peak = f"{predicted.total / 2**30:.1f}" if predicted else "?"
     room = f" at {peak} of {usable / 2**30:.1f} GiB" if usable else ""
-    factor = whole.throughput.fast / current.throughput.fast
+    factor = f"{whole.throughput.fast / current.throughput.fast:.1f}"
+    pace = "at the same pace" if factor == "1.0" else f"{factor} times as fast"
     return (
-        f"{what} fits in 16 bits{room} and would train {factor:.1f} times as fast"
-        " (JOB_QUANTIZATION=none); 4 bits are the default"
+        f"{what} fits in 16 bits{room} and would train {pace} (JOB_QUANTIZATION=none);"
+        " 4 bits are the default"
     )
 
 

@@ -20,6 +20,9 @@ from job.store.base import Store
 from job.sweep.builtin import most_trials
 from job.sweep.definition import SweepDefinition
 from job.sweep.stopping import MIN_ENDED
+from job.training.families import Coverage
+from job.training.memory import MemoryPlan
+from job.training.quantization import words
 from job.training.shape import ModelShape
 
 
@@ -55,6 +58,20 @@ def describe_base(base: BaseModel, shape: ModelShape | None) -> str:
         )
     weights = amount(shape.quantised_weights + shape.plain_weights)
     return f"{base.name} at {base.revision[:19]}: {weights} weights"
+
+
+def describe_coverages(found: Sequence[Coverage]) -> str:
+    """The shares in 4 bits and adapted; from the lowest where the sweep draws the precision."""
+    low, high = (choose(one.quantised for one in found) for choose in (min, max))
+    if low == high:
+        return str(found[0])
+    adapted = f"{found[0].adapted:.0%} adapted"
+    return f"{low:.0%} to {high:.0%} of its linear weights in 4 bits, {adapted}"
+
+
+def describe_memory(memory: MemoryPlan, drawn: str | None) -> str:
+    """The plan, with the precision that it is for where that is `drawn`."""
+    return str(memory) if drawn is None else f"{words(drawn)}: {memory}"
 
 
 def describe_copies(settings: Settings, store: Store, base: BaseModel) -> Iterator[str]:

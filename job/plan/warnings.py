@@ -17,7 +17,8 @@ from job.settings import Settings
 from job.store.base import Store
 from job.store.bucket import BucketStore
 from job.sweep.definition import SweepDefinition
-from job.training.memory import MemoryPlan
+from job.training.memory import FILL, MemoryPlan
+from job.training.quantization import words
 from job.training.shape import largest_rank, model_shape
 from job.trial.budget import Room
 from job.trial.notices import not_understood
@@ -51,15 +52,36 @@ def of_budgets(rooms: Sequence[Room], num_left: int) -> Iterator[str]:
             )
 
 
-def of_memory(memory: MemoryPlan) -> Iterator[str]:
-    """Warn if not even the smallest plan fits; a CPU's plan has no limit."""
+def of_memory(plans: Mapping[str, MemoryPlan]) -> Iterator[str]:
+    """Warn of precisions in which not even the smallest plan fits; a CPU's has no limit.
+
+    `plans` are those of the precisions that may be drawn, first of the one that takes least.
+    """
+    unfit = {mode: memory for mode, memory in plans.items() if not memory.fits}
+    if len(unfit) < len(plans):
+        for mode, memory in unfit.items():
+            yield (
+                f"a trial in {words(mode)} {_lack(memory)}; it is then committed as"
+                f" infeasible: leave {mode} out of the sweep's quantization"
+            )
+        return
+    mode, memory = next(iter(unfit.items()))
+    smaller = "" if mode == "nf4" else "JOB_QUANTIZATION=nf4, "
+    yield (
+        f"a trial {_lack(memory)}; it then ends without an adapter: lower JOB_MAX_SEQ_LENGTH, or"
+        f" take {smaller}a smaller JOB_BASE_MODEL or a larger card (JOB_GPU_MEMORY_GB)"
+    )
+
+
+def _lack(memory: MemoryPlan) -> str:
+    """How much a plan that does not fit lacks."""
     predicted, usable = memory.predicted, memory.usable_bytes
-    if predicted is not None and usable is not None and predicted.total > usable:
-        yield (
-            f"a trial does not fit: its smallest plan needs {predicted.total / 2**30:.3g} GiB of"
-            f" {usable / 2**30:.3g}, and it would end without an adapter; lower JOB_MAX_SEQ_LENGTH,"
-            " or take a smaller JOB_BASE_MODEL or a larger card (JOB_GPU_MEMORY_GB)"
-        )
+    assert predicted is not None
+    assert usable is not None
+    needs = f"smallest plan needs {predicted.total / 2**30:.3g} GiB of {usable / 2**30:.3g}"
+    if predicted.total > usable:
+        return f"does not fit: its {needs}"
+    return f"may not fit: its {needs}, of which {FILL:.0%} are what can be planned for"
 
 
 def of_adapters(

@@ -61,6 +61,12 @@ class MemoryPlan:
     rivals: tuple[MemoryPlan, ...] = ()  # fit as well; the warm-up times them against this one
 
     @property
+    def fits(self) -> bool:
+        """Whether the peak is within what a plan may take of the card; a CPU's has no limit."""
+        predicted, usable = self.predicted, self.usable_bytes
+        return predicted is None or usable is None or predicted.total <= FILL * usable
+
+    @property
     def words(self) -> str:
         """The plan itself, without what is predicted of it."""
         layers = {"none": "no layer", "second": "every second layer", "all": "all layers"}
@@ -103,7 +109,7 @@ def plan_memory(
     plans = list_plans(
         shape, samples, lora_r=lora_r, lora_dropout=lora_dropout, usable_bytes=usable_bytes
     )
-    fitting = [plan for plan in plans if _peak(plan) <= FILL * usable_bytes]
+    fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         return min(plans, key=_peak)
     # Of equal cost, as all budgets are where nothing is dequantised: the fewest micro-batches.
@@ -124,7 +130,7 @@ def list_plans(
 ) -> list[MemoryPlan]:
     """List the plans of all budgets from the longest sample to a whole step, in every mode."""
     whole_step = min(MAX_TOKEN_BUDGET, samples.longest * samples.per_step)
-    budgets = {samples.longest, *range(BUDGET_STEP, whole_step + 1, BUDGET_STEP)}
+    budgets = {samples.longest, *range(BUDGET_STEP, whole_step, BUDGET_STEP), whole_step}
     plans = []
     for budget in sorted(b for b in budgets if b >= samples.longest):
         for recompute in RECOMPUTED_SHARE:

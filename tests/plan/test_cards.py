@@ -37,7 +37,7 @@ def _overview(**speeds: float) -> Overview:
 
 
 def _offers(*prices: Price, **speeds: float) -> list[Any]:
-    return offers(prices, _overview(**speeds), _shape(), [WORK], "all")
+    return offers(prices, _overview(**speeds), throughput_on_a_t4(_shape(), "all"), [WORK], "all")
 
 
 def test_prices_are_read() -> None:

@@ -165,7 +165,7 @@ def test_a_model_that_fits_no_plan_is_foretold(gib: float, fits: bool) -> None:
         MISTRAL_7B, Samples(longest=1024, mean=400, deviation=300, per_step=16),
         lora_r=8, lora_dropout=0.1, per_device_train_batch_size=2, usable_bytes=int(gib * 2**30),
     )  # fmt: skip
-    found = list(warnings.of_memory(memory))
+    found = list(warnings.of_memory({"nf4": memory}))
     assert found == [] if fits else "does not fit: its smallest plan needs" in found[0]
 
 

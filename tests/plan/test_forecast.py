@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,16 +21,18 @@ from job.data.samples import SampleTable
 from job.data.table_files import Counts
 from job.ledger.ledger import Ledger
 from job.plan import warnings
-from job.plan.command import _estimated, _measured
+from job.plan.command import _estimated, _measured, _needs
 from job.plan.forecast import Span, Throughput, Workload, trial_seconds
 from job.plan.precisions import (
     Precision,
     describe_precisions,
+    estimate_on_a_t4,
     forecast,
     modes_to_show,
+    over_all,
     precision_of,
 )
-from job.plan.sections import describe_cost, describe_trial
+from job.plan.sections import describe_cost, describe_coverages, describe_trial
 from job.plan.workload import memory_of, samples_of, usable_bytes_of, workloads_of
 from job.report.overview import read_overview
 from job.settings import Settings
@@ -37,7 +40,8 @@ from job.store.bucket import Bucket, BucketStore
 from job.store.local import LocalStore
 from job.store.retries import Fault, FaultKind, Limits
 from job.sweep.definition import parse_definition
-from job.training.memory import T4_USABLE_BYTES, MemoryPlan
+from job.training.families import Coverage
+from job.training.memory import RECOMPUTED_SHARE, T4_USABLE_BYTES, MemoryPlan
 from job.training.shape import model_shape
 from job.trial.weights import Costliest, choose_mixed
 from tests.ledger.documents import make_result, make_spec
@@ -135,7 +139,7 @@ def test_the_cost_is_that_of_all_trials() -> None:
 def test_what_trials_did_is_believed_before_an_estimate(tmp_path: Path) -> None:
     ledger, shape = Ledger(LocalStore(tmp_path), "s"), model_shape(MISTRAL_7B)
     assert shape is not None
-    settings, precision = _settings(), Precision("nf4", shape, MemoryPlan(64, "all"), speed=1.0)
+    settings, precision = _settings(), Precision("nf4", shape, MemoryPlan(64, "all"), 1024, 125)
     overview = read_overview(ledger, 12)
     assert _measured(overview) is None
     estimate = _estimated(settings, BASE, _data(), precision)
@@ -168,7 +172,7 @@ def _precisions(config: dict[str, Any], current: str = "nf4", **given: Any) -> l
     found = [
         forecast(precision_of(settings, base, _data(), worst, mode), own, Throughput(100, 200, ""),
                  work)
-        for mode in modes_to_show(base, current, mixed)
+        for mode in modes_to_show(base, [current], mixed)
     ]  # fmt: skip
     told = forecast(own, own, Throughput(100, 200, ""), work)
     assert (told.throughput.slow, told.taken) == (100, Span(5000, 10_000))
@@ -205,7 +209,69 @@ def test_a_cpu_has_every_precision() -> None:
     four, _, whole, advice = _precisions(LLAMA_1B, device="cpu")
     assert "weights 1.45 GiB" in four
     assert "weights 4.60 GiB" in whole
-    assert "fits in 16 bits and would train 1.0 times as fast" in advice, "as it was measured"
+    assert "fits in 16 bits and would train at the same pace" in advice, "as it was measured"
+
+
+@pytest.mark.parametrize("length", [16, 60, 250, 1000])
+@pytest.mark.parametrize("quantization", ["nf4", "mixed:down_proj", "none"])
+def test_no_rate_is_above_what_a_t4_is_known_to_sustain(length: int, quantization: str) -> None:
+    """24 TFLOPS; short rows make small micro-batches, which dequantise for few tokens."""
+    base: Any = SimpleNamespace(config=LLAMA_1B)
+    data = PreparedData("d", _samples(800, length), _samples(192, 100), COUNTS)
+    found = precision_of(_settings(), base, data, Costliest(8, 0.05, (4,)), quantization)
+    rate = estimate_on_a_t4([found]).fast
+    weights = found.shape.linear_weights + found.shape.vocabulary * found.shape.hidden
+    assert rate * 2 * weights * (2 + RECOMPUTED_SHARE[found.memory.recompute]) < 24e12
+    whole = precision_of(_settings(), base, data, Costliest(8, 0.05, (4,)), "none")
+    assert rate <= estimate_on_a_t4([whole]).fast
+
+
+@pytest.fixture
+def needs_of(tmp_path: Path) -> Any:
+    return partial(_needs_of, Ledger(LocalStore(tmp_path), "s"))
+
+
+def _needs_of(ledger: Ledger, config: dict[str, Any], *modes: str, **given: Any) -> Any:
+    """What a sweep that draws these precisions needs, in memory."""
+    base: Any = SimpleNamespace(config=config)
+    definition = _definition(quantization={"values": list(modes)})
+    inputs: Any = SimpleNamespace(definition=definition, base=base, data=_data(), ledger=ledger)
+    return _needs(_settings(**given), inputs)
+
+
+def test_a_precision_that_does_not_fit_is_named_and_left_out_of_the_forecast(needs_of: Any) -> None:
+    needs = needs_of(MISTRAL_7B, "none", "nf4")
+    assert needs.modes == ["nf4"]
+    (line,) = warnings.of_memory(needs.plans)
+    assert line.startswith("a trial in 16 bits may not fit: its smallest plan needs 14 GiB")
+    assert line.endswith("committed as infeasible: leave none out of the sweep's quantization")
+    (line,) = warnings.of_memory(needs_of(MISTRAL_7B, "none", "nf4", gpu_memory_gb=10).plans)
+    assert line.startswith("a trial in 16 bits does not fit: its smallest plan needs 14 GiB")
+    fixed = needs_of(MISTRAL_7B, "none", gpu_memory_gb=10)
+    assert fixed.modes == ["none"], "the only one"
+    (line,) = warnings.of_memory(fixed.plans)
+    assert "it then ends without an adapter: lower JOB_MAX_SEQ_LENGTH, or take" in line
+    assert "take JOB_QUANTIZATION=nf4, a smaller JOB_BASE_MODEL" in line
+    (line,) = warnings.of_memory(needs_of(MISTRAL_7B, "none", "nf4", gpu_memory_gb=2).plans)
+    assert line.startswith("a trial does not fit: "), "none of them does: said once"
+
+
+def test_a_trial_takes_as_long_as_in_the_slowest_precision_that_it_may_be_drawn_in() -> None:
+    base, worst = cast(Any, SimpleNamespace(config=LLAMA_1B)), Costliest(8, 0.05, (4,))
+    four, whole = (precision_of(_settings(), base, _data(), worst, m) for m in ("nf4", "none"))
+    assert whole.memory.fits
+    throughput, work = Throughput(100, 200, "said"), [Workload(1, 10**6, 0)]
+    drawn = [forecast(one, whole, throughput, work) for one in (four, whole)]
+    pace, taken = over_all(drawn)
+    assert (pace.slow, pace.fast, pace.basis) == (drawn[0].throughput.slow, 200, "said")
+    assert pace.slow < 100
+    assert taken == Span(drawn[1].taken.short, drawn[0].taken.long)
+
+
+def test_shares_in_4_bits_are_told_of_all_precisions_that_may_be_drawn() -> None:
+    assert describe_coverages([Coverage(1.0, 1.0)]) == str(Coverage(1.0, 1.0))
+    told = describe_coverages([Coverage(0.0, 1.0), Coverage(0.75, 1.0), Coverage(1.0, 1.0)])
+    assert told == "0% to 100% of its linear weights in 4 bits, 100% adapted"
 
 
 def test_rows_that_lose_their_end_and_too_few_to_judge_by_are_foretold() -> None:

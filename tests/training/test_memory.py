@@ -204,6 +204,13 @@ def test_the_plan_is_the_fastest_of_those_that_fit() -> None:
     assert plan.relative_cost == pytest.approx(min(p.relative_cost for p in fitting), abs=1e-3)
 
 
+@pytest.mark.parametrize(("length", "per_step"), [(17, 8), (60, 4), (250, 4), (300, 1)])
+def test_a_step_of_short_rows_is_one_micro_batch(length: int, per_step: int) -> None:
+    """Each micro-batch dequantises all weights, and a step of short rows always has room."""
+    samples = Samples(longest=length, mean=length, deviation=0, per_step=per_step)
+    assert _plan(samples=samples).token_budget == length * per_step
+
+
 def test_a_budget_is_judged_by_steps_light_and_heavy() -> None:
     """A budget of the mean step's tokens splits the half of the steps that are heavier."""
     even, uneven = replace(SAMPLES, deviation=0.0), SAMPLES

@@ -164,7 +164,7 @@ def _play(case: Case, folder: Path, workers: Workers) -> tuple[int, str, WandbSe
             environ={"WANDB_BASE_URL": server.url, "WANDB_ENTITY": ENTITY, **case.environ},
             **case.settings,
         )
-        code = attempt.wait(90)
+        code = attempt.wait(300)
         return code, attempt.last_words, server
 
 

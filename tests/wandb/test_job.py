@@ -82,7 +82,7 @@ def _start(*verb: str, environ: dict[str, str]) -> subprocess.Popen[str]:
 def sweep(environ: dict[str, str]) -> str:
     """The output of `job sweep create`, read as a user reads it."""
     process = _start("sweep", "create", environ=environ)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     found = re.search(r"--env WANDB_SWEEP_ID=(\S+) qlora-sweep-job queue", out)
     assert found, out

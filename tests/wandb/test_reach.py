@@ -92,7 +92,7 @@ def test_a_report_to_a_silent_w_and_b_ends_at_once_also_for_slots_beyond_num_tri
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "job", "report", "--mirror"],
-        env=environ, capture_output=True, text=True, timeout=20, check=False,
+        env=environ, capture_output=True, text=True, timeout=60, check=False,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 74, done.stderr
