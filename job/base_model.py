@@ -54,6 +54,7 @@ FP16_UNSAFE_MODEL_TYPES = {
 MODEL_FILE = re.compile(r"[\w.-]+\.(safetensors|json|model|txt|jinja)", re.ASCII)
 ADAPTER_FILE = "adapter_config.json"
 Check = Callable[[str, Mapping[str, Any]], object]  # of a model's name and config.json
+CheckDigest = Callable[[str], object]  # of the revision of a folder or of a bucket's files
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,16 @@ def resolve_base_model(
     outage_seconds: float = 1200,
     should_stop: Callable[[], None] = lambda: None,
     check: Check = lambda _name, _config: None,
+    check_digest: CheckDigest = lambda _revision: None,
 ) -> BaseModel:
     """Find the model and its exact version.
 
     From the hub only config.json is downloaded; a bucket's files all come to `cache_dir`, which
     later trials on this disk find there. `check` is given the config before any weight is fetched
-    or read. Raises `SettingsError` if it is no model that this job can train, `CredentialsError` if
-    the hub wants a token or the bucket refuses us, `OutageError` if either cannot be reached, and
-    what `check` raises.
+    or read, `check_digest` the revision of a folder or a bucket's files before any is fetched.
+    Raises `SettingsError` if it is no model that this job can train, `CredentialsError` if the hub
+    wants a token or the bucket refuses us, `OutageError` if either cannot be reached, and what the
+    checks raise.
     """
     try:
         named = path_of(name)
@@ -102,9 +105,12 @@ def resolve_base_model(
     folder = named or Path(name)
     if named or folder.exists() or name.startswith(("/", ".")):
         model = _resolve_folder(name, folder, check, KnownDigests(cache_dir))
+        check_digest(model.revision)
     elif re.match("(s3|gs|az)://", name, re.IGNORECASE):
         assert cache_dir is not None, "a bucket's model needs a place on this disk"
-        model = _resolve_bucket(name, cache_dir, outage_seconds, should_stop, check)
+        model = _resolve_bucket(
+            name, cache_dir, outage_seconds, should_stop, check=check, check_digest=check_digest
+        )
     elif is_hub_name(name):
         model = waited_out(lambda: _resolve_hub(name, revision, check), outage_seconds, should_stop)
     else:
@@ -117,7 +123,8 @@ def resolve_base_model(
 
 
 def _tell_unread_revision(model: BaseModel, revision: str) -> None:
-    if model.hub_revision is None and revision != "main":
+    """Warn that a revision is not read; one that a sweep recorded (sha256:…) nobody has set."""
+    if model.hub_revision is None and revision != "main" and not revision.startswith("sha256:"):
         log.warning(
             "JOB_BASE_MODEL_REVISION=%s says nothing of %s, which is no model of the hub: its files"
             " are taken as they are and known by their sha256",
@@ -194,7 +201,9 @@ def _resolve_bucket(
     cache_dir: Path,
     outage_seconds: float,
     should_stop: Callable[[], None],
+    *,
     check: Check,
+    check_digest: CheckDigest,
 ) -> BaseModel:
     """Find a bucket's model. Its revision hashes the listing, so one on this disk moves no byte."""
     scheme, _, rest = name.rstrip("/").partition("://")
@@ -213,6 +222,8 @@ def _resolve_bucket(
     digest = hashlib.sha256()
     for file, info in sorted(files.items()):
         digest.update(f"{file} {info.size_bytes} {info.version}\n".encode())
+    revision = f"sha256:{digest.hexdigest()}"
+    check_digest(revision)
     folder = cache_dir / "models" / digest.hexdigest()
     download = partial(
         _download_model, uri, folder=folder, outage_seconds=outage_seconds, should_stop=should_stop
@@ -226,7 +237,7 @@ def _resolve_bucket(
             check_weights(folder / file)
         except SettingsError as error:  # it is as long as in the bucket
             raise SettingsError(f"{error} and copy it to {uri} again") from error
-    return BaseModel(name, str(folder), f"sha256:{digest.hexdigest()}", config)
+    return BaseModel(name, str(folder), revision, config)
 
 
 def _download_model(

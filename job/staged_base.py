@@ -23,6 +23,7 @@ from job.base_model import (
     MODEL_FILE,
     BaseModel,
     Check,
+    CheckDigest,
     check_weights,
     is_hub_name,
     no_weights,
@@ -94,15 +95,19 @@ def resolve_base(
     outage_seconds: float,
     should_stop: Callable[[], None] = lambda: None,
     check: Check = lambda _name, _config: None,
+    check_digest: CheckDigest = lambda _revision: None,
 ) -> BaseModel:
     """The base as `resolve_base_model` finds it, its files from the bucket where they are staged.
 
     A full commit that is staged needs no hub at all. What the hub's own cache on this disk holds in
     full, and what the bucket does not hold as it was written, is left to the hub. `check` is given
-    the config before any weight moves.
+    the config, and `check_digest` a folder's or a bucket's revision, before any weight moves.
     """
     waiting: dict[str, Any] = {"outage_seconds": outage_seconds, "should_stop": should_stop}
-    from_elsewhere = partial(resolve_base_model, name, revision, cache_dir, check=check, **waiting)
+    from_elsewhere = partial(
+        resolve_base_model,
+        name, revision, cache_dir, check=check, check_digest=check_digest, **waiting,
+    )  # fmt: skip
     commit, model = revision, None
     if not (is_hub_name(name) and FULL_COMMIT.fullmatch(revision)):
         model = from_elsewhere()

@@ -135,6 +135,8 @@ def test_a_revision_of_what_has_none_is_told(
         (tmp_path / name).write_bytes(data)
     names = {"folder": str(tmp_path), "uri": tmp_path.as_uri(), "bucket": "gs://models/llama"}
     resolve_base_model(names[place], "main", tmp_path / "work")
+    # Nor is what a sweep has recorded of these files a setting of anybody's.
+    resolve_base_model(names[place], f"sha256:{'0' * 64}", tmp_path / "work")
     assert "REVISION" not in caplog.text
     resolve_base_model(names[place], "v1.1", tmp_path / "work")
     assert f"JOB_BASE_MODEL_REVISION=v1.1 says nothing of {names[place]}, which is" in caplog.text

@@ -66,6 +66,14 @@ def test_an_empty_path_is_not_this_folder(words: str, capsys: pytest.CaptureFixt
     assert f"argument {words.split()[1]}: is empty; give a path" in capsys.readouterr().err
 
 
+def test_a_repository_that_is_none_is_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOB_OUTPUT_URI", str(tmp_path))
+    assert main(["best", "--push", "x", "--merged"]) == ExitCode.SETTINGS
+    assert "best --push: 'x' is no repository; give OWNER/NAME" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", [".", "..", "/"])
 def test_samples_are_not_written_over_a_folder(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

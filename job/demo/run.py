@@ -20,7 +20,7 @@ from job.errors import PreemptedError, SettingsError
 from job.ledger.ledger import Ledger
 from job.ledger.records import Result
 from job.store.local import LocalStore
-from job.winner.answers import BASE, newest_answers
+from job.winner.answers import base_name, newest_answers
 
 DEMO_DIR = Path(".demo")
 NUM_TRIALS = 3
@@ -171,7 +171,8 @@ def _show_answers(console: Console, ledger: Ledger, best: Result, rows_path: Pat
     rows = [json.loads(line) for line in rows_path.read_text(encoding="utf-8").splitlines()]
     for row in answers.rows:
         question = next(r["question"] for r in rows if r["question"] in row.prompt)
-        before, after = row.answers[BASE], row.answers[str(best.adapter_sha256)]
+        before = row.answers[base_name(best.quantization)]
+        after = row.answers[str(best.adapter_sha256)]
         console.print(f"[bold]{escape(question)}[/]", soft_wrap=True)
         for name, text in (("before", before), ("after", after), ("held out", row.reference)):
             console.print(f"  [dim]{name + ':':9}[/]", escape(repr(text)), soft_wrap=True)

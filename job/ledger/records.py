@@ -215,7 +215,8 @@ class Answers(Record):
     """`answers-<sha256>.json`: what the untuned base and some adapters say to held-out prompts.
 
     Its name is a hash of what decides a base's answers: rows, base and length. Models are known by
-    their adapter's sha256; `base` is the untuned one.
+    their adapter's sha256; `base` is the untuned one in 4 bits, `base-none` say in 16. Versions
+    that knew one base kept it in any precision as `base`.
     """
 
     data_digest: str

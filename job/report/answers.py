@@ -16,7 +16,8 @@ from job.ledger.ledger import Ledger, check_sweep
 from job.ledger.records import Answers
 from job.report.overview import read_overview
 from job.settings import Settings
-from job.winner.answers import BASE, MAX_ROWS, Score, answer, scores
+from job.training.quantization import in_short
+from job.winner.answers import MAX_ROWS, Score, answer, quantization_of, scores, that_count
 
 SHOWN_ROWS = 3  # on a terminal
 REPORTED_ROWS = 12
@@ -56,6 +57,7 @@ def show_answers(options: Namespace, settings: Settings, ledger: Ledger) -> None
         max_new_tokens=max_new_tokens,
         match=options.match,
     )
+    answers = that_count(answers, [view.result for view in judged if view.result], num_rows)
     uri = f"{ledger.store.uri}/{key}"
     if options.json:
         print(json.dumps(answers_json(answers, uri, options.match), indent=1))
@@ -114,14 +116,17 @@ def _ordered(answers: Answers) -> list[str]:
     """The models that answered, the untuned base first, then by eval/loss."""
 
     def rank(name: str) -> tuple[bool, float]:
-        return name != BASE, answers.models[name].eval_loss or 0.0
+        return quantization_of(name) is None, answers.models[name].eval_loss or 0.0
 
     return sorted(answers.models, key=rank)
 
 
 def _title(answers: Answers, name: str) -> str:
-    slot = answers.models[name].slot
-    return "untuned" if slot is None else f"slot {slot}"
+    mode = quantization_of(name)
+    if mode is None:
+        return f"slot {answers.models[name].slot}"
+    num_bases = sum(quantization_of(model) is not None for model in answers.models)
+    return "untuned" if mode == "nf4" and num_bases == 1 else f"untuned, {in_short(mode)}"
 
 
 def _print(answers: Answers, uri: str, match: str | None) -> None:

@@ -35,7 +35,7 @@ from job.store import open_store
 from job.trial.identity import sweep_name
 from job.winner.adapter import download, unwritable
 from job.winner.merge import merge, merge_table
-from job.winner.push import push
+from job.winner.push import check_repository, push
 
 WATCH_SECONDS = 10.0
 PIPE_SECONDS = 60.0  # between two tables of `--watch` in a pipe, if no state changes
@@ -111,6 +111,8 @@ def show_best(options: Namespace, settings: Settings, ledger: Ledger) -> None:
         raise SettingsError("best: --onto and --base belong to --merge DIR or --push --merged")
     if options.push is None and (options.merged or options.public):
         raise SettingsError("best: --merged and --public belong to --push OWNER/NAME")
+    if options.push is not None:
+        check_repository(options.push)
     check_sweep(ledger)
     overview = read_overview(ledger, settings.num_trials)
     best = best_of(overview) if options.slot is None else _chosen(overview, options.slot)

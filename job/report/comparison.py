@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from job.errors import SlotError, StoreError
 from job.ledger.ledger import Ledger
-from job.ledger.records import MergeLosses, RowLosses, damage
+from job.ledger.records import Answers, MergeLosses, RowLosses, damage
 from job.log import log
 from job.progress import size
 from job.report.overview import READERS, Overview, SlotView, read_overview
 from job.store.base import Store
-from job.winner.answers import newest_answers
+from job.winner.answers import newest_answers, that_count
 from job.winner.intervals import LEVEL, Comparison, Interval, compare
 
 SMALLER = 0.9  # an adapter of this share of the best one's bytes is worth a word
@@ -32,8 +32,15 @@ def read_compared(ledger: Ledger, num_trials: int) -> Overview:
         overview,
         comparison=comparison,
         merges=_merges(ledger, overview),
-        answers=newest_answers(ledger),
+        answers=_answers(ledger, overview),
     )
+
+
+def _answers(ledger: Ledger, overview: Overview) -> Answers | None:
+    """The newest answers, those of trials that are still judged; None where nobody asked."""
+    found = newest_answers(ledger)
+    judged = [view.result for view in overview.slots if view.judged and view.result]
+    return None if found is None else that_count(found, judged)
 
 
 def _merges(ledger: Ledger, overview: Overview) -> dict[int, MergeLosses]:

@@ -64,5 +64,14 @@ def unwritable(option: str, path: Path, error: Exception) -> JobError:
     if is_volume_full(error):
         return OutageError(f"{option}: {path}: no space left; free some, or give another folder")
     assert isinstance(error, OSError)
-    reason = "is a file" if isinstance(error, FileExistsError) else error.strerror
+    reason = _in_the_way(path, error) if isinstance(error, FileExistsError) else error.strerror
     return SettingsError(f"{option}: {path}: {reason}; give a folder that this user may write")
+
+
+def _in_the_way(path: Path, error: FileExistsError) -> str:
+    """What is there instead of a folder, at the path or above it."""
+    there = Path(error.filename or path)
+    if there.is_symlink() and not there.exists():
+        where = "" if there == path else f"{there} "
+        return f"{where}is a link to {there.readlink()}, which does not exist"
+    return "is a file"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -25,20 +25,31 @@ from job.ledger.records import AnsweringModel, AnswerRow, Answers, Result
 from job.log import log
 from job.progress import CountProgress
 from job.settings import Settings
-from job.staged_base import resolve_base
 from job.store.base import Store
 from job.store.documents import create_document, read_document, swap_document
 from job.winner.adapter import download
+from job.winner.base import base_of
 from job.winner.held_out import held_out_data
 from job.winner.intervals import Interval, share
 
 if TYPE_CHECKING:
     import torch
 
-BASE = "base"  # the untuned model among the answering ones
+BASE = "base"  # the untuned model among the answering ones, its weights in 4 bits
 MAX_ROWS = 1000  # of a document, which is read as a whole
 BATCH_ROWS = 8  # answered at once, and kept in the bucket before the next ones
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def base_name(quantization: str) -> str:
+    """The name of the untuned base among the answering models, by how its weights are held."""
+    return BASE if quantization == "nf4" else f"{BASE}-{quantization}"
+
+
+def quantization_of(name: str) -> str | None:
+    """How the weights of an answering base are held; None for an adapter."""
+    first, _, mode = name.partition("-")
+    return (mode or "nf4") if first == BASE else None
 
 
 @dataclass(frozen=True)
@@ -99,15 +110,16 @@ def answer(
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     kept = _Kept(ledger.store, f"{ledger.folder}/answers-{digest}.json", content, match)
     by_name = {str(found.adapter_sha256): (slot, found) for slot, found in trials.items()}
+    base = base_name(result.quantization)
     kept.add_models({
-        BASE: AnsweringModel(),
+        base: AnsweringModel(),
         **{
             name: AnsweringModel(slot=slot, eval_loss=found.eval_loss)
             for name, (slot, found) in by_name.items()
         },
     })  # fmt: skip
     asked = questions(data.eval, num_rows)
-    missing = {name: kept.missing(name, asked) for name in (BASE, *by_name)}
+    missing = {name: kept.missing(name, asked) for name in (base, *by_name)}
     if any(missing.values()):
         _generate(kept, by_name, missing, settings)
     return kept.key, kept.document
@@ -126,18 +138,10 @@ def _generate(
     from job.training.device import any_device
 
     result = next(iter(by_name.values()))[1]
-    base = resolve_base(
-        kept.store,
-        result.base_model,
-        result.base_model_revision,
-        settings.work_dir,
-        outage_seconds=60 * settings.outage_minutes,
-    )
+    base = base_of(kept.store, result, settings)
     tokenizer = load_tokenizer(base.location, base.hub_revision)
     device = any_device(settings.device, gpu_memory_gb=settings.gpu_memory_gb)
-    modes = {BASE: result.quantization} | {
-        n: found.quantization for n, (_, found) in by_name.items()
-    }
+    modes = {name: quantization_of(name) or by_name[name][1].quantization for name in missing}
     total = sum(map(len, missing.values()))
     with CountProgress("answering", "rows", total=total) as progress:
         for mode in dict.fromkeys(modes[name] for name, asked in missing.items() if asked):
@@ -169,7 +173,7 @@ def _load(
     with tempfile.TemporaryDirectory(prefix="adapters-") as folder:
         paths = {}
         for name, asked in missing.items():
-            if asked and name != BASE:
+            if asked and quantization_of(name) is None:
                 slot, found = by_name[name]
                 paths[name] = Path(folder) / name
                 download(kept.store, slot, found, paths[name], option="answers")
@@ -197,7 +201,7 @@ def _answer_all(
     for name, batch in _batches(missing):
         said = generate(
             model,
-            None if name == BASE else name,
+            name if quantization_of(name) is None else None,
             [question.prompt for question in batch],
             max_new_tokens=kept.document.max_new_tokens,
             end_ids=end_ids,
@@ -317,6 +321,27 @@ def newest_answers(ledger: Ledger) -> Answers | None:
     return max(found, key=lambda answers: answers.written_at, default=None)
 
 
+def that_count(answers: Answers, judged: Iterable[Result], num_rows: int | None = None) -> Answers:
+    """Leave out what no longer counts: only adapters of `judged` trials stay, and their bases.
+
+    A slot that was excluded or begun again since has answered, too. With `num_rows` only the first
+    rows stay.
+    """
+    modes = {str(result.adapter_sha256): result.quantization for result in judged}
+    names = answers.models.keys() & modes.keys()
+    bases = answers.models.keys() & {base_name(modes[name]) for name in names}
+    names |= bases or {BASE}  # by earlier versions the only base, in whatever precision
+    rows = [
+        row.changed(answers={name: said for name, said in row.answers.items() if name in names})
+        for row in answers.rows
+        if num_rows is None or row.row < num_rows
+    ]
+    return answers.changed(
+        models={n: model.to_json() for n, model in answers.models.items() if n in names},
+        rows=[row.to_json() for row in rows if row.answers],
+    )
+
+
 def scores(answers: Answers, match: str) -> dict[str, Score]:
     """How often each model's answers match the references, by the rule."""
     found = {}
@@ -356,5 +381,6 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    found = [match[min(1, pattern.groups)] for match in pattern.finditer(text)]
+    # A pattern that may be empty (\\d*) is so at every text's end.
+    found = [m[min(1, pattern.groups)] for m in pattern.finditer(text) if m[0].strip()]
     return (found[-1] or "").strip() if found else None

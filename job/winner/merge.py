@@ -25,9 +25,9 @@ from job.ledger.ledger import Ledger
 from job.ledger.records import MergeLosses, Result
 from job.log import log
 from job.settings import Settings
-from job.staged_base import resolve_base
 from job.training.quantization import words
 from job.winner.adapter import download, make_new, unwritable
+from job.winner.base import base_of
 from job.winner.held_out import held_out_data, judged_rows
 from job.winner.merged_card import merged_card
 
@@ -118,13 +118,7 @@ def _merge(
 ) -> MergeLosses:
     from job.training.device import any_device, weight_memory_bytes
 
-    base = resolve_base(
-        ledger.store,
-        result.base_model,
-        result.base_model_revision,
-        settings.work_dir,
-        outage_seconds=60 * settings.outage_minutes,
-    )
+    base = base_of(ledger.store, result, settings)
     in_4_bits = result.quantization == "nf4"
     if not in_4_bits:
         onto = _only_16_bits(slot, result.quantization, onto)

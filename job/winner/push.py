@@ -15,6 +15,12 @@ _PUSH = "best --push"
 _ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
+def check_repository(repository: str) -> None:
+    """Refuse what is no `owner/name`. Raises `SettingsError`."""
+    if not _ID.fullmatch(repository):
+        raise SettingsError(f"{_PUSH}: {repository!r} is no repository; give OWNER/NAME")
+
+
 def push(folder: Path, repository: str, *, public: bool, message: str) -> str:
     """Upload all files of the folder to `owner/name`; return the address of what stands there.
 
@@ -27,8 +33,7 @@ def push(folder: Path, repository: str, *, public: bool, message: str) -> str:
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not _ID.fullmatch(repository):
-        raise SettingsError(f"{_PUSH}: {repository!r} is no repository; give OWNER/NAME")
+    check_repository(repository)
     hub_logging.set_verbosity(logging.ERROR)
     if not sys.stderr.isatty():
         disable_progress_bars()

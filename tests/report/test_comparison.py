@@ -150,12 +150,12 @@ def test_answers_stand_side_by_side_in_both_reports(tmp_path: Path) -> None:
     ledger = _sweep(tmp_path, [1.2, 1.3])
     assert "Answers to held-out prompts" not in html_page(_read(ledger), usd_per_hour=None)
     rows = [
-        {"row": row, "prompt": "<b>1+1?", "reference": "2", "answers": {"base": "3", "x": "2"}}
+        {"row": row, "prompt": "<b>1+1?", "reference": "2", "answers": {"base": "3", "a" * 64: "2"}}
         for row in range(14)
     ]
     content = {
         "data_digest": "d", "base_model": "b", "base_model_revision": "r", "max_new_tokens": 8,
-        "match": "number", "models": {"base": {}, "x": {"slot": 0, "eval_loss": 1.2}},
+        "match": "number", "models": {"base": {}, "a" * 64: {"slot": 0, "eval_loss": 1.2}},
         "rows": rows, "written_at": NOW,
     }  # fmt: skip
     ledger.store.put_if_absent(
@@ -166,6 +166,29 @@ def test_answers_stand_side_by_side_in_both_reports(tmp_path: Path) -> None:
     assert "&lt;b&gt;1+1?" in page
     assert "12 of 14 rows" in page
     assert "slot 0: 14 of 14, 78 to 100%" in markdown(_read(ledger), usd_per_hour=None)
+
+
+def test_answers_of_a_slot_that_was_excluded_are_not_reported(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep(make_identity())
+    for number, name in enumerate("ab"):
+        loss = 1.2 + number / 10
+        _commit(ledger, number, make_rows(loss, trial=number), adapter_sha256=name * 64)
+    said = {"base": "3", "a" * 64: "2", "b" * 64: "5"}
+    content = {
+        "data_digest": "d", "base_model": "b", "base_model_revision": "r", "max_new_tokens": 8,
+        "match": "number", "written_at": NOW,
+        "models": {"base": {}, "a" * 64: {"slot": 0}, "b" * 64: {"slot": 1}},
+        "rows": [{"row": 0, "prompt": "1+1?", "reference": "2", "answers": said}],
+    }  # fmt: skip
+    key = f"{ledger.folder}/answers-{'a' * 64}.json"
+    ledger.store.put_if_absent(key, json.dumps(content).encode())
+    assert "- slot 0: 1 of 1" in markdown(_read(ledger), usd_per_hour=None)
+    ledger.slot(0).exclude("its rows were wrong")
+    told = markdown(_read(ledger), usd_per_hour=None)
+    assert "- slot 0: 1 of 1" not in told
+    assert "- slot 1: 0 of 1" in told
+    assert "- untuned: 0 of 1" in told
 
 
 def test_whoever_may_not_list_sees_all_but_the_answers(

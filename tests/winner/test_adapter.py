@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import SlotError, StoreError
+from job.errors import SettingsError, SlotError, StoreError
 from job.ledger.folders import seal_folder, upload_folder
 from job.ledger.records import Result
 from job.store.local import LocalStore
@@ -47,6 +47,20 @@ def test_a_damaged_adapter_names_its_slot_and_what_helps(
     assert f"`job redo {SLOT}` begins it again" in message
     assert f"`job exclude {SLOT} --reason TEXT` leaves it out" in message
     assert not [*tmp_path.glob("*best*")], "nothing half-fetched stays"
+
+
+@pytest.mark.parametrize("below", ["", "/deeper/still"])
+def test_a_link_to_nothing_is_no_file(tmp_path: Path, result: Result, below: str) -> None:
+    link = tmp_path / "dangling"
+    link.symlink_to("gone")
+    with pytest.raises(SettingsError) as caught:
+        download(LocalStore(tmp_path / "out"), SLOT, result, Path(f"{link}{below}"))
+    told = f"best --download: {link}{below}: {f'{link} ' if below else ''}is a link to gone, which"
+    assert str(caught.value).startswith(told)
+    link.unlink()
+    link.touch()
+    with pytest.raises(SettingsError, match=r"is a file|Not a directory"):
+        download(LocalStore(tmp_path / "out"), SLOT, result, Path(f"{link}{below}"))
 
 
 def test_a_store_that_fails_is_not_the_slots_damage(tmp_path: Path, result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 from job.data.samples import SampleTable
 from job.errors import SettingsError
 from job.ledger.ledger import Ledger
-from job.ledger.records import AnsweringModel, AnswerRow, Answers
-from job.report.answers import answers_view, read_count
-from job.winner.answers import answer, matches, newest_answers, questions, scores
-from tests.ledger.documents import NOW
+from job.ledger.records import AnsweringModel, AnswerRow, Answers, Result
+from job.report.answers import answers_view, read_count, show_answers
+from job.winner.answers import answer, matches, newest_answers, questions, scores, that_count
+from tests.ledger.documents import NOW, make_result
 from tests.winner.tuned import make_tuned_sweep, result_of, settings_of
 
 
@@ -34,6 +35,11 @@ from tests.winner.tuned import make_tuned_sweep, result_of, settings_of
         ("regex:####\\s*(\\S+)", "#### 72", "72", False),
         ("regex:yes|no", "yes", "no, yes", True),
         ("regex:(a)|b", "a", "b", False),
+        ("regex:\\d*", "#### 72", "the answer is 71.", False),
+        ("regex:\\d*", "#### 72", "72, I say", True),
+        ("regex:\\d*", "none", "none", False),
+        ("regex:\\s*", "a b", "c d", False),
+        ("regex:yes( please)?", "yes", "oh yes", True),
     ],
 )
 def test_a_rule_compares_the_last_of_both(
@@ -82,6 +88,65 @@ def test_scores_have_intervals_and_the_report_shows_the_untuned_first() -> None:
     assert view.scores == ["0 of 16, 0 to 19%", "12 of 16, 51 to 90%"]
 
 
+def _document(said: dict[str, str], *, num_rows: int = 4) -> Answers:
+    """All models but the bases are adapters of slots 0, 1, …."""
+    rows = [AnswerRow(row=row, prompt="p", reference="2", answers=said) for row in range(num_rows)]
+    adapters = [name for name in said if not name.startswith("base")]
+    models = {
+        name: AnsweringModel(slot=adapters.index(name)) if name in adapters else AnsweringModel()
+        for name in said
+    }
+    return Answers(
+        data_digest="d", base_model="b", base_model_revision="r", max_new_tokens=8, match="number",
+        models=models, rows=tuple(rows), written_at=NOW, a_later_key=1,
+    )  # fmt: skip
+
+
+def _judged(**quantizations: str) -> list[Result]:
+    return [
+        make_result(adapter_sha256=name, quantization=mode) for name, mode in quantizations.items()
+    ]
+
+
+def test_what_is_not_judged_any_more_does_not_count() -> None:
+    answers = _document({"base": "3", "a": "2", "b": "4"})
+    found = that_count(answers, _judged(a="nf4", c="nf4"), num_rows=3)
+    assert list(found.models) == ["base", "a"]
+    assert [row.answers for row in found.rows] == [{"base": "3", "a": "2"}] * 3
+    assert {name: score.num for name, score in scores(found, "number").items()} == {
+        "base": 3, "a": 3,
+    }  # fmt: skip
+    assert found.to_json()["a_later_key"] == 1
+    only = that_count(_document({"b": "4"}), _judged(a="nf4"))
+    assert only.rows == (), "nobody that counts has answered them"
+
+
+@pytest.mark.parametrize(
+    ("judged", "bases", "titles"),
+    [
+        ({"a": "nf4", "b": "nf4"}, ["base"], ["untuned", "slot 0", "slot 1"]),
+        ({"a": "none"}, ["base-none"], ["untuned, 16 bits", "slot 0"]),
+        (
+            {"a": "nf4", "b": "none"},
+            ["base", "base-none"],
+            ["untuned, 4 bits", "untuned, 16 bits", "slot 0", "slot 1"],
+        ),
+        # Answered by an earlier version, which knew one base.
+        ({"a": "mixed:v_proj"}, ["base"], ["untuned", "slot 0"]),
+    ],
+)
+def test_the_base_is_shown_in_the_precisions_of_the_adapters(
+    judged: dict[str, str], bases: list[str], titles: list[str]
+) -> None:
+    answers = _document({"a": "2", "b": "2", "base": "3", "base-none": "4"})
+    found = that_count(answers, _judged(**judged))
+    assert [name for name in found.models if name.startswith("base")] == bases
+    view = answers_view(found)
+    assert view is not None
+    assert view.models == titles
+    assert [answer for answer in view.rows[0][2] if answer == "4"] == ["4"] * ("base-none" in bases)
+
+
 def _answer(ledger: Ledger, folder: Path, **given: Any) -> tuple[str, Answers]:
     asked: dict[str, Any] = {"num_rows": 6, "max_new_tokens": 5} | given
     slots = asked.pop("slots", (0, 1))
@@ -111,6 +176,39 @@ def test_each_adapter_answers_on_the_base_that_it_was_trained_on(
     _, answers = answer(ledger, trials, settings=settings, num_rows=2, max_new_tokens=3)
     assert loaded == [("none", 1), ("nf4", 1)], "the untuned base answers as the best was trained"
     assert all(len(row.answers) == 3 for row in answers.rows)
+    assert "base-none" in answers.models
+    _, more = answer(ledger, {1: trials[1]}, settings=settings, num_rows=3, max_new_tokens=3)
+    assert loaded[2:] == [("nf4", 1)]
+    said = [list(row.answers) for row in more.rows]
+    tuned = [str(result.adapter_sha256) for result in trials.values()]
+    assert said[0] == said[1] == ["base-none", *tuned, "base"], "no base is of two precisions"
+    assert sorted(said[2]) == sorted([tuned[1], "base"])
+
+
+@pytest.mark.slow
+def test_the_verb_tells_the_rows_that_were_asked_for_and_trials_that_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = make_tuned_sweep(tmp_path, num_slots=2)
+    key, answers = _answer(ledger, tmp_path)
+    assert (len(answers.models), len(answers.rows)) == (3, 6)
+    ledger.slot(0).exclude("its rows were wrong")
+    asked = Namespace(rows="2", best="3", max_new_tokens="5", match="exact", json=True)
+    show_answers(asked, settings_of(tmp_path), ledger)
+    told = json.loads(capsys.readouterr().out)
+    tuned = str(result_of(ledger, 1).adapter_sha256)
+    assert list(told["models"]) == list(told["scores"]) == ["base", tuned]
+    assert [row["row"] for row in told["rows"]] == [0, 1]
+    assert {name: score["num"] for name, score in told["scores"].items()} == {"base": 2, tuned: 2}
+    asked.json = False
+    show_answers(asked, settings_of(tmp_path), ledger)
+    shown = capsys.readouterr().out
+    assert "slot 1: " in shown
+    assert "slot 0" not in shown
+    assert f"2 rows: {tmp_path}/out/{key}" in shown
+    stored = ledger.store.get(key)
+    assert stored is not None
+    assert len(json.loads(stored.data)["rows"]) == 6, "the bucket keeps them all"
 
 
 @pytest.mark.slow

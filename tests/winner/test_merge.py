@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from job.base_model import resolve_base_model
 from job.data.samples import SampleTable
 from job.errors import OutageError, SettingsError
 from job.ledger.ledger import Ledger
-from job.ledger.records import MergeLosses
+from job.ledger.records import MergeLosses, Result
 from job.winner.held_out import held_out_data, judged_rows
 from job.winner.merge import merge, merge_table
 from tests.tiny_model import make_base
@@ -24,9 +25,11 @@ from tests.winner.tuned import NUM_ROWS, make_tuned_sweep, result_of, settings_o
 pytestmark = pytest.mark.slow
 
 
-def _merge(ledger: Ledger, folder: Path, **given: Any) -> MergeLosses:
-    target = folder / "merged"
-    return merge(ledger, 0, result_of(ledger), target, settings=settings_of(folder), **given)
+def _merge(
+    ledger: Ledger, folder: Path, *, result: Result | None = None, **given: Any
+) -> MergeLosses:
+    target, result = folder / "merged", result or result_of(ledger)
+    return merge(ledger, 0, result, target, settings=settings_of(folder), **given)
 
 
 def _plain_loss(ledger: Ledger, folder: Path, model: Any) -> float:
@@ -229,9 +232,11 @@ def test_a_pre_quantised_base_has_its_own_weights_only_with_its_original(tmp_pat
     )
     quantised.save_pretrained(tmp_path / "base")
     byte_level_tokenizer().save_pretrained(tmp_path / "base")
+    revision = resolve_base_model(str(tmp_path / "base"), "main").revision
+    result = result_of(ledger).changed(base_model_revision=revision)
     with pytest.raises(SettingsError, match="name the model that it was made of with --base ID"):
-        _merge(ledger, tmp_path, onto="16bit")
-    without = _merge(ledger, tmp_path)
+        _merge(ledger, tmp_path, result=result, onto="16bit")
+    without = _merge(ledger, tmp_path, result=result)
     assert without.written == "4bit"
     assert (without.untuned_16bit, without.merged_16bit) == (None, None)
     assert without.merged_4bit == pytest.approx(without.adapter_4bit, rel=1e-4)
@@ -240,7 +245,7 @@ def test_a_pre_quantised_base_has_its_own_weights_only_with_its_original(tmp_pat
     import shutil
 
     shutil.rmtree(tmp_path / "merged")
-    both = _merge(ledger, tmp_path, original=str(original))
+    both = _merge(ledger, tmp_path, result=result, original=str(original))
     assert both.original is not None
     assert both.original.startswith(f"{original}@sha256:")
     assert None not in (both.untuned_16bit, both.merged_16bit)
@@ -248,13 +253,12 @@ def test_a_pre_quantised_base_has_its_own_weights_only_with_its_original(tmp_pat
     other = make_base(tmp_path / "other", vocab_size=600, num_hidden_layers=3)
     byte_level_tokenizer().save_pretrained(other)
     with pytest.raises(SettingsError, match="is not what .* num_hidden_layers is 3, not 2"):
-        _merge(ledger, tmp_path, original=str(other))
+        _merge(ledger, tmp_path, result=result, original=str(other))
     with pytest.raises(SettingsError, match="it is quantised itself"):
-        _merge(ledger, tmp_path, original=str(tmp_path / "base"))
+        _merge(ledger, tmp_path, result=result, original=str(tmp_path / "base"))
 
 
 def test_another_vocabulary_is_another_model(tmp_path: Path) -> None:
-    from job.base_model import resolve_base_model
     from job.winner.merge import _check_same
 
     one, other = (make_base(tmp_path / name, vocab_size=600) for name in ("one", "other"))

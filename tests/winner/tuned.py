@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from job.base_model import resolve_base_model
 from job.ledger.folders import seal_folder, upload_folder
 from job.ledger.ledger import Ledger
 from job.ledger.records import Result
@@ -97,8 +98,9 @@ def _commit(
     ledger.store.put_if_absent(rows_key, content)
     changes: dict[str, Any] = {
         "adapter_key": sealed.key, "adapter_sha256": sealed.sha256, "base_model": str(base),
-        "adapter_bytes": sealed.size_bytes, "base_model_revision": "sha256:0", "rows_key": rows_key,
-        "eval_loss": rows.loss, "data_digest": digest,
+        "adapter_bytes": sealed.size_bytes, "rows_key": rows_key, "eval_loss": rows.loss,
+        "base_model_revision": resolve_base_model(str(base), "main").revision,
+        "data_digest": digest,
     }  # fmt: skip
     slot.specify(make_spec(params={"lora_r": 4, "seed": number}, data_digest=digest))
     slot.commit(make_result(slot.folder, **changes))
