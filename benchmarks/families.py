@@ -7,6 +7,7 @@ transformers' default size.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ RECIPE = Recipe(
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     logging.disable(logging.WARNING)
     transformers_logging.set_verbosity_error()
     print("| family | rows | in 4 bits | adapted | loss, or why it is refused |")

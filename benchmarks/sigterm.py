@@ -7,6 +7,7 @@ is sent twice. Prints a table; stops if one outlives the grace of 15 s or ends i
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -46,10 +47,11 @@ class Outcome:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["parent"]:
-        sys.exit(_parent())
-    if sys.argv[1:2] == ["child"]:
-        sys.exit(_child())
+    given = _parse()
+    if given.parent:
+        sys.exit(_parent(given.parent))
+    if given.child:
+        sys.exit(_child(*given.child))
     print("| checkpoint, store | phase | signal | seconds to exit | code | saved step |")
     print("|---|---|---|---|---|---|")
     cases = [Case(phase, *line) for line in LINES for phase in PHASES]
@@ -67,12 +69,20 @@ def main() -> None:
                 sys.exit("a promise is broken")
 
 
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for process in ("--parent", "--child"):  # of a trial: settings, phase, MB, MB/s
+        parser.add_argument(process, nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--heartbeat-fd", help=argparse.SUPPRESS)  # which process 1 adds
+    return parser.parse_args()
+
+
 def measure(case: Case, folder: Path) -> Outcome:
     """Run the trial to the phase, signal its parent twice, and wait for the end of all."""
     folder.mkdir()
     settings = _inputs(folder, case)
     command = [
-        sys.executable, "-m", "benchmarks.sigterm", "parent", json.dumps(settings), case.phase,
+        sys.executable, "-m", "benchmarks.sigterm", "--parent", json.dumps(settings), case.phase,
         str(case.megabytes), str(case.rate),
     ]  # fmt: skip
     environ = {**os.environ, **{f"JOB_{k.upper()}": str(v) for k, v in settings.items()}}
@@ -117,20 +127,20 @@ def _steps(out: Path) -> tuple[int | None, int | None]:
     return stored.lease.checkpoints[0].step, stored.lease.attempt.step
 
 
-def _parent() -> int:
+def _parent(words: list[str]) -> int:
     from job import supervisor
     from job.log import set_up_logging
     from job.variables import load_settings
 
     set_up_logging("text")
     supervisor.TRIAL_COMMAND = (
-        sys.executable, "-m", "benchmarks.sigterm", "child", *sys.argv[2:],
+        sys.executable, "-m", "benchmarks.sigterm", "--child", *words,
     )  # fmt: skip
     settings, _ = load_settings()
     return supervisor.run_one(settings)[0]
 
 
-def _child() -> int:
+def _child(words: str, phase: str, megabytes: str, rate: str) -> int:
     """What `job trial` does, on a slow store and with training that sleeps."""
     print("start-up", flush=True)
     from job.errors import JobError
@@ -144,9 +154,8 @@ def _child() -> int:
     def mark(phase: str) -> None:
         print(phase, flush=True)
 
-    given, phase, megabytes, rate = json.loads(sys.argv[2]), *sys.argv[3:6]
     set_up_logging("text")
-    settings = Settings(**given)
+    settings = Settings(**json.loads(words))
     stop = Stop(settings.grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.set)

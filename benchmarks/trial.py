@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     console = Console(width=100, highlight=False)
     console.print(
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread,"

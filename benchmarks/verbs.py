@@ -6,6 +6,7 @@ process of its own, five times, medians. Results: benchmarks/verbs.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -19,27 +20,29 @@ from pathlib import Path
 from tests import every_state
 
 ROUNDS = 5
+# What each verb is given beside the words that name its row.
+VERBS = {
+    "--help": "", "status": "", "status --json": "", "report --output": "{folder}", "best": "",
+    "gc --json --dry-run": "", "exclude --json": "1 --reason why", "redo --json": "1",
+    "best --download": "{folder}/adapter-{number}",
+}  # fmt: skip
 PYTHON = (sys.executable, "-X", "importtime", "-m", "job")  # says on stderr what is imported
 
 
 def main() -> None:
     """Make the sweep, time the verbs, print a table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         every_state.make_sweep(folder)
         environ = _environ(folder)
         print("| verb | CPU seconds, median of 5 | highest | imports torch |\n|---|---|---|---|")
-        for verb in (
-            ["--help"], ["status"], ["status", "--json"], ["report", "--output", name], ["best"],
-            ["gc", "--json", "--dry-run"], ["exclude", "--json", "1", "--reason", "why"],
-            ["redo", "--json", "1"],
-        ):  # fmt: skip
-            print(_row(verb, [_run(verb, environ) for _ in range(ROUNDS)]))
-        downloads = [
-            _run(["best", "--download", f"{name}/adapter-{number}"], environ)
-            for number in range(ROUNDS)
-        ]
-        print(_row(["best", "--download"], downloads))
+        for verb, given in VERBS.items():
+            runs = []
+            for number in range(ROUNDS):
+                further = [word.format(folder=name, number=number) for word in given.split()]
+                runs.append(_run([*verb.split(), *further], environ))
+            print(_row(verb, runs))
         seconds = statistics.median(_first_line(environ) for _ in range(ROUNDS))
         print(f"\n`job plan`: first line after {seconds:.2f} s (median of {ROUNDS})")
 
@@ -68,11 +71,10 @@ def _run(verb: list[str], environ: dict[str, str]) -> tuple[float, bool]:
     return seconds, any(line.endswith("| torch") for line in done.stderr.splitlines())
 
 
-def _row(verb: list[str], runs: list[tuple[float, bool]]) -> str:
+def _row(verb: str, runs: list[tuple[float, bool]]) -> str:
     seconds = [cpu for cpu, _ in runs]
     torch = "yes" if any(imported for _, imported in runs) else "no"
-    words = " ".join(word for word in verb if not word.startswith("/"))
-    return f"| `{words}` | {statistics.median(seconds):.2f} | {max(seconds):.2f} | {torch} |"
+    return f"| `{verb}` | {statistics.median(seconds):.2f} | {max(seconds):.2f} | {torch} |"
 
 
 def _first_line(environ: dict[str, str]) -> float:

@@ -6,6 +6,7 @@ in it. A tiny model makes steps of some milliseconds: W&B's part is then as larg
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -55,7 +56,10 @@ def _kinds(server: WandbServer) -> dict[str, dict[str, str]]:
     }
 
 
-def main(rounds: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rounds", nargs="?", type=int, default=5, help="of each side in turn")
+    rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name, wandb_server() as server:
         folder = Path(name)
         server.state.add_sweep(_SWEEP, "abc")
@@ -98,4 +102,4 @@ parameters:
 """
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main()

@@ -1,18 +1,17 @@
 """Steps done twice when a trial is killed or told to end again and again.
 
-`python -m benchmarks.waste`: real lease, uploads and trial code in real processes, training that
-sleeps and resumes (tests/fake_training.py). The times between two kills are drawn from an
+`python -m benchmarks.waste [SEED]`: real lease, uploads and trial code in real processes, training
+that sleeps and resumes (tests/fake_training.py). The times between two kills are drawn from an
 exponential distribution whose mean is two checkpoint intervals. Prints a table.
-An argument is the seed of those times.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import select
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +24,9 @@ SEED = 17
 
 
 def main() -> None:
-    seed = int(sys.argv[1]) if sys.argv[1:] else SEED
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seed", nargs="?", type=int, default=SEED, help="of the times")
+    seed = parser.parse_args().seed
     print("| signal | kills | steps | done twice | share | steps a kill | intervals a kill |")
     print("|---|---|---|---|---|---|---|")
     for number in (signal.SIGKILL, signal.SIGTERM):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forked
+
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+# Those of other environments: what they import there.
+PEERS = {"sweep_peers": "optuna", "trl_peer": "trl", "unsloth_peer": "unsloth"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_starts_no_benchmark(name: str, tmp_path: Path) -> None:
+    if (library := PEERS.get(name.removeprefix("benchmarks."))) is not None:
+        pytest.importorskip(library)
+    forked.with_torch()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", name, "--help"]
+    done = forked.run(command, env=environ, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert "-h, --help" in done.stdout
+
+
+def test_the_page_of_verbs_has_the_rows_that_its_script_prints() -> None:
+    from benchmarks.verbs import VERBS
+
+    page = (ROOT / "benchmarks/verbs.md").read_text()
+    assert re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE) == list(VERBS)
 
 
 def test_both_sides_train_and_the_table_has_their_ratio() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import nbformat
 import pytest
+import yaml
 
+import job
 from job.ledger.ledger import Ledger
 from job.settings import Settings, variable
 from job.store.local import LocalStore
@@ -41,6 +43,21 @@ def test_it_is_a_valid_notebook_with_the_output_of_a_run() -> None:
     assert "exit 0" in shown
     assert not re.search(r"exit [1-9]\d", shown)
     assert not re.search(r"(?<!\w)/(tmp|root|home|work)/", shown), "no path of one machine"
+
+
+def test_it_installs_the_release_that_a_rented_worker_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a branch holds today may not be what the sweep's other workers run."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    exec(re.sub(r"^!.*$", "", CODE[0].source, flags=re.MULTILINE), {})  # noqa: S102
+    task = yaml.safe_load((ROOT / "docs/skypilot.yaml").read_text(encoding="utf-8"))["envs"]
+    assert task["VERSION"] == f"v{job.__version__}", "the tag that `make check-tag` asks for"
+    source = f"git+{task['REPOSITORY']}@{task['VERSION']}"
+    (command,) = commands
+    assert command[-1] == f"qlora-sweep-job[gcs,azure] @ {source}"
 
 
 def test_it_sets_only_settings_that_there_are() -> None:

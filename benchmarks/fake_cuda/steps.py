@@ -5,9 +5,9 @@ Run by `library.run_with_fake_card`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,7 +38,9 @@ RECIPE = make_recipe(100, warmup_ratio=0.0)
 def main() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    print(json.dumps([run(request) for request in json.loads(sys.argv[1])]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("requests", type=json.loads, help="a list of them as JSON")
+    print(json.dumps([run(request) for request in parser.parse_args().requests]))
 
 
 def run(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,12 +133,24 @@ class Cost:
             self.unpriced_seconds + other.unpriced_seconds,
         )
 
+    @property
+    def is_priced(self) -> bool:
+        """Whether every attempt tells its price, but for what rounding leaves over."""
+        return self.unpriced_seconds < 1
+
     def dollars(self, hourly_usd: float | None) -> float:
         """All of it in dollars; `hourly_usd` is the price where an attempt tells none."""
         return self.usd + self.unpriced_seconds / 3600 * (hourly_usd or 0.0)
 
 
 NOTHING = Cost()
+
+
+def dollars(amount: float) -> str:
+    """An amount as $4.12; below a cent with two digits that say something, never as 5e-05."""
+    if 0 < amount < 0.0001:
+        return "under $0.0001"
+    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
 
 
 def cost_of_slot(ledger: Ledger, number: int) -> Cost:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from job.errors import SettingsError
+from job.ledger.accounts import dollars
 from job.plan.forecast import (
     Span,
     Throughput,
@@ -19,7 +20,6 @@ from job.plan.forecast import (
     throughput_of_trials,
     trial_seconds,
 )
-from job.report.costs import dollars
 from job.report.notation import span
 from job.report.overview import Overview
 from job.training.footprint import Recompute

@@ -8,6 +8,7 @@ from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.data.table_files import count_lines
 from job.errors import OutageError
+from job.ledger.accounts import dollars
 from job.plan.forecast import Span, Throughput, Workload
 from job.progress import size
 from job.report.gain import Outlook, gain_lines
@@ -124,7 +125,7 @@ def describe_cost(settings: Settings, trial: Span) -> str:
         money = "dollars with JOB_GPU_HOURLY_USD"
     else:
         low, high = (seconds / 3600 * price for seconds in (sweep.short, sweep.long))
-        money = "under a cent" if high < 0.01 else f"${low:,.2f} to ${high:,.2f}"
+        money = "under a cent" if high < 0.01 else f"{dollars(low)} to {dollars(high)}"
     return f"{trials(settings.num_trials)}: {time} at most, {money}"
 
 

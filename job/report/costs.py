@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from job.ledger.accounts import dollars
 from job.report.notation import duration
 from job.report.overview import Charge, Overview
 
 NUM_NAMED = 6  # places; an Indexed Job's pods have a name each
-
-
-def dollars(amount: float) -> str:
-    """An amount as $4.12; below a cent with two digits that say something, never as 5e-05."""
-    if 0 < amount < 0.0001:
-        return "under $0.0001"
-    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
 
 
 def by_place(overview: Overview, hourly_usd: float | None) -> dict[str, float]:
@@ -36,7 +30,7 @@ def spent(overview: Overview, hourly_usd: float | None) -> str:
     """The dollars of the whole sweep; `hourly_usd` is the price where an attempt tells none."""
     cost = overview.cost
     words = dollars(cost.dollars(hourly_usd))
-    if hourly_usd is None and cost.unpriced_seconds >= 1:
+    if hourly_usd is None and not cost.is_priced:
         words += f" and {duration(cost.unpriced_seconds)} of GPU without a price"
     return words
 

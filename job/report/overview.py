@@ -85,6 +85,7 @@ class SlotView:
     tokens_per_second: float | None = None
     lease_age_seconds: float | None = None  # since the holder last renewed it
     cost: Cost = NOTHING  # of all attempts
+    trial_cost: Cost = NOTHING  # of those since it was begun, or begun again
     charges: tuple[Charge, ...] = ()  # what each attempt cost
     gpu: str | None = None  # the name of the newest attempt's card
     wasted_gpu_seconds: float = 0.0  # for steps done twice, restarts and waiting
@@ -239,6 +240,7 @@ def _view(ledger: Ledger, number: int, now: datetime) -> SlotView:
         view,
         generation=slot.generation,
         cost=own + earlier,
+        trial_cost=own,
         # What came before a redo was paid for, and nothing rests on it.
         wasted_gpu_seconds=view.wasted_gpu_seconds + earlier.gpu_seconds,
         charges=(*charges, *_charges(slot, lease)),

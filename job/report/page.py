@@ -23,7 +23,7 @@ from job.report.notation import duration, number, short_name
 from job.report.overview import COMMITTED, Overview, SlotView
 from job.settings import Settings
 from job.training.quantization import in_short
-from job.trial.end import nats, price
+from job.trial.end import nats
 
 DEFAULT_MIN_GAIN: float = Settings.model_fields["min_gain"].default
 Facts = list[tuple[str, str]]
@@ -147,8 +147,8 @@ def _facts(overview: Overview, outlook: Outlook, usd_per_hour: float | None) -> 
         facts.append(("spent", costs.spent(overview, usd_per_hour)))
     if outlook.gain is not None:
         facts.append(("expected of another trial", nats(outlook.gain)))
-    if outlook.trial_gpu_seconds is not None:
-        facts.append(("price of a trial", price(outlook.trial_gpu_seconds, usd_per_hour)))
+    if (told := outlook.price(usd_per_hour)) is not None:
+        facts.append(("price of a trial", told))
     return facts
 
 

@@ -187,7 +187,7 @@ def _families(sweep: str, samples: dict[str, list[tuple[dict[str, str], float]]]
 
 
 def _as_dict(view: SlotView) -> dict[str, Any]:
-    left_out = ("result", "curve", "wandb_sweep", "cost", "charges", "gpu")
+    left_out = ("result", "curve", "wandb_sweep", "cost", "trial_cost", "charges", "gpu")
     shown = {key: value for key, value in vars(view).items() if key not in left_out}
     return {
         **shown,

@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from job.errors import ExitCode, HeldError, SlotError
-from job.ledger.accounts import NOTHING, Cost, cost_of
+from job.ledger.accounts import NOTHING, Cost, cost_of, dollars
 from job.ledger.ledger import Ledger
 from job.ledger.records import Result
 from job.ledger.slot import Slot, StoredLease
@@ -52,7 +52,7 @@ class _Budget(NamedTuple):
 
     variable: str
     limit: float
-    unit: str  # a format
+    in_words: Callable[[float], str]
     spent: float
     bound: float  # by the trials at work
     needed: float  # for another trial
@@ -72,7 +72,7 @@ class _Budget(NamedTuple):
         return max(0, int(left / self.needed + 1e-9))  # $1 of $0.20 each are 5, rounding or not
 
     def told(self, about: str) -> str:
-        spent, bound, needed = map(self.unit.format, (self.spent, self.bound, self.needed))
+        spent, bound, needed = map(self.in_words, (self.spent, self.bound, self.needed))
         words = f"{spent} are spent"
         if not self.is_spent:
             words += f", {about} {bound} bound by the trials at work" if self.bound else ""
@@ -108,7 +108,7 @@ def rooms(settings: Settings, ledger: Ledger, *, shortest: float, longest: float
         # A first trial always begins.
         least = int(median_seconds is None and not slow.bound and not slow.is_spent)
         few, many = (max(least, budget.room) for budget in (slow, fast))
-        found.append(Room(slow.variable, slow.limit, slow.unit.format(slow.spent), few, many))
+        found.append(Room(slow.variable, slow.limit, slow.in_words(slow.spent), few, many))
     return found
 
 
@@ -189,10 +189,10 @@ def _budgets(
     another, price = Cost(expected_seconds, 0.0, expected_seconds), settings.gpu_hourly_usd
     if (hours := settings.sweep_budget_gpu_hours) is not None:
         told = (cost.gpu_seconds / 3600 for cost in (spent, bound, another))
-        yield _Budget("JOB_SWEEP_BUDGET_GPU_HOURS", hours, "{:.1f} GPU-hours", *told)
-    if (dollars := settings.sweep_budget_usd) is not None:
+        yield _Budget("JOB_SWEEP_BUDGET_GPU_HOURS", hours, "{:.1f} GPU-hours".format, *told)
+    if (usd := settings.sweep_budget_usd) is not None:
         told = (cost.dollars(price) for cost in (spent, bound, another))
-        yield _Budget("JOB_SWEEP_BUDGET_USD", dollars, "${:.2f}", *told)
+        yield _Budget("JOB_SWEEP_BUDGET_USD", usd, dollars, *told)
 
 
 def _left(trial: _Trial, expected_seconds: float) -> Cost:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from job.errors import SlotError
-from job.ledger.accounts import now
+from job.ledger.accounts import dollars, now
 from job.ledger.ledger import Ledger
 from job.ledger.records import Ended, Identity, Result
 from job.ledger.slot import Slot
@@ -95,11 +95,11 @@ def ended_line(settings: Settings, ended: Ended, *, name: str) -> str:
     return f"{name}: no new trial is begun, {why_ended(ended, settings.gpu_hourly_usd)}"
 
 
-def why_ended(ended: Ended, usd_per_hour: float | None) -> str:
-    """Say what another trial was expected to gain, its price, and how to go on."""
+def why_ended(ended: Ended, usd_per_hour: float | None, *, paid_usd: float | None = None) -> str:
+    """Say what another trial was expected to gain, its price as `price` says it, and the way on."""
     for_price = ""
     if ended.trial_gpu_seconds is not None:
-        for_price = f", for {price(ended.trial_gpu_seconds, usd_per_hour)}"
+        for_price = f", for {price(ended.trial_gpu_seconds, usd_per_hour, paid_usd=paid_usd)}"
     return (
         f"the sweep ended after {ended.results} results: another one was expected to gain"
         f" {nats(ended.gain)} of eval/loss ({nats(ended.gain_before)} before the last result, the"
@@ -112,17 +112,31 @@ def nats(gain: float) -> str:
     return f"{gain:.2g} nats" if gain >= 1e-6 else "0 nats"
 
 
-def price(gpu_seconds: float, usd_per_hour: float | None) -> str:
-    """The price of a trial in words: 2.3 GPU-hours ($0.81)."""
+def price(gpu_seconds: float, usd_per_hour: float | None, *, paid_usd: float | None = None) -> str:
+    """The price of a trial in words: 2.3 GPU-hours ($0.81).
+
+    `paid_usd` is what was paid for it, as the accounts say. Where they do not, it is reckoned at
+    `usd_per_hour`, the price of whoever asks, and the words say so.
+    """
     hours = gpu_seconds / 3600
     words = f"{hours:.2g} GPU-hours" if hours >= 0.001 else "under 0.001 GPU-hours"
+    if paid_usd is not None:
+        return f"{words} ({_coarse(paid_usd)})"
     if usd_per_hour is None:
         return words
-    dollars = hours * usd_per_hour
-    return f"{words} ({'under a cent' if dollars < 0.01 else f'${dollars:,.2f}'})"
+    return f"{words} ({_coarse(hours * usd_per_hour)} at {dollars(usd_per_hour)} an hour)"
+
+
+def _coarse(usd: float) -> str:
+    return "under a cent" if usd < 0.01 else dollars(usd)
 
 
 def median_gpu_seconds(results: Iterable[Result]) -> float | None:
     """The median GPU-seconds of the trials that trained to an end; None if there are none."""
-    seconds = [found.gpu_seconds for found in results if found.status in _TRAINED]
+    seconds = [found.gpu_seconds for found in results if is_trained(found)]
     return median(seconds) if seconds else None
+
+
+def is_trained(result: Result) -> bool:
+    """Whether the trial trained to an end, so that its price says something of another one's."""
+    return result.status in _TRAINED

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from job.errors import JobError, SlotError
-from job.ledger.accounts import NOTHING, cost_of_slot
+from job.ledger.accounts import NOTHING, cost_of_slot, dollars
 from job.ledger.lease import HeldLease
 from job.ledger.ledger import Ledger
 from job.log import log
 from job.settings import Settings
-from job.store.documents import create_document
+from job.store.documents import create_document, read_document
 
 if TYPE_CHECKING:
     import apprise
@@ -56,13 +56,28 @@ def tell_if_done(settings: Settings, ledger: Ledger, *, ended: str | None = None
 
 def tell_of_budget(settings: Settings, ledger: Ledger, spent: str) -> None:
     """Tell that the sweep's budget lets no new trial begin; a raised one is another notice."""
-    limits = settings.sweep_budget_gpu_hours, settings.sweep_budget_usd
-    name = "budget-" + "-".join(f"{limit:g}" for limit in limits if limit is not None)
 
-    def notice() -> tuple[str, str, str]:
+    def notice() -> tuple[str, str, str] | None:
+        name = _name_of_budget(settings, ledger)
+        if name is None:
+            return None
         return name, "its budget is reached", f"{spent}; {_best(ledger, settings)}"
 
     _tell(settings, ledger, notice)
+
+
+def _name_of_budget(settings: Settings, ledger: Ledger) -> str | None:
+    """The name of the budget's notice; None where an earlier version sent it by another one.
+
+    Earlier versions called a budget in dollars alone as if it were in GPU-hours.
+    """
+    limits = settings.sweep_budget_gpu_hours, settings.sweep_budget_usd
+    name = "budget-" + "-".join(f"{limit:g}" for limit in limits if limit is not None)
+    if settings.sweep_budget_gpu_hours is not None or settings.sweep_budget_usd is None:
+        return name
+    sent = read_document(ledger.store, _key(ledger, name))
+    words = str(sent.content.get("words")) if sent is not None else ""
+    return None if "JOB_SWEEP_BUDGET_USD" in words else f"{name}-usd"
 
 
 def tell_of_slot(settings: Settings, lease: HeldLease, *, given_up: str | None = None) -> None:
@@ -114,9 +129,13 @@ def _best(ledger: Ledger, settings: Settings) -> str:
         best = f"best: slot {number}, eval/loss {loss:.4f}"
     costs = (cost_of_slot(ledger, number) for number in range(settings.num_trials))
     cost = sum(costs, NOTHING)
-    dollars = cost.dollars(settings.gpu_hourly_usd)
-    money = f", ${dollars:.2f}" if dollars else ""
+    usd = cost.dollars(settings.gpu_hourly_usd)
+    money = f", {dollars(usd)}" if usd else ""
     return f"{best}; {cost.gpu_seconds / 3600:.1f} GPU-hours{money}"
+
+
+def _key(ledger: Ledger, name: str) -> str:
+    return f"{ledger.folder}/notices/{name}.json"
 
 
 def _tell(
@@ -130,8 +149,8 @@ def _tell(
         if found is None:
             return
         name, title, words = found
-        key = f"{ledger.folder}/notices/{name}.json"
-        if not create_document(ledger.store, key, {"title": title, "words": words}).ours:
+        content = {"title": title, "words": words}
+        if not create_document(ledger.store, _key(ledger, name), content).ours:
             return
     except JobError as error:
         log.warning("no notice is sent: %s", error)

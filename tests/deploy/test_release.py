@@ -156,6 +156,21 @@ def test_renovate_finds_the_pin_of_torch_and_every_other() -> None:
         assert not stated, f"{name}: a second pin would be left behind"
 
 
+def test_renovate_finds_every_pin_of_the_makefile() -> None:
+    text = (ROOT / "Makefile").read_text()
+    pins = re.findall(r"([\w.-]+)(==|@)(\d[\w.-]*)", text)
+    assert {name for name, *_ in pins} >= {"azurite", "skypilot"}
+    found = []
+    for manager in RENOVATE["customManagers"]:
+        (path,), (pattern,) = manager["managerFilePatterns"], manager["matchStrings"]
+        assert manager["customType"] == "regex"
+        assert re.search(path[1:-1], "Makefile")
+        sign = {"pypi": "==", "npm": "@"}[manager["datasourceTemplate"]]
+        matches = re.finditer(pattern.replace("(?<", "(?P<"), text)
+        found += [(match["depName"], sign, match["currentValue"]) for match in matches]
+    assert sorted(found) == sorted(pins)
+
+
 def test_renovate_keeps_each_variant_on_its_cuda() -> None:
     rules = [r for r in RENOVATE["packageRules"] if r.get("matchPackageNames") == ["nvidia/cuda"]]
     for tag in re.findall(r"nvidia/cuda:(\S+) AS", (ROOT / "Dockerfile").read_text()):

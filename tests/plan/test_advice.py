@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +102,9 @@ def test_a_running_sweep_says_what_another_trial_brings_and_costs(
 ) -> None:
     outlook = Outlook(gain=0.0031, trial_gpu_seconds=7920, decided_by_wandb=by_wandb)
     words = describe_end(_settings(gpu_hourly_usd=0.35), CARD, NOTHING, outlook)
-    assert "expected to gain 0.0031 nats for 2.2 GPU-hours ($0.77)" in words
+    assert "expected to gain 0.0031 nats for 2.2 GPU-hours ($0.77 at $0.35 an hour)" in words
+    paid = describe_end(
+        _settings(gpu_hourly_usd=0.35), CARD, NOTHING, replace(outlook, paid_usd=1.5)
+    )
+    assert "expected to gain 0.0031 nats for 2.2 GPU-hours ($1.50)" in paid
     assert says in words

@@ -102,6 +102,8 @@ def test_a_sweep_that_costs_next_to_nothing_says_so() -> None:
     assert cost == "12 trials: under a minute of GPU at most, under a cent"
     cost = describe_cost(settings, Span(5490, 9150))
     assert cost == "12 trials: 18.3 h to 30.5 h of GPU at most, $6.41 to $10.67"
+    cost = describe_cost(settings, Span(1, 10))
+    assert cost == "12 trials: under a minute to 2 min of GPU at most, $0.0012 to $0.01"
 
 
 def _settings(**given: Any) -> Settings:

@@ -17,14 +17,13 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console, RenderableType
 
-from job.ledger.accounts import Cost
+from job.ledger.accounts import Cost, dollars
 from job.ledger.lease import acquire
 from job.ledger.ledger import Ledger
 from job.ledger.records import AttemptProgress, Ended
 from job.report import charts
 from job.report.attempts_table import attempts_table
 from job.report.commands import describe_best
-from job.report.costs import dollars
 from job.report.findings import findings
 from job.report.gain import gain_lines, observations, outlook_of
 from job.report.overview import Overview, SlotView, read_overview
@@ -324,8 +323,8 @@ def test_an_ended_sweep_says_gain_price_and_the_way_on() -> None:
     (line,) = gain_lines(ended, outlook_of(ended), min_gain=1e-3, usd_per_hour=0.35)
     assert line == (
         "the sweep ended after 7 results: another one was expected to gain 0.0003 nats of eval/loss"
-        " (0.0005 nats before the last result, the limit is 0.001), for 2.4 GPU-hours ($0.84);"
-        " JOB_MIN_GAIN=0 goes on"
+        " (0.0005 nats before the last result, the limit is 0.001), for 2.4 GPU-hours ($0.84 at"
+        " $0.35 an hour); JOB_MIN_GAIN=0 goes on"
     )
     overruled = gain_lines(ended, outlook_of(ended), min_gain=0, usd_per_hour=None)
     assert not any("ended" in words for words in overruled)
@@ -335,9 +334,41 @@ def test_an_ended_sweep_says_gain_price_and_the_way_on() -> None:
 
 
 def test_a_price_says_nothing_of_seconds() -> None:
-    assert price(3.0, 0.35) == "under 0.001 GPU-hours (under a cent)"
+    assert price(3.0, 0.35) == "under 0.001 GPU-hours (under a cent at $0.35 an hour)"
+    assert price(3.0, 0.35, paid_usd=0.001) == "under 0.001 GPU-hours (under a cent)"
     assert price(7920, None) == "2.2 GPU-hours"
     assert (nats(0.00312), nats(0.0)) == ("0.0031 nats", "0 nats")
+
+
+def _paid(hours: float, hourly_usd: float | None, **given: Any) -> SlotView:
+    seconds = 3600 * hours
+    priced = (
+        Cost(seconds, 0.0, seconds) if hourly_usd is None else Cost(seconds, hours * hourly_usd)
+    )
+    view = _trial(0, 1.8, 1e-4, trial_cost=priced, result=make_result(gpu_seconds=seconds), **given)
+    return replace(view, cost=priced + Cost(36000, 9e3))  # before a redo it was dear
+
+
+@pytest.mark.parametrize("own", [None, 5.0])
+def test_the_price_of_a_trial_is_what_was_paid_for_it(own: float | None) -> None:
+    """Whatever an hour costs where one looks; of three the median, of dollars and of hours."""
+    trials = (_paid(6, 0.35), _paid(1, 1000), _paid(2, 0.5), _paid(9, 7, state="excluded"))
+    overview = replace(OVERVIEW, slots=trials, ended=_ended(trial_gpu_seconds=3600.0))
+    assert "- price of a trial: **2 GPU-hours ($2.10)**" in markdown(overview, usd_per_hour=own)
+    assert json.loads(to_json(overview, own))["trial_usd"] == 2.1
+    (line,) = gain_lines(overview, outlook_of(overview), min_gain=1e-3, usd_per_hour=own)
+    assert "for 1 GPU-hours ($1.05); " in line, "as of the end, at the same dollars an hour"
+    goes_on = replace(outlook_of(overview), gain=0.0031)
+    assert goes_on.words(own) == "0.0031 nats for 2 GPU-hours ($2.10)"
+
+
+def test_where_an_account_tells_no_price_a_trial_has_the_readers() -> None:
+    overview = replace(OVERVIEW, slots=(_paid(2, 1000), _paid(2, None)))
+    page = markdown(overview, usd_per_hour=5)
+    assert "- price of a trial: **2 GPU-hours ($10.00 at $5.00 an hour)**" in page
+    assert json.loads(to_json(overview, 5))["trial_usd"] == 10
+    assert "- price of a trial: **2 GPU-hours**" in markdown(overview, usd_per_hour=None)
+    assert json.loads(to_json(overview, None))["trial_usd"] is None
 
 
 def test_the_gain_falls_from_left_to_right_with_the_limit_as_a_line() -> None:

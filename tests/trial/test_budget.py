@@ -23,6 +23,7 @@ from job.ledger.records import AttemptProgress
 from job.ledger.redo import exclude, redo
 from job.ledger.watch import LeaseWatch
 from job.report.costs import by_place, cost_lines, wasted_by_cause
+from job.report.gain import outlook_of
 from job.report.overview import read_overview
 from job.settings import Settings
 from job.store.base import Stored
@@ -432,6 +433,27 @@ def test_hours_are_counted_without_a_price(tmp_path: Path) -> None:
     said = budget_reached(_settings(sweep_budget_gpu_hours=2), ledger)
     assert said == "2.0 GPU-hours are spent, JOB_SWEEP_BUDGET_GPU_HOURS is 2"
     assert cost_lines(read_overview(ledger, 1), None, None) == []
+
+
+def test_a_small_budget_is_told_in_digits_that_say_something(tmp_path: Path) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    _end(_begin(ledger, [0], "a", 0.5), 0.006, 0)
+    said = budget_reached(_settings(sweep_budget_usd=0.001, gpu_hourly_usd=0.5), ledger)
+    assert said == "$0.003 are spent, JOB_SWEEP_BUDGET_USD is 0.001"
+
+
+def test_a_trial_has_its_price_from_the_accounts_but_not_from_before_a_redo(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep(make_identity())
+    _end(_begin(ledger, [0], "a", 1000.0), 2.0, 0)
+    assert outlook_of(read_overview(ledger, 1)).trial_usd(5.0) == 2000
+    redo(ledger.slot(0))
+    assert outlook_of(read_overview(ledger, 1)).trial_usd(5.0) is None, "none is trained"
+    _end(_begin(ledger, [0], "b", 0.2), 1.0, 75)
+    _end(_begin(ledger, [0], "c", 0.4), 2.0, 0, earlier_hours=1.0)
+    assert outlook_of(read_overview(ledger, 1)).trial_usd(5.0) == 1
 
 
 def test_many_places_are_summed_up(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_pods_that_are_left_end_with_0_before_they_load_anything(flat: Sweep
         last = done.stderr.splitlines()[-1]
         assert f"exit 0 (ok): slot {slot}: no new trial is begun, the sweep ended after" in last
         assert "expected to gain 0 nats of eval/loss" in last
-        assert "GPU-hours (under a cent); JOB_MIN_GAIN=0 goes on" in last
+        assert "GPU-hours (under a cent at $0.35 an hour); JOB_MIN_GAIN=0 goes on" in last
     assert flat.num_loads() == loads
     assert flat.states()[6:] == ["empty"] * 6
 

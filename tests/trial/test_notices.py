@@ -28,6 +28,7 @@ from job.ledger.records import Lease
 from job.log import mask_secrets
 from job.plan.warnings import of_notices
 from job.settings import Settings
+from job.store.documents import create_document
 from job.store.local import LocalStore
 from job.trial import notices
 from job.trial.notices import send, tell_if_done, tell_of_budget, tell_of_slot, urls_of
@@ -145,6 +146,40 @@ def test_a_budget_is_told_once_and_a_raised_one_again(ledger: Ledger, service: S
         )
     assert [told["title"] for told in service.heard] == ["Sweep s: its budget is reached"] * 2
     assert service.heard[0]["message"] == "spent; no adapter yet; 0.0 GPU-hours"
+
+
+def test_dollars_are_told_where_as_many_gpu_hours_were(ledger: Ledger, service: Service) -> None:
+    for limits in (
+        {"sweep_budget_gpu_hours": 8}, {"sweep_budget_usd": 8},
+        {"sweep_budget_gpu_hours": 8, "sweep_budget_usd": 8},
+    ) * 2:  # fmt: skip
+        tell_of_budget(_settings(service, gpu_hourly_usd=1, **limits), ledger, "spent")
+    assert len(service.heard) == 3
+    kept = Path(ledger.store.uri, ledger.folder, "notices").iterdir()
+    assert sorted(path.stem for path in kept) == ["budget-8", "budget-8-8", "budget-8-usd"]
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [("$9.00 are spent, JOB_SWEEP_BUDGET_USD is 8", 0),
+     ("9.0 GPU-hours are spent, JOB_SWEEP_BUDGET_GPU_HOURS is 8", 1)],
+)  # fmt: skip
+def test_a_budget_in_dollars_that_an_earlier_version_told_is_not_told_again(
+    ledger: Ledger, service: Service, words: str, count: int
+) -> None:
+    old = {"title": "its budget is reached", "words": words}
+    create_document(ledger.store, f"{ledger.folder}/notices/budget-8.json", old)
+    tell_of_budget(_settings(service, sweep_budget_usd=8, gpu_hourly_usd=1), ledger, "spent")
+    assert len(service.heard) == count
+
+
+def test_a_cheap_sweep_is_told_with_digits_that_say_something(
+    ledger: Ledger, service: Service
+) -> None:
+    _commit(ledger, 0, 1.5)
+    settings = _settings(service, num_trials=1, gpu_hourly_usd=0.0005)
+    tell_if_done(settings, ledger)
+    assert service.heard[0]["message"].endswith("; 2.0 GPU-hours, $0.001")
 
 
 def _with(lease: HeldLease, **counts: int) -> HeldLease:
