@@ -97,6 +97,17 @@ def test_secrets_come_from_the_service_that_has_them(
     assert "WANDB_API_KEY" not in environ
 
 
+def test_settings_that_are_changed_and_run_again_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"JOB_WORKERS": "2"}  # given from outside: it stays
+    monkeypatch.setattr(os, "environ", environ)
+    names: dict[str, object] = {}
+    exec(CODE[1].source, names)  # noqa: S102
+    assert "CHANGE-ME" in environ["JOB_OUTPUT_URI"]
+    exec(CODE[1].source.replace("CHANGE-ME", "mine"), names)  # noqa: S102
+    assert environ["JOB_OUTPUT_URI"] == "s3://mine/sweeps"
+    assert environ["JOB_WORKERS"] == "2"
+
+
 @pytest.mark.slow
 def test_it_runs_to_committed_trials_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
