@@ -12,14 +12,13 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from job.file_uri import path_of
+from job.quantization import QUANTIZATION_PATTERN, QUANTIZATION_WORDS, in_one_spelling
 
 PREFIX = "JOB_"
 NOT_NEEDED = "not-needed"  # a required URI, for verbs that do without it
 # An output URI, and the name of a sweep in it.
 SWEEP_FOLDER = re.compile(r"(?:(?P<output>.*[^/])/)?sweeps/(?P<sweep>[^/]+)")
 _UNLESS_SWEPT = "used where the sweep does not name it"
-QUANTIZATION_PATTERN = r"nf4|none|mixed(:\w+(,\w+)*)?"
-QUANTIZATION_WORDS = "nf4, none, mixed, or mixed: and matrices, as mixed:down_proj,v_proj"
 
 
 def _check_uri(uri: str) -> str:
@@ -117,7 +116,7 @@ def _check_workers(text: str) -> str:
 def _check_quantization(text: str) -> str:
     if not re.fullmatch(QUANTIZATION_PATTERN, text):
         raise ValueError(f"is {text!r:.80}; allowed: {QUANTIZATION_WORDS}")
-    return text
+    return in_one_spelling(text)
 
 
 Uri = Annotated[str, AfterValidator(_check_uri)]

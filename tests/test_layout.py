@@ -19,6 +19,7 @@ ROOMS = [
     "log",
     "progress",
     "process",
+    "quantization",
     "settings",
     "variables",
     "store",

@@ -65,7 +65,7 @@ def test_the_defaults_are_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["none", "mixed", "mixed:down_proj,v_proj", "int8", "mixed:", "NF4"]
+    "value", ["none", "mixed", "mixed:v_proj,down_proj", "int8", "mixed:", "NF4"]
 )
 def test_the_bases_precision_is_a_word_or_names_matrices(
     monkeypatch: pytest.MonkeyPatch, value: str

@@ -34,6 +34,7 @@ from tests import forked
 from tests.ledger.documents import make_identity
 from tests.servers.hub import COMMIT, Hub, hub_server
 from tests.test_weights import weights
+from tests.tiny_tokenizer import byte_level_tokenizer
 from tests.workers import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +69,10 @@ FILES = {
                         "b": "model-00002-of-00002.safetensors"}}
     ).encode(),
     "tokenizer.json": b"{}",
+}  # fmt: skip
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
 }  # fmt: skip
 LEFT_OUT = ["consolidated.safetensors", "pytorch_model.bin", "README.md", "original/x.safetensors"]
 
@@ -385,29 +390,34 @@ def test_gc_leaves_a_sweeps_base_and_takes_one_that_none_uses(tmp_path: Path) ->
     assert {key.rpartition("/")[0] for key in ledger.store.list("bases/")} == {used}
 
 
-SAY = """
-import sys
-from pathlib import Path
-from job.plan.sections import describe_copies
-from job.base_model import resolve_base_model
-from job.variables import load_settings
-from job.store.local import LocalStore
-settings, _ = load_settings()
-base = resolve_base_model(sys.argv[1], "main", Path("unused"), outage_seconds=0.5)
-print(*describe_copies(settings, LocalStore(Path(settings.output_uri)), base), sep="\\n")
-"""
+def _plan(place: Place) -> str:
+    """What `job plan` says of the base, on a machine that has none of its weights."""
+    rows = place.folder / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "{a}+1?", "answer": "{a + 1}"}}\n' for a in range(99)))
+    environ = place.environ_of(
+        "desk",
+        JOB_BASE_MODEL=NAME, JOB_DATASET_URI=str(rows), JOB_OUTPUT_URI=str(place.folder / "out"),
+        JOB_SWEEP_NAME="s", JOB_NUM_TRIALS="12", JOB_USE_FULL_DATASET="1",
+        JOB_WORK_DIR=str(place.folder / "desk/work"), JOB_OUTAGE_MINUTES="0.01",
+    )  # fmt: skip
+    forked.with_torch()
+    done = _run([sys.executable, "-m", "job", "plan", "--json"], environ)
+    assert done.returncode == 0, done.stderr
+    base: str = json.loads(done.stdout)["sections"]["base"]
+    assert base.splitlines()[-1] in done.stderr, "where people read it"
+    return base
 
 
 @pytest.mark.slow
-def test_plan_says_what_staging_would_save_and_that_it_is_done(place: Place) -> None:
-    environ = place.environ_of(
-        "laptop", JOB_DATASET_URI="x", JOB_OUTPUT_URI=str(place.folder / "out"), JOB_NUM_TRIALS="12"
-    )
-    before = _run([sys.executable, "-c", SAY, NAME], environ)
-    num_bytes = sum(map(len, FILES.values()))
-    assert f"fetches {size(num_bytes)} from the hub, up to {size(12 * num_bytes)}" in before.stdout
+def test_plan_says_what_staging_would_save_and_that_it_is_done(
+    place: Place, tmp_path: Path
+) -> None:
+    byte_level_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()}
+    files |= {"config.json": json.dumps(LLAMA).encode(), "model.safetensors": weights(b"x")}
+    place.hub.repositories[f"models/{NAME}"] = files
+    num_bytes = sum(map(len, files.values()))
+    assert f"fetches {size(num_bytes)} from the hub, up to {size(12 * num_bytes)}" in _plan(place)
     place.stage()
-    after = _run([sys.executable, "-c", SAY, NAME], environ)
-    assert after.stdout.startswith(f"staged: workers take its {size(num_bytes)} from "), (
-        after.stderr
-    )
+    staged = f"staged: workers take its {size(num_bytes)} from {place.store.uri}, not the hub"
+    assert staged in _plan(place).splitlines()

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from job.quantization import in_one_spelling, params_in_one_spelling
 from job.store.base import check_key
 
 Status = Literal["completed", "truncated", "stopped", "diverged", "infeasible"]
@@ -44,6 +45,9 @@ Seconds = Annotated[float, Field(ge=0)]
 Dollars = Annotated[float, Field(ge=0)]
 Number = int | float  # as it was written: 16 stays 16
 Hyperparameter = bool | int | float | str
+# Modes of JOB_QUANTIZATION are read as they are compared, whatever spelling the document holds.
+Quantization = Annotated[str, AfterValidator(in_one_spelling)]
+Params = Annotated[dict[str, Hyperparameter], AfterValidator(params_in_one_spelling)]
 
 
 class Record(BaseModel):
@@ -75,7 +79,7 @@ class Recipe(Record):
     warmup_ratio: Number
     max_grad_norm: Number
     # The base's weights: nf4, none (16 bits), or mixed: with the matrices in 16 bits named.
-    quantization: str = "nf4"
+    quantization: Quantization = "nf4"
     per_device_train_batch_size: int = Field(ge=1)
     seed: int
     planned_steps: int = Field(ge=1)  # optimizer steps; fixed here, never recomputed from speed
@@ -91,7 +95,7 @@ class Recipe(Record):
 class Spec(Record):
     """`spec.json`: what a slot computes, frozen before its first attempt trains."""
 
-    params: dict[str, Hyperparameter]  # the slot's point of the sweep
+    params: Params  # the slot's point of the sweep
     recipe: Recipe
     # Measure the untuned model, too: only the first slot drawn in a precision does.
     measure_step_0: bool = False
@@ -130,8 +134,8 @@ class Result(Record):
     untuned_16bit: float | None = None
     eval_rows: Count | None = None  # held-out rows that every eval/loss is of
     phase_seconds: dict[str, float] = {}
-    params: dict[str, Hyperparameter] = {}
-    quantization: str = "nf4"  # how the base's weights were held, as in the recipe
+    params: Params = {}
+    quantization: Quantization = "nf4"  # how the base's weights were held, as in the recipe
     wandb_run_id: str | None = None
     attempts: Count = 0
     data_digest: str | None = None
@@ -344,7 +348,7 @@ class Ended(Record):
 class WarmStart(Record):
     """The best trial of an earlier sweep, as a point of this one."""
 
-    params: dict[str, Hyperparameter]
+    params: Params
     slot: Count  # of the earlier sweep
     eval_loss: float  # on the earlier sweep's rows
 
@@ -374,7 +378,7 @@ class Identity(Record):
     warm_start: Annotated[WarmStart | None, Field(alias="_warm_start")] = None
     # A sha256 of the tokenizer's tokens and their ids; none in sweeps of earlier versions.
     vocabulary: Annotated[str | None, Field(alias="_vocabulary")] = None
-    quantization: Annotated[str, Field(alias="JOB_QUANTIZATION")] = "nf4"
+    quantization: Annotated[Quantization, Field(alias="JOB_QUANTIZATION")] = "nf4"
     # The matrices that `mixed` keeps in 16 bits in this sweep: the first trial's card decided.
     mixed: Annotated[str | None, Field(alias="_mixed")] = None
     ledger_schema: int = 1
@@ -382,7 +386,29 @@ class Identity(Record):
     def compared(self) -> dict[str, Any]:
         """The values that a later trial's settings have to equal, by name."""
         given = {name: value for name, value in self.to_json().items() if not name.startswith("_")}
+        if self.sweep_file is not None:
+            given["JOB_SWEEP_FILE"] = self.searched
         return {"JOB_QUANTIZATION": self.quantization, **given}
+
+    @property
+    def searched(self) -> dict[str, Any]:
+        """What the sweep file searches, with the modes of `quantization` as they are compared."""
+        return _modes_in_one_spelling(self.sweep_file or {})
+
+
+def _modes_in_one_spelling(sweep_file: dict[str, Any]) -> dict[str, Any]:
+    """A sweep file's content with every mode once, in the spelling in which it is compared."""
+    parameters = sweep_file.get("parameters")
+    entry = parameters.get("quantization") if isinstance(parameters, dict) else None
+    if not isinstance(parameters, dict) or not isinstance(entry, dict):
+        return sweep_file
+    changed = {key: in_one_spelling(value) for key, value in entry.items()}
+    if isinstance(values := entry.get("values"), list):
+        modes = [in_one_spelling(value) for value in values]
+        if "probabilities" not in entry:  # which are as many
+            modes = [mode for index, mode in enumerate(modes) if mode not in modes[:index]]
+        changed["values"] = modes
+    return {**sweep_file, "parameters": {**parameters, "quantization": changed}}
 
 
 def damage(error: ValidationError) -> str:

@@ -76,6 +76,16 @@ def read_prices(texts: Sequence[str]) -> list[Price]:
     return found
 
 
+def check_cards(prices: Sequence[Price], overview: Overview) -> None:
+    """Refuse a price of a card whose rate nobody knows. Raises `SettingsError`."""
+    for card in (price.card for price in prices):
+        if card not in CARDS and _measured(card, overview) is None:
+            raise SettingsError(
+                f"plan: --price {card}=...: no rate of this card is known; allowed:"
+                f" {', '.join(CARDS)}, and every card that trials of this sweep have run on"
+            )
+
+
 def offers(
     prices: Sequence[Price],
     overview: Overview,
@@ -88,6 +98,7 @@ def offers(
     `on_a_t4` is a T4's rate by estimate. Without it those are the cards that trials of the sweep
     ran on and, if one of these is a T4, all others.
     """
+    check_cards(prices, overview)
     found = []
     for price in prices:
         throughput = _throughput(price.card, overview, on_a_t4)
@@ -115,11 +126,6 @@ def _throughput(card: str, overview: Overview, on_a_t4: Throughput | None) -> Th
     """The card's throughput, as trials of the sweep measured it or by published figures."""
     if (measured := _measured(card, overview)) is not None:
         return measured
-    if card not in CARDS:
-        raise SettingsError(
-            f"plan: --price {card}=...: no rate of this card is known; allowed: {', '.join(CARDS)},"
-            " and every card that trials of this sweep have run on"
-        )
     t4, whose = _measured("t4", overview), "what trials of this sweep did on a T4"
     if t4 is None:
         if on_a_t4 is None:

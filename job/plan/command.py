@@ -24,7 +24,7 @@ from job.data.tokens import load_tokenizer
 from job.ledger.ledger import Ledger
 from job.ledger.records import Recipe
 from job.plan import advice, warnings
-from job.plan.cards import Price, describe_offers, offers, read_prices
+from job.plan.cards import Price, check_cards, describe_offers, offers, read_prices
 from job.plan.forecast import (
     Span,
     Throughput,
@@ -140,6 +140,7 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     plan.warnings += warnings.of_expiry(store)
     ledger = Ledger(store, sweep)
     overview = read_overview(ledger, settings.num_trials)
+    check_cards(prices, overview)
     # From here on for what can be drawn: the rest takes no hours and no money.
     settings = settings.model_copy(update={"num_trials": num_drawable(settings, definition)[0]})
     earlier = read_earlier_best(settings, definition, ledger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from job.base_model import BaseModel
+from job.base_model import BaseModel, is_hub_name
 from job.data.prepared import PreparedData
 from job.data.table_files import count_lines
 from job.errors import OutageError
@@ -77,13 +77,13 @@ def describe_memory(memory: MemoryPlan, drawn: str | None) -> str:
 
 def describe_copies(settings: Settings, store: Store, base: BaseModel) -> Iterator[str]:
     """How much of the base each worker with an empty disk fetches, and from where."""
-    if base.hub_revision is None:
+    if not is_hub_name(base.name):
         return
-    if (staged := find_staged(store, base.name, base.hub_revision)) is not None:
+    if (staged := find_staged(store, base.name, base.revision)) is not None:
         yield f"staged: workers take its {size(staged.size_bytes)} from {store.uri}, not the hub"
         return
     try:
-        num_bytes = sum(file.size_bytes for file in hub_files(base.name, base.hub_revision))
+        num_bytes = sum(file.size_bytes for file in hub_files(base.name, base.revision))
     except OutageError:  # offline, or the hub is slow: a plan without this line is still one
         return
     yield (

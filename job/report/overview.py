@@ -124,7 +124,7 @@ class Overview:
     @property
     def definition(self) -> SweepDefinition | None:
         """The sweep's definition, as its first trial froze it; None before that."""
-        frozen = self.identity.sweep_file if self.identity else None
+        frozen = self.identity.searched if self.identity else None
         if not frozen:
             return None
         return parse_definition(frozen, where=f"{self.uri}: sweep.json", free_name=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from job.quantization import QUANTIZATION_PATTERN, QUANTIZATION_WORDS, in_one_spelling
+
 LR_SCHEDULERS = ("linear", "cosine", "constant")
-# As job/settings.py has it, which takes longer to import; a test holds them in step.
-QUANTIZATION_PATTERN = r"nf4|none|mixed(:\w+(,\w+)*)?"
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Hyperparameter:
     """What values a hyper-parameter may take.
 
     `kind` int takes only ints, float takes ints too. `allowed` is asked for both ends of a range,
-    so the allowed numbers must be one interval. `text` completes "must be …".
+    so the allowed numbers must be one interval. `text` completes "must be …". `spelt` gives the one
+    spelling of what may be written in several ways; values are compared in that.
     """
 
     kind: type[int] | type[float] | type[str]
     allowed: Callable[[Any], bool]
     text: str
+    spelt: Callable[[Any], Any] = lambda value: value
 
     def accepts(self, value: object) -> bool:
         """Whether a trial could train with this value."""
@@ -66,7 +68,8 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = MappingProxyType(
         "quantization": Hyperparameter(
             str,
             lambda v: re.fullmatch(QUANTIZATION_PATTERN, v) is not None,
-            "nf4, none, mixed, or mixed: and matrices, as mixed:down_proj,v_proj",
+            QUANTIZATION_WORDS,
+            in_one_spelling,
         ),
     }
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from job.sweep.distributions import (
@@ -57,10 +57,11 @@ def parse_parameter(
     name = _distribution_name(key, spec, complain)
     if name is None or not _keys_are_right(key, spec, name, complain):
         return None
+    spelt = hyperparameter.spelt if hyperparameter else _as_it_is
     if name == "constant":
-        domain: Distribution | None = Constant(spec["value"])
+        domain: Distribution | None = Constant(spelt(spec["value"]))
     elif name.startswith("categorical"):
-        domain = _choice(key, spec, complain)
+        domain = _choice(key, spec, spelt, complain)
     else:
         domain = _range(key, spec, name, complain)
     if domain is None or hyperparameter is None:
@@ -68,6 +69,10 @@ def parse_parameter(
     if isinstance(domain, Constant | Choice):
         return domain if _values_fit(key, domain, hyperparameter, complain) else None
     return domain if _ends_fit(key, domain, name, hyperparameter, complain) else None
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _distribution_name(key: str, spec: Mapping[str, Any], complain: Complain) -> str | None:
@@ -110,14 +115,19 @@ def _keys_are_right(key: str, spec: Mapping[str, Any], name: str, complain: Comp
     return not missing and not extra
 
 
-def _choice(key: str, spec: Mapping[str, Any], complain: Complain) -> Choice | None:
-    values = spec["values"]
-    if not isinstance(values, list) or not values:
-        complain(f"{key}.values", f"is {values!r}: write a list of at least one value, as [4, 8]")
+def _choice(
+    key: str, spec: Mapping[str, Any], spelt: Callable[[Any], Any], complain: Complain
+) -> Choice | None:
+    given = spec["values"]
+    if not isinstance(given, list) or not given:
+        complain(f"{key}.values", f"is {given!r}: write a list of at least one value, as [4, 8]")
         return None
-    twice = [value for index, value in enumerate(values) if value in values[:index]]
-    for value in twice:
-        complain(f"{key}.values", f"{value!r} stands there twice: keep one")
+    values = [spelt(value) for value in given]
+    twice = [index for index, value in enumerate(values) if value in values[:index]]
+    for index in twice:
+        value, first = given[index], given[values.index(values[index])]
+        told = "stands there twice" if value == first else f"means the same as {first!r}"
+        complain(f"{key}.values", f"{value!r} {told}: keep one")
     if "probabilities" not in spec:
         return None if twice else Choice(tuple(values))
     chances = spec["probabilities"]

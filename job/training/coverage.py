@@ -22,8 +22,9 @@ from transformers.quantizers import AutoHfQuantizer
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from job.errors import SettingsError
+from job.quantization import MIXED_ORDER
 from job.training.families import LEAST_SHARE, Coverage, UntrainableError
-from job.training.quantization import MIXED_ORDER, is_in_4_bits, names_in_16_bits
+from job.training.quantization import is_in_4_bits, names_in_16_bits
 
 
 def coverage(config: Mapping[str, Any], quantization: str = "nf4") -> Coverage:

@@ -11,14 +11,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# What a plain `mixed` keeps in 16 bits, the first first: attention, its small matrices before its
-# large ones, then the feed-forward's way out. With gate and up as well it would be `none`.
-MIXED_ORDER = ("v_proj", "k_proj", "qkv_proj", "o_proj", "q_proj", "down_proj")
+from job.quantization import in_one_spelling
 
 
 def names_in_16_bits(quantization: str) -> tuple[str, ...]:
     """The matrices that a `mixed:` names; none for the other modes."""
-    _, _, names = quantization.partition(":")
+    _, _, names = in_one_spelling(quantization).partition(":")
     return tuple(names.split(",")) if names else ()
 
 

@@ -16,6 +16,7 @@ from job.ledger.ledger import Ledger
 from job.ledger.records import Recipe, Result, Spec
 from job.ledger.slot import Slot
 from job.log import log
+from job.quantization import params_in_one_spelling
 from job.settings import Settings
 from job.sweep.builtin import most_trials, suggest, why_nothing_left
 from job.sweep.definition import SweepDefinition
@@ -148,7 +149,7 @@ def freeze_spec(
     It measures the untrained model as well, unless one of the `observations` has, in its precision;
     and in 16 bits, unless a slot does so or the sweep draws them anyway.
     """
-    values: dict[str, Any] = {**settings.hyperparameters, **params}
+    values = params_in_one_spelling({**settings.hyperparameters, **params})
     asked = values["quantization"]
     if asked == "mixed":
         identity = slot.ledger.identity()

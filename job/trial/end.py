@@ -80,7 +80,7 @@ def gain_by(identity: Identity | None, *, sweep: str, step_0_loss: float | None)
     """The engine's expected gain for the sweep as its first trial froze it; None before that."""
     if identity is None or not identity.sweep_file:
         return None
-    definition = parse_definition(identity.sweep_file, where="sweep.json", free_name=True)
+    definition = parse_definition(identity.searched, where="sweep.json", free_name=True)
 
     def gain_of(observations: Sequence[Observation]) -> float | None:
         return expected_gain(

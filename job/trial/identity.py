@@ -51,7 +51,7 @@ def load_sweep(
     check_wanted(settings)
     identity = Ledger(store, sweep).identity()
     if identity is not None and identity.sweep_file:
-        definition = parse_definition(identity.sweep_file, free_name=True)
+        definition = parse_definition(identity.searched, free_name=True)
     else:
         definition = read_sweep(settings, should_stop).definition
     if settings.sweep_file is not None:
@@ -128,7 +128,8 @@ def other_settings(settings: Settings, definition: SweepDefinition, ledger: Ledg
     if frozen is None:
         return []
     old = frozen.compared() | frozen.rows | {"JOB_BASE_MODEL": frozen.base_model_name}
-    new = _named_by_settings(settings, definition) | _rows(settings)
+    new = Identity.model_validate(_named_by_settings(settings, definition)).compared()
+    new |= _rows(settings)
     new["JOB_BASE_MODEL"] = settings.base_model
     return differences({name: old.get(name) for name in new}, new)
 

@@ -87,7 +87,7 @@ def _identity(earlier: Ledger, uri: str) -> Identity:
     if identity is None:
         raise SettingsError(f"{SETTING}: there is no sweep in {uri}; {_WAY_OUT}")
     try:
-        parse_definition(identity.sweep_file or {}, where=f"{uri}/sweep.json", free_name=True)
+        parse_definition(identity.searched, where=f"{uri}/sweep.json", free_name=True)
     except SweepError as error:
         first = str(error).splitlines()[0]
         raise SettingsError(f"{SETTING}: not a sweep like this one: {first}; {_WAY_OUT}") from error

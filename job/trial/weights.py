@@ -10,11 +10,12 @@ from typing import Any
 
 from job.errors import SettingsError
 from job.progress import size
+from job.quantization import MIXED_ORDER
 from job.settings import Settings
 from job.sweep.definition import SweepDefinition
 from job.sweep.distributions import Choice, Constant, Distribution
 from job.training.memory import FILL, RECOMPUTED_SHARE, MemoryPlan, Samples, plan_memory
-from job.training.quantization import MIXED_ORDER, is_in_4_bits, mixed_of
+from job.training.quantization import is_in_4_bits, mixed_of
 from job.training.shape import largest_rank, model_shape
 
 

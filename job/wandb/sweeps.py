@@ -172,7 +172,8 @@ def check_params(definition: SweepDefinition, params: Mapping[str, Any]) -> None
         if name not in definition.parameters:
             wrong.append(f"{name} is not a parameter of the sweep")
         elif not (
-            HYPERPARAMETERS[name].accepts(value) and contains(definition.parameters[name], value)
+            HYPERPARAMETERS[name].accepts(value)
+            and contains(definition.parameters[name], HYPERPARAMETERS[name].spelt(value))
         ):
             wrong.append(f"{name} is {value!r}")
     if wrong:

@@ -348,6 +348,16 @@ def test_a_family_without_predictions_is_told_what_is_not_known_of_it(
 
 
 @pytest.mark.slow
+def test_a_price_of_a_card_that_nobody_knows_is_refused_before_the_base_is_looked_for(
+    inputs: dict[str, str],
+) -> None:
+    done = _plan(inputs, "--price", "t4=1", "--price", "zzz=1", JOB_BASE_MODEL="/no/such/folder")
+    assert done.returncode == 64
+    assert "plan: --price zzz=...: no rate of this card is known; allowed: t4, l4" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["sweep", "store"]
+
+
+@pytest.mark.slow
 def test_the_exit_code_is_the_trials(inputs: dict[str, str]) -> None:
     wrong = _plan(inputs, JOB_DATASET_URI="nowhere.jsonl")
     assert wrong.returncode == 65

@@ -5,7 +5,6 @@ from typing import Any, get_args
 
 import pytest
 
-from job.settings import QUANTIZATION_PATTERN as IN_SETTINGS
 from job.settings import Settings
 from job.sweep.distributions import (
     Choice,
@@ -14,7 +13,7 @@ from job.sweep.distributions import (
     IntRange,
     SteppedFloats,
 )
-from job.sweep.hyperparameters import HYPERPARAMETERS, LR_SCHEDULERS, QUANTIZATION_PATTERN
+from job.sweep.hyperparameters import HYPERPARAMETERS, LR_SCHEDULERS
 from tests.sweep.test_definition import RATE, definition, refusal
 
 
@@ -22,6 +21,7 @@ from tests.sweep.test_definition import RATE, definition, refusal
     ("name", "spec", "domain"),
     [
         ("lora_r", {"value": 8}, Constant(8)),
+        ("quantization", {"value": "mixed: q_proj,k_proj"}, Constant("mixed:k_proj,q_proj")),
         ("lora_r", {"value": 8, "distribution": "constant"}, Constant(8)),
         ("lora_r", {"values": [16, 8]}, Choice((16, 8))),
         ("lora_r", {"values": [8, 16], "distribution": "categorical"}, Choice((8, 16))),
@@ -33,7 +33,7 @@ from tests.sweep.test_definition import RATE, definition, refusal
         (
             "quantization",
             {"values": ["nf4", "mixed:down_proj,v_proj", "none"]},
-            Choice(("nf4", "mixed:down_proj,v_proj", "none")),
+            Choice(("nf4", "mixed:v_proj,down_proj", "none")),
         ),
         ("lora_r", {"min": 8, "max": 32}, IntRange(8, 32)),
         ("lora_r", {"min": 8, "max": 32, "distribution": "int_uniform"}, IntRange(8, 32)),
@@ -158,6 +158,7 @@ def test_mistake_in_a_parameter_is_named(name: str, spec: Any, text: str) -> Non
         ("lr_scheduler", {"min": 0, "max": 1}, "cannot be a range: write values"),
         ("quantization", {"values": ["nf4", "int8"]}, "is 'int8'; must be nf4, none, mixed, or"),
         ("quantization", {"values": ["mixed:"]}, "is 'mixed:'; must be nf4"),
+        ("quantization", {"value": "mixed:v_proj,"}, "is 'mixed:v_proj,'; must be nf4"),
         ("quantization", {"value": 4}, "is 4; must be nf4"),
         ("quantization", {"min": 4, "max": 16}, "cannot be a range: write values"),
         ("warmup_ratio", {"value": 1}, "value: is 1; must be a number from 0 to below 1"),
@@ -174,7 +175,6 @@ def test_rates_given_to_log_uniform_as_values_are_explained() -> None:
 
 
 def test_words_are_those_that_the_settings_allow() -> None:
-    assert QUANTIZATION_PATTERN == IN_SETTINGS
     annotation = Settings.model_fields["lr_scheduler"].annotation
     assert get_args(annotation) == LR_SCHEDULERS
 

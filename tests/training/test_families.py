@@ -87,6 +87,7 @@ def test_only_nf4_promises_4_bits(tmp_path: Path) -> None:
     assert (round(mixed.quantised, 2), mixed.adapted) == (0.33, 1.0)
     with pytest.raises(SettingsError, match="no linear layers named w1; there are q_proj, k_proj"):
         check_base("x", config, "mixed:w1,q_proj")
+    assert check_base("x", config, "mixed: up_proj, gate_proj,down_proj, up_proj") == mixed
     with pytest.raises(SettingsError, match="only .* would get an adapter"):
         check_base("x", {"model_type": "mixtral"}, "none")
 

@@ -148,6 +148,9 @@ CASES = [
          _config(parameters={"learning_rte": {"min": 0.1, "max": 0.2}})),
     Case("offers what it may not", 64, "learning_rate is 0.5", _offer_too_much,
          runs={"abc-0": "failed"}),
+    Case("matrices in another order, with blanks", 0, "committed", _config(parameters={
+        **SWEEP["parameters"], "quantization": {"values": ["mixed: down_proj, v_proj"]}}),
+         runs=ONE),
     Case("a name with blanks, program, command", 0, "committed", _config(
         name="My first sweep", program="train.py", command=["${env}"]), runs=ONE),
 ]  # fmt: skip
