@@ -49,6 +49,7 @@ from job.plan.sections import (
     describe_sweep,
     describe_trial,
     num_drawable,
+    num_excluded,
     num_left,
 )
 from job.plan.workload import memory_of, usable_bytes_of, workloads_of
@@ -127,18 +128,20 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     """Work the plan out section by section; yield the name of each as soon as it is known."""
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     definition, sweep = load_sweep(settings, store, lambda: None)
-    plan.sections["sweep"] = describe_sweep(settings, definition, sweep)
-    yield "sweep"
     check_work_dir(settings.work_dir)
     rate = _try_store(store)
+    ledger = Ledger(store, sweep)
+    overview = read_overview(ledger, settings.num_trials)
+    excluded = num_excluded(settings, overview)
+    plan.sections["sweep"] = describe_sweep(settings, definition, sweep, excluded)
+    yield "sweep"
     plan.numbers["upload_bytes_per_second"] = round(rate)
     plan.sections["store"] = f"{store.uri}: conditional writes hold, {size(rate)}/s up"
     yield "store"
     plan.warnings += warnings.of_expiry(store)
-    ledger = Ledger(store, sweep)
-    overview = read_overview(ledger, settings.num_trials)
     # From here on for what can be drawn: the rest takes no hours and no money.
-    settings = settings.model_copy(update={"num_trials": num_drawable(settings, definition)[0]})
+    drawable, _ = num_drawable(settings, definition, excluded)
+    settings = settings.model_copy(update={"num_trials": drawable})
     earlier = read_earlier_best(settings, definition, ledger)
     base = find_base(settings, definition, ledger, lambda: None)
     *_, heaviest = quantizations(settings, definition)
@@ -169,6 +172,7 @@ def _warn_and_advise(
 ) -> None:
     """What is said of rows and settings whatever the forecast is."""
     plan.warnings += warnings.of_rows(settings, data)
+    plan.warnings += warnings.of_steps(settings, definition, data)
     plan.warnings += warnings.of_few(settings, definition)
     plan.warnings += warnings.of_notices(settings)
     plan.advice += advice.of_range(settings, definition)
@@ -244,7 +248,8 @@ def _trial_sections(
     # What slots beyond those that can be drawn have cost counts as well.
     every_slot = settings.model_copy(update={"num_trials": len(inputs.overview.slots)})
     found = rooms(every_slot, inputs.ledger, shortest=taken.short, longest=taken.long)
-    plan.warnings += warnings.of_budgets(found, num_left(settings.num_trials, inputs.overview))
+    drawn_or_not = settings.num_trials + num_excluded(every_slot, inputs.overview)
+    plan.warnings += warnings.of_budgets(found, num_left(drawn_or_not, inputs.overview))
 
 
 def _card_sections(
