@@ -164,6 +164,6 @@ def of_steps(settings: Settings, definition: SweepDefinition, data: PreparedData
     if samples > rows:
         yield (
             f"a step takes {samples:,} samples and there are {rows:,} rows to train on: it goes"
-            f" over all of them {samples / rows:.1f} times; lower JOB_GRADIENT_ACCUMULATION_STEPS"
+            f" over all of them {samples / rows:,.1f} times; lower JOB_GRADIENT_ACCUMULATION_STEPS"
             " (or the sweep's gradient_accumulation_steps) or JOB_PER_DEVICE_TRAIN_BATCH_SIZE"
         )

@@ -52,7 +52,8 @@ def show_status(
     """Print the slots of the sweep; `wait` passes the time between two looks of `--watch`."""
     other = "--watch" if options.watch else "--prometheus"
     if options.attempts and (options.watch or options.prometheus is not None):
-        raise SettingsError(f"status: --attempts belongs to the table or --json, not to {other}")
+        what = f"--attempts belongs to the table or to --json, and {other} does not show them"
+        raise SettingsError(f"status: {what}; leave one of the two out")
     with _printing():
         _show_status(options, settings, ledger, wait)
 

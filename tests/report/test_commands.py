@@ -166,7 +166,7 @@ def _schema(name: str) -> Draft202012Validator:
 def test_attempts_are_refused_where_they_would_not_be_shown(copy: Path, form: str) -> None:
     done = _job(copy, "status", "--attempts", form)
     assert (done.returncode, done.stdout) == (64, "")
-    said = f"status: --attempts belongs to the table or --json, not to {form}"
+    said = f"--attempts belongs to the table or to --json, and {form} does not show them; leave"
     assert said in done.stderr.splitlines()[-1]
 
 
