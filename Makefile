@@ -18,9 +18,21 @@ VARIANT ?= cu126
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What torch the environment has: another value installs anew, none keeps what is there, and
+# `make setup TORCH= TORCH_INDEX=` goes back to the pinned one of PyPI.
+RECORD := $(VENV)/.torch
+-include $(RECORD)
+ASKED_TORCH := $(if $(filter file,$(origin TORCH)),$(MADE_WITH_TORCH),$(TORCH))
+ASKED_INDEX := $(if $(filter file,$(origin TORCH_INDEX)),$(MADE_WITH_INDEX),$(TORCH_INDEX))
+ifneq ($(ASKED_TORCH) $(ASKED_INDEX),$(MADE_WITH_TORCH) $(MADE_WITH_INDEX))
+$(STAMP): ANOTHER := yes
+$(STAMP): another-torch
+endif
+$(STAMP): TORCH := $(ASKED_TORCH)
+$(STAMP): TORCH_INDEX := $(ASKED_INDEX)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu image clean
+.PHONY: another-torch help setup demo test test-fast test-gpu chaos lint bench bench-sweep bench-gpu image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,13 +48,17 @@ BUILD_ARGS = --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 
-# A build from TORCH_INDEX (+cpu, +cu126) sorts above PyPI's of the same version, so pip takes it.
+# A build from TORCH_INDEX (+cpu, +cu126) sorts above PyPI's of the same version, so pip takes it;
+# a build that is there satisfies pip, whichever it is, and has to go first.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $@
 	sed -e '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt >$(VENV)/constraints.txt
+	$(if $(ANOTHER),$(BIN)/pip uninstall --quiet --quiet --disable-pip-version-check --yes torch)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --editable '.[dev]'
+	printf 'MADE_WITH_%s := %s\n' TORCH '$(TORCH)' INDEX '$(TORCH_INDEX)' >$(RECORD)
 	touch $@
 
 # Azure's emulator; the tests that need it are skipped where npm is missing.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -27,3 +29,15 @@ def path_of(uri: str) -> Path | None:
     if "\0" in path:
         raise ValueError("holds %00, which no path can")
     return Path(path)
+
+
+def absolute(uri: str) -> str:
+    """The same place in one spelling: a folder of this machine by its absolute path, without links.
+
+    URIs of buckets stay as they are, and so does what names nothing.
+    """
+    with contextlib.suppress(ValueError):
+        path = path_of(uri)
+        if path is not None or "://" not in uri:
+            return os.path.realpath(path or uri)
+    return uri

@@ -52,6 +52,7 @@ def test_each_line_prints_one_json_object_of_its_schema(folder: Path, line: str)
     Draft202012Validator(schema).validate(content)
     if words[0] == "status":
         assert content["comparison"] is not None
+        assert ("attempts" in content) == ("--attempts" in words)
 
 
 def test_every_verb_that_has_json_has_a_line_and_a_schema() -> None:

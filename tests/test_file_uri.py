@@ -9,7 +9,7 @@ import pytest
 from job.base_model import resolve_base_model
 from job.data.sources import open_source
 from job.errors import SettingsError
-from job.file_uri import path_of
+from job.file_uri import absolute, path_of
 from job.store import open_store
 
 
@@ -44,6 +44,18 @@ def test_only_a_uri_is_decoded(uri: str, path: str | None) -> None:
 def test_what_no_path_can_be_is_refused_in_words(uri: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         path_of(uri)
+
+
+def test_a_folder_has_one_spelling_and_a_buckets_uri_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "link").symlink_to("a b")
+    monkeypatch.chdir(tmp_path / "a b")
+    for uri in ("x", "./x", "../link/x", f"{tmp_path}/link/x", f"file://{tmp_path}/a%20b/x"):
+        assert absolute(uri) == f"{tmp_path}/a b/x"
+    for uri in ("s3://bucket/./x", "az://c/x", "file://host/a", "a\0b"):
+        assert absolute(uri) == uri
 
 
 def test_rows_base_and_output_are_found_where_a_uri_says(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class HeldLease:
         self._progress = {**self._progress, **progress}
 
     def start_paying(self, *, seconds_before: float) -> None:
-        """Count GPU-seconds from now on, after those that loading the model took."""
+        """Count GPU-seconds from now on, after those that preparing and loading took."""
         self._paid_since = time.monotonic() - seconds_before
 
     def stop_paying(self) -> None:

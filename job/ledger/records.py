@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from job.file_uri import absolute
 from job.quantization import in_one_spelling, params_in_one_spelling
 from job.store.base import check_key
 
@@ -360,6 +361,9 @@ class Frozen(Record):
     prepared: str | None = None  # the digest of the prepared rows
 
 
+WARM_START = "JOB_WARM_START_URI"
+
+
 class Identity(Record):
     """`sweep.json`: all that can change eval/loss, frozen by a sweep's first trial.
 
@@ -388,6 +392,8 @@ class Identity(Record):
         given = {name: value for name, value in self.to_json().items() if not name.startswith("_")}
         if self.sweep_file is not None:
             given["JOB_SWEEP_FILE"] = self.searched
+        if isinstance(uri := given.get(WARM_START), str):
+            given[WARM_START] = absolute(uri)  # earlier versions froze it as it was written
         return {"JOB_QUANTIZATION": self.quantization, **given}
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
@@ -44,6 +44,7 @@ class Slot:
     ledger: Ledger
     number: int
     generation: int  # how often the slot was begun again
+    is_earlier: bool = field(default=False, compare=False)  # a later generation is known to count
 
     @property
     def store(self) -> Store:
@@ -62,7 +63,10 @@ class Slot:
 
     def earlier(self) -> list[Slot]:
         """The slot in each generation before this one."""
-        return [replace(self, generation=generation) for generation in range(self.generation)]
+        return [
+            replace(self, generation=generation, is_earlier=True)
+            for generation in range(self.generation)
+        ]
 
     def is_current(self) -> bool:
         """Whether this is the slot's newest generation."""
@@ -237,7 +241,7 @@ class Slot:
         try:
             yield
         except (SlotError, DamagedError) as error:
-            way_out = begin_again(self.number)
+            way_out = "it was begun again since" if self.is_earlier else begin_again(self.number)
             raise SlotError(f"slot {self.number}: {error}; {way_out}") from error
 
 

@@ -53,6 +53,7 @@ from job.plan.sections import (
     describe_sweep,
     describe_trial,
     num_drawable,
+    num_excluded,
     num_left,
 )
 from job.plan.workload import memory_of, usable_bytes_of, workloads_of
@@ -130,26 +131,24 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     """Work the plan out section by section; yield the name of each as soon as it is known."""
     store = open_store(settings.output_uri, outage_seconds=60 * settings.outage_minutes)
     definition, sweep = load_sweep(settings, store, lambda: None)
-    plan.sections["sweep"] = describe_sweep(settings, definition, sweep)
-    yield "sweep"
     check_work_dir(settings.work_dir)
     rate = _try_store(store)
+    ledger = Ledger(store, sweep)
+    overview = read_overview(ledger, settings.num_trials)
+    check_cards(prices, overview)
+    excluded = num_excluded(settings, overview)
+    plan.sections["sweep"] = describe_sweep(settings, definition, sweep, excluded)
+    yield "sweep"
     plan.numbers["upload_bytes_per_second"] = round(rate)
     plan.sections["store"] = f"{store.uri}: conditional writes hold, {size(rate)}/s up"
     yield "store"
     plan.warnings += warnings.of_expiry(store)
-    ledger = Ledger(store, sweep)
-    overview = read_overview(ledger, settings.num_trials)
-    check_cards(prices, overview)
     # From here on for what can be drawn: the rest takes no hours and no money.
-    settings = settings.model_copy(update={"num_trials": num_drawable(settings, definition)[0]})
+    drawable, _ = num_drawable(settings, definition, excluded)
+    settings = settings.model_copy(update={"num_trials": drawable})
     earlier = read_earlier_best(settings, definition, ledger)
     base = find_base(settings, definition, ledger, lambda: None)
-    modes = quantizations(settings, definition)
-    coverages = [check_base(base.name, base.config, mode) for mode in reversed(modes)]
-    plan.numbers["base"] = asdict(coverages[-1])
-    described = f"{describe_base(base, model_shape(base.config))}; {describe_coverages(coverages)}"
-    plan.sections["base"] = "\n".join([described, *describe_copies(settings, store, base)])
+    _show_base(settings, plan, definition, store, base)
     yield "base"
     data = prepare_data(settings, base, ledger, lambda: None)
     check_rows(base, data)
@@ -168,11 +167,23 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     _warn_and_advise(settings, plan, definition, data)
 
 
+def _show_base(
+    settings: Settings, plan: Plan, definition: SweepDefinition, store: Store, base: BaseModel
+) -> None:
+    """What the base is, in every precision that may be drawn, and where workers take it from."""
+    modes = quantizations(settings, definition)
+    coverages = [check_base(base.name, base.config, mode) for mode in reversed(modes)]
+    plan.numbers["base"] = asdict(coverages[-1])
+    described = f"{describe_base(base, model_shape(base.config))}; {describe_coverages(coverages)}"
+    plan.sections["base"] = "\n".join([described, *describe_copies(settings, store, base)])
+
+
 def _warn_and_advise(
     settings: Settings, plan: Plan, definition: SweepDefinition, data: PreparedData
 ) -> None:
     """What is said of rows and settings whatever the forecast is."""
     plan.warnings += warnings.of_rows(settings, data)
+    plan.warnings += warnings.of_steps(settings, definition, data)
     plan.warnings += warnings.of_few(settings, definition)
     plan.warnings += warnings.of_notices(settings)
     plan.advice += advice.of_range(settings, definition)
@@ -290,7 +301,8 @@ def _trial_sections(
     # What slots beyond those that can be drawn have cost counts as well.
     every_slot = settings.model_copy(update={"num_trials": len(inputs.overview.slots)})
     found = rooms(every_slot, inputs.ledger, shortest=taken.short, longest=taken.long)
-    plan.warnings += warnings.of_budgets(found, num_left(settings.num_trials, inputs.overview))
+    drawn_or_not = settings.num_trials + num_excluded(every_slot, inputs.overview)
+    plan.warnings += warnings.of_budgets(found, num_left(drawn_or_not, inputs.overview))
 
 
 def _sample(data: PreparedData, base: BaseModel) -> list[Piece]:

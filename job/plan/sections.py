@@ -27,21 +27,38 @@ from job.training.quantization import words
 from job.training.shape import ModelShape
 
 
-def describe_sweep(settings: Settings, definition: SweepDefinition, sweep: str) -> str:
+def describe_sweep(
+    settings: Settings, definition: SweepDefinition, sweep: str, num_excluded: int = 0
+) -> str:
     names = ", ".join(searched(definition.parameters)) or "nothing"
-    count, why = num_drawable(settings, definition)
+    count, why = num_drawable(settings, definition, num_excluded)
     told = trials(count)
     if why is not None:
         told = f"{count} of {settings.num_trials} trials can be drawn ({why})"
     return f"{sweep}: {told}, {definition.method} over {names}"
 
 
-def num_drawable(settings: Settings, definition: SweepDefinition) -> tuple[int, str | None]:
-    """The number of trials that can be drawn; why these are not all of JOB_NUM_TRIALS, or None."""
+def num_drawable(
+    settings: Settings, definition: SweepDefinition, num_excluded: int = 0
+) -> tuple[int, str | None]:
+    """The number of trials that can be drawn; why these are not all of JOB_NUM_TRIALS, or None.
+
+    `num_excluded` slots can never be: a person excluded them before they were drawn.
+    """
     limit = None if settings.wandb_sweep_id is not None else most_trials(definition)
-    if limit is None or limit[0] >= settings.num_trials:
-        return settings.num_trials, None
-    return limit
+    left = settings.num_trials - num_excluded
+    if limit is not None and limit[0] < left:
+        return limit
+    excluded = f"{num_excluded} {'is' if num_excluded == 1 else 'are'} excluded"
+    return left, excluded if num_excluded else None
+
+
+def num_excluded(settings: Settings, overview: Overview) -> int:
+    """The number of the sweep's slots that were excluded before they were drawn."""
+    return sum(
+        view.state == "excluded" and view.planned_steps is None
+        for view in overview.slots[: settings.num_trials]
+    )
 
 
 def num_left(num_drawable: int, overview: Overview) -> int:

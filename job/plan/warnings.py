@@ -22,7 +22,7 @@ from job.training.quantization import words
 from job.training.shape import largest_rank, model_shape
 from job.trial.budget import Room
 from job.trial.notices import not_understood
-from job.trial.weights import megabytes, ranks
+from job.trial.weights import Costliest, megabytes, ranks
 
 CUT_SHARE = 0.05  # a larger share of rows over JOB_MAX_SEQ_LENGTH is worth a warning
 
@@ -176,4 +176,16 @@ def of_few(settings: Settings, definition: SweepDefinition) -> Iterator[str]:
         yield (
             f"with {notation.trials(settings.num_trials)} the first learning rates decide, not the"
             f" Bayesian optimiser: it helps from {BAYES_FROM_TRIALS} trials on (JOB_NUM_TRIALS)"
+        )
+
+
+def of_steps(settings: Settings, definition: SweepDefinition, data: PreparedData) -> Iterator[str]:
+    """Warn of optimizer steps that take more samples than there are rows to train on."""
+    largest = max(Costliest.of(settings, definition).accumulation)
+    samples, rows = settings.per_device_train_batch_size * largest, data.counts.train
+    if samples > rows:
+        yield (
+            f"a step takes {samples:,} samples and there are {rows:,} rows to train on: it goes"
+            f" over all of them {samples / rows:,.1f} times; lower JOB_GRADIENT_ACCUMULATION_STEPS"
+            " (or the sweep's gradient_accumulation_steps) or JOB_PER_DEVICE_TRAIN_BATCH_SIZE"
         )

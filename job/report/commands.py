@@ -23,7 +23,7 @@ from job.errors import VOLUME_FULL, OutageError, SettingsError, SlotError
 from job.ledger.ledger import Ledger, check_sweep
 from job.ledger.redo import read_slot
 from job.log import log
-from job.report.attempts_table import attempts_table
+from job.report.attempts_table import attempts_json, attempts_table
 from job.report.comparison import read_compared
 from job.report.costs import cost_lines
 from job.report.gain import gain_lines, has_ended, outlook_of
@@ -50,6 +50,10 @@ def show_status(
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
     """Print the slots of the sweep; `wait` passes the time between two looks of `--watch`."""
+    other = "--watch" if options.watch else "--prometheus"
+    if options.attempts and (options.watch or options.prometheus is not None):
+        what = f"--attempts belongs to the table or to --json, and {other} does not show them"
+        raise SettingsError(f"status: {what}; leave one of the two out")
     with _printing():
         _show_status(options, settings, ledger, wait)
 
@@ -58,7 +62,9 @@ def _show_status(
     options: Namespace, settings: Settings, ledger: Ledger, wait: Callable[[float], None]
 ) -> None:
     if options.json:
-        print(to_json(read_compared(ledger, settings.num_trials), settings.gpu_hourly_usd))
+        compared = read_compared(ledger, settings.num_trials)
+        attempts = attempts_json(ledger, len(compared.slots)) if options.attempts else None
+        print(to_json(compared, settings.gpu_hourly_usd, attempts=attempts))
     elif options.prometheus is not None:
         samples = to_prometheus(read_overview(ledger, settings.num_trials), settings.gpu_hourly_usd)
         _write_samples(options.prometheus, samples)

@@ -116,8 +116,13 @@ def stuck_slots(overview: Overview, *, lease_seconds: float) -> list[str]:
     ]
 
 
-def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
-    """The sweep as a JSON object: its numbers, and every slot."""
+def to_json(
+    overview: Overview,
+    usd_per_hour: float | None = None,
+    *,
+    attempts: list[dict[str, Any]] | None = None,
+) -> str:
+    """The sweep as a JSON object: its numbers, every slot, and every attempt where asked for."""
     best, outlook = overview.best, outlook_of(overview)
     content = {
         "sweep": overview.sweep,
@@ -141,6 +146,7 @@ def to_json(overview: Overview, usd_per_hour: float | None = None) -> str:
         "merges": {str(slot): losses.to_json() for slot, losses in overview.merges.items()},
         "comparison": comparison_json(overview),
         "slots": [_as_dict(view) for view in overview.slots],
+        **({} if attempts is None else {"attempts": attempts}),
     }
     return json.dumps(content, indent=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,16 @@ from job.data.samples import SampleTable
 from job.ledger.records import Recipe
 from job.training.model import add_adapters, load_base
 from job.training.shape import ModelShape, model_shape
-from job.training.state import TrainState
+from job.training.state import StepReport, TrainState
 from job.training.trainer import Trainer
 
 # Deep enough that the layers take most of the time; a 7B's two layers take 2 GB of memory.
 NUM_LAYERS = 2
 VOCABULARY = 1024  # the head is a matrix product as others are, and would need the most memory
 STEPS = 2  # timed, after one that warms up
+# A step of many long samples takes minutes; so much of one is timed as takes about a second.
+STEP_SECONDS = 1.0
+SECONDS = 5.0  # and no further step is taken after so many
 CPU = torch.device("cpu")
 
 
@@ -29,8 +32,8 @@ def measured_on_this_cpu(
 ) -> tuple[ModelShape, float]:
     """Time optimizer steps of this `config.json` two layers deep; return its shape and tokens/s.
 
-    `table` is trained on, its tokens' numbers folded into a small vocabulary; nothing of the base's
-    weights is read.
+    A step that would take seconds is timed in part. `table` is trained on, its tokens' numbers
+    folded into a small vocabulary; nothing of the base's weights is read.
     """
     shallow = {name: value for name, value in config.items() if name != "quantization_config"}
     shallow.pop("layer_types", None)  # one for each layer; transformers fills it in
@@ -48,7 +51,31 @@ def measured_on_this_cpu(
         AutoModelForCausalLM.from_config(random, dtype=torch.float16).save_pretrained(folder)
         model = add_adapters(load_base(folder, None, CPU), recipe)
     trainer = Trainer(model, recipe, device=CPU, token_budget=token_budget)
-    state = TrainState()
-    reports = [trainer.step(folded, state) for _ in range(1 + STEPS)][1:]
+    reports = timed_steps(trainer, folded)
     tokens = sum(report.num_tokens for report in reports)
     return shape, tokens / sum(report.seconds for report in reports)
+
+
+def timed_steps(trainer: Trainer, table: SampleTable) -> Sequence[StepReport]:
+    """Take steps of one sample, two, four and so on, until they are whole or take long enough.
+
+    Steps of that size are returned. The first one warms up, and counts only where
+    a single sample takes all the time that there is.
+    """
+    recipe, whole = trainer.recipe, trainer.recipe.samples_per_step
+    state, part, spent = TrainState(), 1, 0.0
+    timed: list[StepReport] = []
+    while len(timed) < STEPS and not (timed and spent >= SECONDS):
+        trainer.recipe = recipe.changed(
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=part,
+            planned_steps=whole + STEPS,  # more than there will be
+        )
+        report = trainer.step(table, state)
+        spent += report.seconds
+        if not timed and part < whole and report.seconds < STEP_SECONDS:
+            part = min(whole, 2 * part)
+        elif state.step > 1 or spent >= SECONDS:
+            timed.append(report)
+    trainer.recipe = recipe
+    return timed

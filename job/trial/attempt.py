@@ -49,7 +49,7 @@ class Loaded:
     device: torch.device
     weights: BaseWeights
     mixed: str | None  # what a plain `mixed` of this sweep is here; None: it has none
-    prepare_seconds: float
+    prepare_seconds: float  # on a node that is paid for, like those of loading
     load_seconds: float
 
 
@@ -93,8 +93,8 @@ def begin_attempt(
     stop: Stop,
     watchdog: Watchdog,
 ) -> Attempt:
-    """Begin to train a slot: from here on its GPU-seconds count."""
-    lease.start_paying(seconds_before=loaded.load_seconds)
+    """Begin to train a slot: its GPU-seconds count from here on, and all that came before it."""
+    lease.start_paying(seconds_before=loaded.prepare_seconds + loaded.load_seconds)
     lease.report(patience_seconds=2 * settings.checkpoint_minutes * 60, gpu=_card(loaded.device))
     return Attempt(
         settings=settings,

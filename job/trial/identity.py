@@ -10,9 +10,10 @@ import job
 from job.base_model import BaseModel
 from job.data.prepared import PreparedData
 from job.errors import SettingsError, SweepError
+from job.file_uri import absolute
 from job.ledger.accounts import now
 from job.ledger.ledger import Ledger, differences
-from job.ledger.records import Identity
+from job.ledger.records import WARM_START, Identity
 from job.log import log
 from job.settings import IDENTITY_FIELDS, ROW_FIELDS, Settings, variable
 from job.store.base import Store
@@ -142,7 +143,7 @@ def _named_by_settings(settings: Settings, definition: SweepDefinition) -> dict[
             for key, value in definition.to_json().items()
             if key in ("method", "metric", "parameters", "early_terminate")
         },
-        **({variable("warm_start_uri"): uri} if (uri := settings.warm_start_uri) else {}),
+        **({WARM_START: absolute(uri)} if (uri := settings.warm_start_uri) else {}),
     }
 
 

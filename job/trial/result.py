@@ -47,14 +47,15 @@ class AttemptClock:
     def close(self, state: TrainState) -> tuple[float, float]:
         """End the attempt's account; return the GPU-seconds of all attempts, and the wasted ones.
 
-        Wasted is all but loading and measuring the base once, and the steps and evaluations that
-        count: redone steps, restarts, waiting. The result and the accounts of the attempts then say
-        the same.
+        Wasted is all but preparing, loading and measuring the base once, and the steps and
+        evaluations that count: redone steps, restarts, waiting. The result and the accounts of the
+        attempts then say the same.
         """
         self._lease.stop_paying()
         lease = self._lease.record
         trained = state.clock_seconds - lease.attempt.clock_before
-        useful = round(trained + self.load_seconds + self.untuned_seconds, 1)
+        loaded = self.prepare_seconds + self.load_seconds
+        useful = round(trained + loaded + self.untuned_seconds, 1)
         self._lease.report(useful_seconds=useful)
         own = {"gpu_seconds": self._lease.own_gpu_seconds, "useful_seconds": useful}
         closed = lease.changed(attempt=lease.attempt.changed(**own))

@@ -122,6 +122,45 @@ def _made(*words: str, **environ: str) -> str:
     return done.stdout.replace("\\\n", " ")
 
 
+PIP = """#!/bin/sh
+echo "$@" >>"${0%/bin/pip}/pip.log"
+grep '^torch==' "${0%/bin/pip}/constraints.txt" >>"${0%/bin/pip}/pip.log"
+"""
+
+
+def _set_up(venv: Path, *words: str) -> list[str]:
+    """The lines that a `make setup` gives to pip, and the torch that is asked for at each."""
+    (venv / "pip.log").write_text("")
+    subprocess.run(
+        ["make", "setup", f"VENV={venv}", f"PYTHON={sys.executable}", *words],
+        env={"PATH": os.environ["PATH"]}, cwd=ROOT, capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    return (venv / "pip.log").read_text().splitlines()
+
+
+def test_setup_installs_anew_for_another_torch_and_only_then(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/pip").write_text(PIP)
+    (tmp_path / "bin/pip").chmod(0o755)
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    pinned = _set_up(tmp_path)
+    assert len(pinned) == 4, "two installations"
+    assert _set_up(tmp_path) == []
+    index = "TORCH_INDEX=https://torch.test/whl/cpu"
+    for words in (["TORCH=2.11.0"], [index], ["TORCH=2.12.0", index]):
+        away, _, torch, asked, *_ = _set_up(tmp_path, *words)
+        assert away.startswith("uninstall ")
+        assert away.endswith(" torch"), "pip is content with the build that is there"
+        assert torch.startswith("install ")
+        if index in words:
+            assert "--extra-index-url https://torch.test/whl/cpu torch" in torch
+        version = words[0].removeprefix("TORCH=") if words[0] != index else "2.11.0"
+        assert asked == f"torch=={version}", "a value that is not given stays as it was"
+        assert _set_up(tmp_path, *words) == []
+        assert _set_up(tmp_path) == [], "what is there is kept"
+    assert _set_up(tmp_path, "TORCH=", "TORCH_INDEX=")[2:] == pinned
+
+
 @pytest.mark.parametrize(("variant", "suffix"), [("cu126", ""), ("cu130", "-cu130")])
 def test_each_variant_is_pushed_under_its_own_tag_and_told_apart(variant: str, suffix: str) -> None:
     version = job.__version__

@@ -13,6 +13,7 @@ import pytest
 from job.errors import SlotError
 from job.ledger.ledger import Ledger
 from job.ledger.redo import redo
+from job.report.attempts_table import attempts_table
 from job.report.overview import read_overview
 from job.store.local import LocalStore
 from job.trial.draw import observe
@@ -77,6 +78,24 @@ def test_a_damaged_document_is_its_slots_and_the_line_says_what_helps(
     assert open_slots(ledger, 4) == [], "nor is an excluded one told again"
     redo(ledger.slot(0))
     assert open_slots(ledger, 2) == [0]
+
+
+@pytest.mark.parametrize("name", ["result.json", "lease.json"])
+def test_damage_before_a_redo_is_told_once_and_without_the_advice_to_redo_it(
+    ledger: Ledger, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(ledger.store.uri) / ledger.slot(0).folder / name
+    path.unlink(missing_ok=True)
+    path.write_text("{")
+    redo(ledger.slot(0))
+    seen_later = Ledger(ledger.store, "s")
+    caplog.clear()
+    assert [view.state for view in read_overview(seen_later, 2).slots] == ["waiting", "completed"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"{path}: damaged" in told
+    assert told.endswith("; it was begun again since")
+    cells = [*attempts_table(seen_later, 1).columns[-1].cells]
+    assert not any("job redo" in cell for cell in cells)
 
 
 def test_a_damaged_redo_document_is_its_slots_too(ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -16,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from job.data.preview import Piece, bracketed
+from job.ledger.ledger import Ledger
 from job.plan import warnings
 from job.plan.command import Plan, section_text
 from job.plan.forecast import (
@@ -27,7 +29,7 @@ from job.plan.forecast import (
     throughput_on_this_cpu,
     trial_seconds,
 )
-from job.plan.sections import describe_cost, describe_sweep, num_left
+from job.plan.sections import describe_cost, describe_sweep, num_drawable, num_excluded, num_left
 from job.report.notation import span
 from job.report.overview import Overview, SlotView, State
 from job.settings import Settings
@@ -123,6 +125,19 @@ def test_slots_that_are_never_drawn_are_foretold(given: dict[str, Any], told: st
     assert describe_sweep(_settings(**given), sweep, "s").startswith(told)
 
 
+def test_the_reason_that_leaves_fewest_trials_is_told() -> None:
+    views = tuple(SlotView(number, "excluded") for number in range(3))
+    drawn = SlotView(3, "excluded", planned_steps=10)
+    overview = Overview("s", "out", None, (*views, drawn))
+    assert num_excluded(_settings(num_trials=12), overview) == 3, "one was drawn before"
+    assert num_excluded(_settings(num_trials=2), overview) == 2
+    grid = _sweep("grid", learning_rate={"values": [1e-5, 1e-4]})
+    assert num_drawable(_settings(num_trials=12), grid, 3) == (2, "the grid has 2 points")
+    assert num_drawable(_settings(num_trials=3), grid, 2) == (1, "2 are excluded")
+    assert num_drawable(_settings(num_trials=2), grid, 1) == (1, "1 is excluded")
+    assert num_drawable(_settings(num_trials=2), grid, 0) == (2, None)
+
+
 @pytest.mark.parametrize(
     ("least", "most", "says"),
     [
@@ -193,6 +208,23 @@ def test_searched_ranks_whose_adapters_are_too_large_are_foretold(
     found = list(warnings.of_adapters(_settings(), sweep, MISTRAL_7B))
     assert (says in found[0] and found[0].endswith("raise it to 335.6")) if says else found == []
     assert not list(warnings.of_adapters(_settings(), sweep, MISTRAL_7B | {"model_type": "olmo2"}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "searched", "says"),
+    [
+        (512, {}, None),
+        (181, {}, "a step takes 512 samples and there are 181 rows to train on: it goes over"),
+        (512, {"gradient_accumulation_steps": {"values": [4, 512]}}, "a step takes 1,024 samples"),
+    ],
+)
+def test_steps_of_more_samples_than_rows_are_foretold(
+    rows: int, searched: dict[str, Any], says: str | None
+) -> None:
+    settings = _settings(per_device_train_batch_size=2, gradient_accumulation_steps=256)
+    data: Any = SimpleNamespace(counts=SimpleNamespace(train=rows))
+    found = list(warnings.of_steps(settings, _sweep("random", **searched), data))
+    assert found[0].startswith(says) if says else found == []
 
 
 @pytest.mark.slow
@@ -312,6 +344,22 @@ def test_hours_and_money_are_of_the_trials_that_can_be_drawn(
     assert " for 2 (" in told["cards"]
     assert told["end"] == "after 2 trials"
     assert any("adapters above 38 are over JOB_MAX_ADAPTER_MB" in line for line in plan["warnings"])
+
+
+@pytest.mark.slow
+def test_excluded_slots_that_were_never_drawn_cost_neither_hours_nor_money(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    out = {"JOB_OUTPUT_URI": f"{tmp_path}/out", "JOB_NUM_TRIALS": "6", "JOB_SWEEP_NAME": "s"}
+    ledger = Ledger(open_store(out["JOB_OUTPUT_URI"]), "s")
+    for number in (2, 5):
+        ledger.slot(number).exclude("not these")
+    plan = json.loads(_plan(inputs, "--json", JOB_SWEEP_BUDGET_GPU_HOURS="0.001", **out).stdout)
+    told = plan["sections"]
+    assert told["sweep"].startswith("s: 4 of 6 trials can be drawn (2 are excluded), bayes over")
+    assert told["in all"].startswith("4 trials: ")
+    (budget,) = (line for line in plan["warnings"] if "the budget has room" in line)
+    assert "more trial, not 4: " in budget
 
 
 @pytest.mark.slow

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from job.ledger.ledger import Ledger
+from job.report.attempts_table import attempts_json
 from job.report.comparison import read_compared
 from job.report.overview import Overview, State, read_overview
 from job.report.page import html_page, markdown
@@ -118,6 +120,54 @@ def test_json_holds_every_slot(overview: Overview) -> None:
     assert content["best_slot"] == overview.best.slot if overview.best else None
     judged = {view.slot for view in overview.slots if view.judged} - {content["best_slot"]}
     assert {entry["slot"] for entry in content["comparison"]["behind"]} == judged
+
+
+def test_json_holds_every_attempt_where_it_is_asked_for(copy: Path) -> None:
+    slot = every_state.PREEMPTED_ONCE[0]
+    plain, asked = (
+        json.loads(_job(copy, "status", "--json", *words).stdout) for words in ((), ("--attempts",))
+    )
+    assert "attempts" not in plain
+    attempts = asked.pop("attempts")
+    left_out = {"lease_age_seconds"}  # grows meanwhile
+    assert [{**view, **dict.fromkeys(left_out)} for view in asked["slots"]] == [
+        {**view, **dict.fromkeys(left_out)} for view in plain["slots"]
+    ]
+    own = [attempt for attempt in attempts if attempt["slot"] == slot]
+    assert [attempt["epoch"] for attempt in own] == [1, 2]
+    assert [attempt["exit_code"] for attempt in own] == [75, 0]
+    redone = {one["generation"] for one in attempts if one["slot"] == every_state.REDONE}
+    assert redone == {0, 1}, "those before a redo were paid for, too"
+    assert [
+        error.message for error in _schema("status").iter_errors({**asked, "attempts": own})
+    ] == []
+
+
+def test_an_attempt_that_cannot_be_read_is_told_and_hides_no_other(copy: Path) -> None:
+    slot = every_state.PREEMPTED_ONCE[0]
+    versions = [*(copy / f"out/sweeps/s/slots/{slot:04d}/attempts").glob("1-*.json*")]
+    for path in versions:
+        path.write_text("{")
+    found = attempts_json(Ledger(LocalStore(copy / "out"), "s"), every_state.NUM_SLOTS)
+    (damaged,) = [attempt for attempt in found if attempt["slot"] == slot]
+    assert str(min(versions)) in damaged["damaged"]
+    assert {attempt["slot"] for attempt in found} >= {slot - 1, slot + 1}
+    schema = _schema("attempt")
+    assert all(map(schema.is_valid, found))
+    assert not schema.is_valid({"slot": slot, "generation": 0})
+
+
+def _schema(name: str) -> Draft202012Validator:
+    schema = json.loads((ROOT / "docs/verbs.schema.json").read_text())["$defs"]
+    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema})
+
+
+@pytest.mark.parametrize("form", ["--prometheus", "--watch"])
+def test_attempts_are_refused_where_they_would_not_be_shown(copy: Path, form: str) -> None:
+    done = _job(copy, "status", "--attempts", form)
+    assert (done.returncode, done.stdout) == (64, "")
+    said = f"--attempts belongs to the table or to --json, and {form} does not show them; leave"
+    assert said in done.stderr.splitlines()[-1]
 
 
 def test_prometheus_samples_stand_in_families(overview: Overview) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from job.errors import SettingsError
 from job.ledger.ledger import Ledger
+from job.ledger.records import Identity
 from job.settings import Settings
 from job.store.local import LocalStore
 from job.sweep.definition import load_definition
@@ -42,6 +43,31 @@ def test_a_finished_sweep_says_what_it_was_not_made_with(
     ):
         assert line in caplog.text
     assert "JOB_MAX_STEPS" not in caplog.text
+
+
+@pytest.mark.parametrize("frozen_as", ["out/sweeps/old", None])
+@pytest.mark.parametrize("uri", ["out/sweeps/old", "{}/out/sweeps/old", "file://{}/out/sweeps/old"])
+def test_a_sweep_goes_on_whichever_way_the_folder_of_its_warm_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, frozen_as: str | None
+) -> None:
+    """Frozen is the absolute path, and was, by an earlier version, what was written."""
+    monkeypatch.chdir(tmp_path)
+    definition = load_definition(CARD_SWEEP_FILE)
+    base: Any = SimpleNamespace(revision="abc", name="base")
+    rows: Any = SimpleNamespace(digest="d", vocabulary="v")
+
+    def identity(warm_start_uri: str) -> Identity:
+        settings = Settings(dataset_uri="rows", output_uri="out", warm_start_uri=warm_start_uri)
+        return sweep_identity(settings, definition, base, rows)
+
+    first = identity("out/sweeps/old")
+    assert first.to_json()["JOB_WARM_START_URI"] == f"{tmp_path}/out/sweeps/old"
+    ledger = Ledger(LocalStore(tmp_path), "s")
+    ledger.open_sweep(first.changed(JOB_WARM_START_URI=frozen_as) if frozen_as else first)
+    ledger.check_identity(identity(uri.format(tmp_path)))
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(SettingsError, match="JOB_WARM_START_URI: .* -> .*elsewhere/out/sweeps/old"):
+        ledger.check_identity(identity("elsewhere/out/sweeps/old"))
 
 
 @pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])

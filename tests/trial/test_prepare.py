@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from job.errors import SettingsError
+from job.errors import PreemptedError, SettingsError
+from job.ledger.accounts import read_accounts
 from job.ledger.ledger import Ledger
 from job.ledger.slot import Slot
 from job.ledger.watch import LeaseWatch, wait_for_a_free_slot
@@ -244,3 +245,35 @@ def test_documents_of_a_slot_are_read_side_by_side(
 def _is_free(ledger: Ledger) -> bool:
     watch = LeaseWatch(60)
     return wait_for_a_free_slot(ledger, [0], watch, should_stop=lambda: None, wait=time.sleep)
+
+
+@pytest.mark.slow
+def test_all_that_comes_before_the_lease_is_paid_for_and_wasted_only_by_a_restart(
+    tmp_path: Path,
+) -> None:
+    def preempted(*_: object) -> Any:
+        raise PreemptedError("node lost")
+
+    slow = replace(
+        FAKE_TRAINING,
+        open_device=lambda _: time.sleep(1.0),
+        load_base=lambda *_: time.sleep(0.5),
+    )
+    settings = Settings(**make_inputs(tmp_path), completion_index=0)
+    stop, slot = Stop(15), Ledger(LocalStore(tmp_path / "out"), "s").slot(0)
+    watchdog = Watchdog(stop, lambda _: None)
+    with pytest.raises(PreemptedError):
+        run_trial_on(slot.store, settings, stop, replace(slow, fit=preempted), watchdog)
+    run_trial_on(slot.store, settings, stop, slow, watchdog)
+    first, second = read_accounts(slot)
+    result = slot.result()
+    assert result is not None
+    for account in (first, second):
+        assert account.gpu_seconds >= 1.5
+    assert first.wasted_gpu_seconds == first.gpu_seconds, "it left nothing"
+    phases = result.phase_seconds
+    assert phases["prepare"] >= 1.0
+    assert second.gpu_seconds >= phases["prepare"] + phases["load"] + phases["train"] - 0.1
+    assert second.wasted_gpu_seconds is not None
+    assert second.wasted_gpu_seconds < 1.0, "a trial has to prepare and load once"
+    assert result.gpu_seconds == pytest.approx(first.gpu_seconds + second.gpu_seconds, abs=0.2)
