@@ -22,7 +22,7 @@ GONE = {
 }
 
 # One pair of quotes around all of a text: in it only escaped ones, and those within a word.
-_IN_QUOTES = re.compile(r"""(["'])(?:\\.|\b\1\b|(?!\1).)+\1""", re.DOTALL)
+_IN_QUOTES = re.compile(r"""(["'])(?:\\.|\b\1\b|(?!\1)[^\\])+\1""", re.DOTALL)
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
