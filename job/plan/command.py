@@ -135,7 +135,6 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     rate = _try_store(store)
     ledger = Ledger(store, sweep)
     overview = read_overview(ledger, settings.num_trials)
-    check_cards(prices, overview)
     excluded = num_excluded(settings, overview)
     plan.sections["sweep"] = describe_sweep(settings, definition, sweep, excluded)
     yield "sweep"
@@ -143,6 +142,7 @@ def _sections(settings: Settings, plan: Plan, prices: Sequence[Price] = ()) -> I
     plan.sections["store"] = f"{store.uri}: conditional writes hold, {size(rate)}/s up"
     yield "store"
     plan.warnings += warnings.of_expiry(store)
+    check_cards(prices, overview)
     # From here on for what can be drawn: the rest takes no hours and no money.
     drawable, _ = num_drawable(settings, definition, excluded)
     settings = settings.model_copy(update={"num_trials": drawable})
