@@ -16,7 +16,7 @@ from job.training.footprint import FP16_CUDA, FP32_CPU, Recompute, Work, footpri
 from job.training.memory import FILL, T4_USABLE_BYTES, Samples, list_plans, plan_memory, row_tokens
 from job.training.shape import largest_rank, model_shape
 from tests.tiny_model import make_base, make_recipe
-from tests.training.memory_trace import peak_bytes, storage_bytes
+from tests.training.memory_trace import most_held, peak_bytes, storage_bytes
 
 MISTRAL_7B = {
     "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
@@ -77,6 +77,24 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     base = load_base(str(folder), None, torch.device("cpu"), quantization=quantization)
     model = add_adapters(base, recipe)
     return model, recipe, json.loads((folder / "config.json").read_text()), quantization
+
+
+def test_a_trace_takes_off_nothing_that_was_there_before() -> None:
+    assert most_held([(1, 100), (1, -100), (2, 60), (3, 50), (2, -60), (4, 40)]) == 110
+    assert most_held([(9, -100), (1, 40), (1, -40), (9, 30)]) == 40
+
+
+@pytest.mark.slow
+def test_a_trace_sees_what_torch_takes_and_gives_back() -> None:
+    import torch
+
+    def work() -> None:
+        first = torch.empty(1000)
+        del first
+        held.extend([torch.empty(2000), torch.empty(500)])
+
+    held: list[Any] = []
+    assert peak_bytes(work) == 4 * 2500
 
 
 @pytest.mark.slow
