@@ -199,7 +199,7 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
     yield "memory"
     plan.warnings += warnings.of_memory(needs.plans)
     plan.warnings += warnings.of_adapters(settings, inputs.definition, config)
-    on_a_t4, measured = None, _measured(inputs.overview)
+    on_a_t4 = None
     if model_shape(config) is not None:
         own = [
             precision_of(settings, inputs.base, inputs.data, needs.costliest, mode)
@@ -211,8 +211,10 @@ def _forecast(settings: Settings, plan: Plan, inputs: Inputs, rate: float) -> It
         fits = partial(_fits, settings, inputs, needs.costliest, modes[-1])
         plan.advice += advice.of_rank(settings, inputs.definition, fits)
     else:
-        pace = measured and (measured, trial_seconds(needs.works, measured, memory.recompute))
-        yield from _trial_sections(settings, plan, inputs, needs.works, pace or None)
+        pace = None
+        if (measured := _measured(inputs.overview)) is not None:
+            pace = measured, trial_seconds(needs.works, measured, memory.recompute)
+        yield from _trial_sections(settings, plan, inputs, needs.works, pace)
     cards = offers(inputs.prices, inputs.overview, on_a_t4, needs.works, memory.recompute)
     plan.warnings += warnings.of_cards(inputs.prices, cards)
     if cards:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from job.training.footprint import Recompute
-from job.training.memory import RECOMPUTED_SHARE, TOKENS_PER_DEQUANTISATION
+from job.training.memory import RECOMPUTED_SHARE, token_cost
 from job.training.shape import ModelShape
 
 # FLOP a second that a T4 gets out of its 65 TFLOPS, the slow and the fast end: 210 tokens/s of a
@@ -64,17 +64,12 @@ def throughput_on_a_t4(
 
     `row_tokens` are those of a micro-batch on average: weights are dequantised once for all.
     """
-    products = _flop_per_token(shape, recompute, 1.0) / (1 + dequantising(T4_ROW_TOKENS, 1.0))
-    needed = products * (1 + dequantising(row_tokens, shape.quantised_share))
+    products = _flop_per_token(shape, recompute, 1.0) / token_cost(T4_ROW_TOKENS, 1.0)
+    needed = products * token_cost(row_tokens, shape.quantised_share)
     slow, fast = (flops / needed for flops in T4_FLOPS)
     return Throughput(
         slow, fast, "a T4, by published figures and this project's target; not measured"
     )
-
-
-def dequantising(row_tokens: float, quantised_share: float) -> float:
-    """A T4's time to dequantise such a share of the weights, over that of their products."""
-    return quantised_share * TOKENS_PER_DEQUANTISATION / row_tokens
 
 
 def throughput_on_this_cpu(

@@ -17,6 +17,7 @@ from job.training.memory import (
     TOKENS_PER_DEQUANTISATION,
     MemoryPlan,
     row_tokens,
+    token_cost,
 )
 from job.training.quantization import is_in_4_bits, words
 from job.training.shape import ModelShape, model_shape
@@ -39,18 +40,16 @@ class Precision:
     @property
     def speed_against_4_bits(self) -> float:
         """Tokens a second, over those of the same plan in 4 bits; not measured."""
-        return (1 + self.tokens_per_dequantisation / self.row_tokens) / self._token_cost
+        return self._token_cost(1.0) / self._token_cost(self.shape.quantised_share)
 
     @property
     def relative_pace(self) -> float:
         """Tokens a second, in a unit that all precisions and plans share."""
-        return 1 / (self._token_cost * (2 + RECOMPUTED_SHARE[self.memory.recompute]))
+        passes = 2 + RECOMPUTED_SHARE[self.memory.recompute]
+        return 1 / (passes * self._token_cost(self.shape.quantised_share))
 
-    @property
-    def _token_cost(self) -> float:
-        """The time of a token in a product and its share of the dequantising, over the first."""
-        share = self.tokens_per_dequantisation / self.row_tokens
-        return 1 + share * self.shape.quantised_share
+    def _token_cost(self, quantised_share: float) -> float:
+        return token_cost(self.row_tokens, quantised_share, self.tokens_per_dequantisation)
 
 
 @dataclass(frozen=True)

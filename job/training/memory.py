@@ -156,8 +156,22 @@ def _relative_cost(
 
     As weights are frozen, backward costs one product with each weight, as forward does.
     """
-    dequantising = quantised_share * TOKENS_PER_DEQUANTISATION / row_tokens(budget, samples)
-    return (2 + RECOMPUTED_SHARE[recompute]) * (1 + dequantising)
+    return (2 + RECOMPUTED_SHARE[recompute]) * token_cost(
+        row_tokens(budget, samples), quantised_share
+    )
+
+
+def token_cost(
+    row_tokens: float,
+    quantised_share: float,
+    tokens_per_dequantisation: float = TOKENS_PER_DEQUANTISATION,
+) -> float:
+    """The time of a token in a weight's product and in dequantising it, over the product's alone.
+
+    A micro-batch of `row_tokens` shares one dequantising, which takes as long as the product with
+    `tokens_per_dequantisation` tokens: by default a T4's, by its data sheet.
+    """
+    return 1 + quantised_share * tokens_per_dequantisation / row_tokens
 
 
 def row_tokens(budget: int, samples: Samples) -> float:
