@@ -84,9 +84,10 @@ def _row(place: str, header: list[str], values: list[str], num_values: int) -> R
 
 
 def _columns(names: list[str], where: str) -> list[str]:
-    """The columns' names without the empty ones that Excel writes after them, if it is not one.
+    """The columns' names; two or more empty ones at the end, as Excel writes them, are left out.
 
-    Any other column without a name is called by its number. Raises `DataError` for a name twice.
+    Any other column without a name is called by its number. Raises `DataError` if a name stands
+    there twice.
     """
     num_named = max((n for n, name in enumerate(names, 1) if name.strip()), default=0)
     if len(names) - num_named > 1:

@@ -411,7 +411,7 @@ def _modes_in_one_spelling(sweep_file: dict[str, Any]) -> dict[str, Any]:
     changed = {key: in_one_spelling(value) for key, value in entry.items()}
     if isinstance(values := entry.get("values"), list):
         modes = [in_one_spelling(value) for value in values]
-        if "probabilities" not in entry:  # which are as many
+        if "probabilities" not in entry:  # each value has one of those
             modes = [mode for index, mode in enumerate(modes) if mode not in modes[:index]]
         changed["values"] = modes
     return {**sweep_file, "parameters": {**parameters, "quantization": changed}}

@@ -62,7 +62,7 @@ def of_memory(plans: Mapping[str, MemoryPlan]) -> Iterator[str]:
         for mode, memory in unfit.items():
             yield (
                 f"a trial in {words(mode)} {_lack(memory)}; it is then committed as"
-                f" infeasible: leave {mode} out of the sweep's quantization"
+                f" infeasible: leave {mode!r} out of the sweep's quantization"
             )
         return
     mode, memory = next(iter(unfit.items()))

@@ -47,7 +47,7 @@ class Outlook:
         return round(self.trial_gpu_seconds / 3600 * usd_per_hour, 4)
 
     def paid_for(self, gpu_seconds: float | None) -> float | None:
-        """The dollars for so many GPU-seconds at what a trial's were paid at, if that is known."""
+        """The dollars of so many GPU-seconds, at the price paid for a trial's; None without it."""
         if self.paid_usd is None or not self.trial_gpu_seconds or gpu_seconds is None:
             return None
         return self.paid_usd / self.trial_gpu_seconds * gpu_seconds

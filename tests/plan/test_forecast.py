@@ -254,7 +254,7 @@ def test_a_precision_that_does_not_fit_is_named_and_left_out_of_the_forecast(nee
     assert needs.modes == ["nf4"]
     (line,) = warnings.of_memory(needs.plans)
     assert line.startswith("a trial in 16 bits may not fit: its smallest plan needs 14 GiB")
-    assert line.endswith("committed as infeasible: leave none out of the sweep's quantization")
+    assert line.endswith("committed as infeasible: leave 'none' out of the sweep's quantization")
     (line,) = warnings.of_memory(needs_of(MISTRAL_7B, "none", "nf4", gpu_memory_gb=10).plans)
     assert line.startswith("a trial in 16 bits does not fit: its smallest plan needs 14 GiB")
     fixed = needs_of(MISTRAL_7B, "none", gpu_memory_gb=10)
